@@ -1,0 +1,14 @@
+"""DailyDialog-v0: train dialogue models with reinforcement learning, one token an action, one reply an episode."""
+
+from gymnasium.envs.registration import register
+
+from dailydialog_gym.envs import DailyDialogEnv, DailyDialogVectorEnv
+
+__version__ = "0.1.0"
+__all__ = ["DailyDialogEnv", "DailyDialogVectorEnv"]
+
+register(
+    id="DailyDialog-v0",
+    entry_point="dailydialog_gym.envs:DailyDialogEnv",
+    vector_entry_point="dailydialog_gym.envs:DailyDialogVectorEnv",
+)

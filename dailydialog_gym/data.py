@@ -1,0 +1,294 @@
+"""Where dialogues come from, and how a dialogue becomes samples: (context, response, act)."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from dailydialog_gym.tokenizer import ASSETS, EOU, ReplyTokenizer, load_tokenizer
+
+SPLITS = ("train", "validation", "test")
+# DailyDialog's own numbers (its readme.txt); 0 is no act.
+ACTS = {1: "inform", 2: "question", 3: "directive", 4: "commissive"}
+# The hub's `daily_dialog` is a script dataset, which `datasets` no longer loads; this copy is Parquet.
+HUB_ALIASES = {"daily_dialog": "OpenRL/daily_dialog"}
+
+_FORMATS = (
+    "expected 'builtin'; a folder in DailyDialog's format (SPLIT.zip, SPLIT/dialogues_SPLIT.txt or "
+    "dialogues_SPLIT.txt); a folder written by datasets.save_to_disk; a .jsonl file; or a hub id such as 'daily_dialog'"
+)
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """One dialogue: its utterances in turn, and the act (1 to 4, see `ACTS`) of each."""
+
+    utterances: tuple[str, ...]
+    acts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The replies an environment asks for, ``n`` of them; sample ``i`` is row ``i`` everywhere.
+
+    Attributes:
+        prompts: the context texts, see `format_prompt`.
+        references: the replies that people gave.
+        acts: ``(n,)`` int64, the act of each reference, 1 to 4.
+        prompt_ids: ``(n, max_prompt_length)`` int32, the tokenised prompts, left-padded, cut on the left.
+        prompt_mask: same shape, bool, where `prompt_ids` is not padding.
+        tokenizer: what tokenised them.
+    """
+
+    prompts: list[str]
+    references: list[str]
+    acts: np.ndarray
+    prompt_ids: np.ndarray
+    prompt_mask: np.ndarray
+    tokenizer: ReplyTokenizer
+    source: tuple
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __reduce__(self):
+        # A pickled environment carries the recipe of its samples, not their megabytes.
+        return load_samples, self.source
+
+
+def format_prompt(utterances: tuple[str, ...] | list[str]) -> str:
+    """The text a model continues: each utterance followed by `` <EOU>``, as RL4LMs and OpenRL write it.
+
+    >>> format_prompt(["Good morning .", "Hi , Ann !"])
+    'Good morning . <EOU> Hi , Ann ! <EOU>'
+    """
+    return " ".join(f"{utterance} {EOU}" for utterance in utterances)
+
+
+@lru_cache(maxsize=8)
+def load_samples(
+    dataset: str = "builtin",
+    split: str = "train",
+    tokenizer: str = "builtin",
+    context_size: int = 5,
+    max_prompt_length: int = 128,
+    raw_split: bool = False,
+    full_context: bool = False,
+) -> Samples:
+    """Every reply of a split with the utterances before it. Cached: environments with equal arguments share it.
+
+    Args:
+        dataset, split, raw_split: see `load_dialogues`.
+        tokenizer: see `dailydialog_gym.tokenizer.load_tokenizer`.
+        context_size: how many utterances before the reply make its context (fewer at the start of a dialogue).
+        max_prompt_length: in tokens; a longer prompt loses its beginning.
+        full_context: leave out replies with fewer than ``context_size`` utterances before them, as RL4LMs and
+            OpenRL do (35,781 of DailyDialog's 76,052 training replies remain).
+
+    Raises:
+        ValueError: an argument is out of range, or what `load_dialogues` and `load_tokenizer` raise.
+    """
+    for name, value in (("context_size", context_size), ("max_prompt_length", max_prompt_length)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    codec = load_tokenizer(tokenizer)
+    first_reply = context_size if full_context else 1
+    prompts, references, acts = [], [], []
+    for dialogue in load_dialogues(dataset, split, raw_split):
+        for i in range(first_reply, len(dialogue.utterances)):
+            prompts.append(format_prompt(dialogue.utterances[max(0, i - context_size) : i]))
+            references.append(dialogue.utterances[i])
+            acts.append(dialogue.acts[i])
+    if not prompts:
+        raise ValueError(f"dataset {dataset!r}, split {split!r}: no reply has {first_reply} utterances before it")
+    prompt_ids, prompt_mask = left_pad(codec, prompts, max_prompt_length)
+    source = (dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
+    return Samples(prompts, references, np.array(acts, np.int64), prompt_ids, prompt_mask, codec, source)
+
+
+def left_pad(codec: ReplyTokenizer, prompts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenised prompts, ``(n, width)`` int32, left-padded and cut on the left; and where they aren't padding, bool."""
+    keep = width - len(codec.bos_ids)
+    if keep < 1:
+        raise ValueError(f"max_prompt_length {width} has no room beside the tokenizer's BOS token")
+    prompt_ids = np.full((len(prompts), width), codec.pad_id, np.int32)
+    mask = np.zeros(prompt_ids.shape, np.bool_)
+    for start in range(0, len(prompts), 4096):
+        for row, ids in enumerate(codec.encode(prompts[start : start + 4096]), start):
+            ids = codec.bos_ids + ids[-keep:]
+            prompt_ids[row, width - len(ids) :] = ids
+            mask[row, width - len(ids) :] = True
+    return prompt_ids, mask
+
+
+@lru_cache(maxsize=8)
+def load_dialogues(dataset: str, split: str, raw_split: bool = False) -> tuple[Dialogue, ...]:
+    """The dialogues of one split.
+
+    Training dialogues that also stand in the dataset's validation or test split are left out, and a dialogue whose
+    utterances and acts differ in number is skipped; how many of either is printed to stderr.
+
+    Args:
+        dataset: ``"builtin"``; a folder in the original DailyDialog format (``SPLIT.zip``, ``SPLIT/`` or flat text
+            files); a folder written by ``datasets.save_to_disk`` (a ``DatasetDict``); a ``.jsonl`` file of
+            ``{"dialog": [...], "act": [...]}``, with ``"split"`` in each line if it holds more than ``train``; or a
+            hub id, with ``"daily_dialog"`` short for ``OpenRL/daily_dialog``.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        raw_split: keep the training dialogues that also stand in validation or test, as published numbers do.
+
+    Raises:
+        ValueError: the dataset, the split or a line of a file can't be read; the message says which and why.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    rows = _read(dataset, split)
+    if rows is None:
+        there = [s for s in SPLITS if s != split and _read(dataset, s) is not None]
+        raise ValueError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(there) or 'none'}")
+    dialogues, skipped = [], 0
+    for where, utterances, acts in rows:
+        if len(utterances) != len(acts):
+            skipped += 1
+            continue
+        if not set(acts) <= ACTS.keys():
+            raise ValueError(f"{where}: expected acts from 1 to 4, got {acts}")
+        dialogues.append(Dialogue(tuple(utterances), tuple(acts)))
+    left_out = 0
+    if split == "train" and not raw_split:
+        held_out = {tuple(row[1]) for other in SPLITS[1:] for row in _read(dataset, other) or ()}
+        kept = [dialogue for dialogue in dialogues if dialogue.utterances not in held_out]
+        left_out = len(dialogues) - len(kept)
+        dialogues = kept
+    if skipped or left_out:
+        print(
+            f"{dataset}, {split}: {len(dialogues):,} dialogues ({left_out} left out that also stand in validation or "
+            f"test, {skipped} skipped whose utterances and acts differ in number)",
+            file=sys.stderr,
+        )
+    if not dialogues:
+        raise ValueError(f"dataset {dataset!r}, split {split!r}: no dialogue in it")
+    return tuple(dialogues)
+
+
+# A row is (where it stands, for errors; utterances; acts). A reader returns None where the source lacks the split.
+Rows = Iterator[tuple[str, list[str], list[int]]]
+
+
+def _read(dataset: str, split: str) -> Rows | None:
+    if dataset == "builtin":
+        return _read_jsonl(ASSETS / "dialogues.jsonl", split)
+    path = Path(dataset).expanduser()
+    if path.is_file():
+        if path.suffix != ".jsonl":
+            raise ValueError(f"dataset {dataset!r} is a file, but not a .jsonl: {_FORMATS}")
+        return _read_jsonl(path, split)
+    if path.is_dir():
+        if (path / "dataset_dict.json").exists():
+            return _read_saved(path, split)
+        return _read_original(path, split)
+    if dataset in HUB_ALIASES or (re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not dataset.startswith(".")):
+        return _read_hub(dataset, split)
+    raise ValueError(f"unknown dataset {dataset!r}: {_FORMATS}")
+
+
+def _read_jsonl(path: Path, split: str) -> Rows | None:
+    rows = []
+    for number, line in enumerate(_lines(path, path.read_bytes()), 1):
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+            utterances, acts = record["dialog"], record["act"]
+            belongs = record.get("split", "train")
+            well_formed = all(isinstance(u, str) for u in utterances) and all(isinstance(a, int) for a in acts)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            well_formed = False
+        if not well_formed:
+            raise ValueError(f'{where}: expected {{"dialog": [texts], "act": [numbers]}}, got {line[:80]!r}')
+        if belongs == split:
+            rows.append((where, [u.strip() for u in utterances], acts))
+    return iter(rows) if rows else None
+
+
+def _read_original(folder: Path, split: str) -> Rows | None:
+    """The release of Li et al. (2017): one dialogue a line, ``__eou__`` after every utterance, acts in a twin file."""
+    texts, acts = f"dialogues_{split}.txt", f"dialogues_act_{split}.txt"
+    archive = folder / f"{split}.zip"
+    if archive.is_file():
+        try:
+            with zipfile.ZipFile(archive) as members:
+                members = {Path(name).name: members.read(name) for name in members.namelist()}
+            files = [(f"{archive}/{split}/{name}", members[name]) for name in (texts, acts)]
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{archive} is not a readable zip file: {error}") from error
+        except KeyError as error:
+            raise ValueError(f"{archive} lacks {error.args[0]}: expected {texts} and {acts} in it") from error
+    else:
+        inner = folder / split if (folder / split).is_dir() else folder
+        if not (inner / texts).is_file():
+            if any((folder / name).exists() for s in SPLITS for name in (f"{s}.zip", s, f"dialogues_{s}.txt")):
+                return None
+            raise ValueError(f"folder {str(folder)!r} holds no dataset: {_FORMATS}")
+        if not (inner / acts).is_file():
+            raise ValueError(f"{inner / acts} is missing: expected the acts of {inner / texts}")
+        files = [(str(inner / name), (inner / name).read_bytes()) for name in (texts, acts)]
+    (text_name, text), (act_name, act) = files
+    text_lines, act_lines = _lines(text_name, text), _lines(act_name, act)
+    if len(text_lines) != len(act_lines):
+        raise ValueError(f"{act_name} has {len(act_lines)} lines: expected {len(text_lines)}, as {text_name} has")
+    return _parse_original(text_name, text_lines, act_name, act_lines)
+
+
+def _parse_original(text_name: str, text_lines: list[str], act_name: str, act_lines: list[str]) -> Rows:
+    for number, (text, act) in enumerate(zip(text_lines, act_lines, strict=True), 1):
+        utterances = [utterance.strip() for utterance in text.split("__eou__")]
+        if utterances.pop() or not utterances:
+            raise ValueError(f"{text_name}, line {number}: expected __eou__ after every utterance, got {text[-60:]!r}")
+        try:
+            acts = [int(a) for a in act.split()]
+        except ValueError as error:
+            raise ValueError(f"{act_name}, line {number}: expected numbers from 1 to 4, got {act[:60]!r}") from error
+        yield f"{text_name}, line {number}", utterances, acts
+
+
+def _lines(name: str | Path, content: bytes) -> list[str]:
+    try:
+        # Not splitlines(): an utterance may hold U+2028 or a form feed.
+        return content.decode("utf-8").removesuffix("\n").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{name}, line {line}: expected UTF-8 text, got byte 0x{content[error.start]:02x}") from error
+
+
+def _read_saved(folder: Path, split: str) -> Rows | None:
+    import datasets
+
+    saved = datasets.load_from_disk(str(folder))
+    return _rows_of(saved[split], f"{folder}, {split}") if split in saved else None
+
+
+def _read_hub(dataset: str, split: str) -> Rows | None:
+    import datasets
+
+    name = HUB_ALIASES.get(dataset, dataset)
+    try:
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # the hub's client raises a dozen kinds; each is the same news for the user
+        raise ValueError(f"cannot load dataset {name!r} from the hub ({type(error).__name__}: {error})") from error
+    return _rows_of(loaded[split], f"{name}, {split}") if split in loaded else None
+
+
+def _rows_of(split, where: str) -> Rows:
+    if not {"dialog", "act"} <= set(split.column_names):
+        raise ValueError(f"{where}: expected columns 'dialog' and 'act', got {split.column_names}: rename_columns them")
+    return (
+        (f"{where}, row {i}", [u.strip() for u in row["dialog"]], list(row["act"]))
+        for i, row in enumerate(split.select_columns(["dialog", "act"]))
+    )

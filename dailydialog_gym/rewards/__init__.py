@@ -1,0 +1,6 @@
+"""Rewards are scorers of finished episodes: plain callables over texts and tokens, a batch at a time."""
+
+from dailydialog_gym.rewards.episodes import Episodes, Scorer, pay
+from dailydialog_gym.rewards.meteor import Meteor
+
+__all__ = ["Episodes", "Meteor", "Scorer", "pay"]

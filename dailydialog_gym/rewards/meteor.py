@@ -1,0 +1,52 @@
+"""METEOR against the reference reply (Banerjee and Lavie 2005), as NLTK computes it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from nltk.stem.porter import PorterStemmer
+from nltk.tokenize import NLTKWordTokenizer
+from nltk.translate.meteor_score import single_meteor_score
+
+from dailydialog_gym.rewards.episodes import Episodes
+
+
+class _Stemmer:
+    """Porter's stemmer with a memory: NLTK stems every word of every pair anew."""
+
+    def __init__(self):
+        self.stem = lru_cache(maxsize=None)(PorterStemmer().stem)
+
+
+class _NoSynonyms:
+    """A WordNet without entries, which leaves METEOR its exact and stem stages."""
+
+    def synsets(self, word: str) -> list:
+        return []
+
+
+_STEMMER, _WORDNET, _TOKENIZER = _Stemmer(), _NoSynonyms(), NLTKWordTokenizer()
+
+
+def meteor(response: str, reference: str) -> float:
+    """METEOR of one pair, in [0, 1]: NLTK's, with alpha 0.9, beta 3, gamma 0.5, exact and stem matches.
+
+    Words are cut as in the `evaluate` library's METEOR (Treebank rules). An empty response scores 0.
+
+    >>> meteor("I like green tea .", "I like green tea .")
+    0.996
+    >>> meteor("", "Yes .")
+    0.0
+    """
+    words, reference_words = _TOKENIZER.tokenize(response), _TOKENIZER.tokenize(reference)
+    if not words or not reference_words:
+        return 0.0
+    return single_meteor_score(reference_words, words, stemmer=_STEMMER, wordnet=_WORDNET)
+
+
+class Meteor:
+    """Scorer: `meteor` of each reply against its reference."""
+
+    def __call__(self, episodes: Episodes) -> np.ndarray:
+        return np.array([meteor(*pair) for pair in zip(episodes.responses, episodes.references, strict=True)])

@@ -1,0 +1,30 @@
+"""DailyDialog's spaced punctuation, and ordinary text: how people's words reach a model and a model's words people."""
+
+import re
+
+# A word with its inner apostrophes and hyphens, a number with its inner points, dots of omission, or one sign.
+_TOKEN = re.compile(r"\.{2,}|\w+(?:(?:['’-]|(?<=\d)[.,:](?=\d))\w+)*|[^\w\s]")
+
+
+def space_punctuation(text: str) -> str:
+    """Ordinary text in DailyDialog's spacing.
+
+    >>> space_punctuation("Don't worry, it's only $5! See you at 6:30.")
+    "Don't worry , it's only $ 5 ! See you at 6:30 ."
+    """
+    return " ".join(_TOKEN.findall(text))
+
+
+def join_punctuation(text: str) -> str:
+    """DailyDialog's spacing as ordinary text.
+
+    >>> join_punctuation("I ’ m fine , Mr . Lee.And you ? I paid $ 5 , 10 % off , at 8 a . m .")
+    "I'm fine, Mr. Lee. And you? I paid $5, 10% off, at 8 a.m."
+    """
+    text = re.sub(r"(\w) ?['’] ?(s|m|re|ve|ll|d|t)\b", r"\1'\2", text)
+    text = re.sub(r"s ' (?=\w)", "s' ", text)  # the residents' group
+    text = re.sub(r"\b([ap]) \. m \.", r"\1.m.", text)
+    text = re.sub(r" ([,.?!;:%)])", r"\1", text)
+    text = re.sub(r"([$£(]) ", r"\1", text)
+    text = re.sub(r'" ([^"]*?) "', r'"\1"', text)
+    return re.sub(r"([a-z][.?!])([A-Z])", r"\1 \2", text)

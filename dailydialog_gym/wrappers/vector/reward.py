@@ -1,0 +1,82 @@
+"""Reward wrappers for the vector environment: one scorer call for all episodes that end in the same step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from dailydialog_gym.envs import DailyDialogVectorEnv
+from dailydialog_gym.rewards import Episodes, Meteor, Scorer, pay
+from dailydialog_gym.rewards.penalty import AdaptiveCoefficient, KLLedger, add_log_prob
+
+
+class ScoreReward(VectorWrapper):
+    """As `dailydialog_gym.wrappers.ScoreReward`; the keys stand in ``final_info`` where the mode is ``SAME_STEP``."""
+
+    def __init__(self, env: VectorEnv, scorer: Scorer, weight: float = 1.0, name: str = "score"):
+        super().__init__(env)
+        if not isinstance(env.unwrapped, DailyDialogVectorEnv):
+            raise TypeError(
+                f"vector.{type(self).__name__} wraps a DailyDialogVectorEnv, got {env.unwrapped}: wrap the single "
+                f"environments of other vector environments in dailydialog_gym.wrappers.{type(self).__name__}"
+            )
+        self.scorer, self.weight, self.name = scorer, weight, name
+
+    def step(self, actions: Any):
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        rows = (terminated | truncated).nonzero()[0]
+        if len(rows) == 0:
+            return observations, rewards, terminated, truncated, infos
+        if self.unwrapped.autoreset_mode == AutoresetMode.SAME_STEP:
+            final_info = infos["final_info"]
+            final_obs = {key: np.stack([infos["final_obs"][r][key] for r in rows]) for key in observations}
+        else:
+            final_info = infos
+            final_obs = {key: value[rows] for key, value in observations.items()}
+        info = {key: value[rows] for key, value in final_info.items() if not key.startswith("_")}
+        episodes = Episodes.from_info(final_obs, info, self.unwrapped.max_new_tokens)
+        rewards = rewards.copy()
+        rewards[rows], extra = self._pay(rows, episodes, rewards[rows], info)
+        for key, value in extra.items():
+            final_info[key] = np.zeros((self.num_envs, *value.shape[1:]), value.dtype)
+            final_info[key][rows] = value
+            final_info[f"_{key}"] = terminated | truncated
+        return observations, rewards, terminated, truncated, infos
+
+    def _pay(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+        return pay(self.scorer, self.weight, self.name, episodes, rewards, info)
+
+
+class MeteorReward(ScoreReward):
+    """Pays METEOR against the reference reply, see `dailydialog_gym.rewards.Meteor`. Adds ``reward/meteor``."""
+
+    def __init__(self, env: VectorEnv, weight: float = 1.0):
+        super().__init__(env, Meteor(), weight, "meteor")
+
+
+class KLPenalty(ScoreReward):
+    """As `dailydialog_gym.wrappers.KLPenalty`: actions are ``{"token": (num_envs,), "log_prob": (num_envs,)}``."""
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        scorer: Scorer,
+        coef: float = 0.2,
+        target: float = 0.05,
+        rate: float = 0.1,
+        clip: float = 0.2,
+    ):
+        super().__init__(env, scorer, -coef, "kl")
+        coefficient = AdaptiveCoefficient(coef, target, rate, clip)
+        self.ledger = KLLedger(scorer, coefficient, env.num_envs, env.unwrapped.max_new_tokens)
+        self.single_action_space = add_log_prob(env.single_action_space)
+        self.action_space = batch_space(self.single_action_space, env.num_envs)
+
+    def step(self, actions: dict[str, np.ndarray]):
+        return super().step(self.ledger.record(self.unwrapped.mdp, actions))
+
+    def _pay(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+        return self.ledger.pay(rows, episodes, rewards, info)
