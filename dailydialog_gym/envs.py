@@ -121,9 +121,7 @@ class DailyDialogEnv(gym.Env):
     ):
         _check_render_mode(render_mode)
         self.render_mode = render_mode
-        self.samples = load_samples(
-            dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context
-        )
+        self.samples = load_samples(dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
         self.max_new_tokens = max_new_tokens
         self.mdp = TokenMDP(self.samples, 1, max_new_tokens)
         self.observation_space, self.action_space = _spaces(self.samples, max_new_tokens)
@@ -203,9 +201,7 @@ class DailyDialogVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**DailyDialogEnv.metadata, "autoreset_mode": self.autoreset_mode}
-        self.samples = load_samples(
-            dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context
-        )
+        self.samples = load_samples(dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
         self.max_new_tokens = max_new_tokens
         self.mdp = TokenMDP(self.samples, num_envs, max_new_tokens, lockstep)
         self.single_observation_space, self.single_action_space = _spaces(self.samples, max_new_tokens)
@@ -296,10 +292,7 @@ class DailyDialogVectorEnv(VectorEnv):
         return mask.nonzero()[0]
 
     def _seed(self, seed: int | list[int | None] | None, rows: np.ndarray) -> None:
-        if isinstance(seed, list):
-            seeds = seed
-        else:
-            seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
+        seeds = seed if isinstance(seed, list) else [None if seed is None else seed + i for i in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise ValueError(f"expected one seed, or a list of {self.num_envs}, got {len(seeds)}")
         if not self._rngs:

@@ -8,6 +8,7 @@ folder (float16 safetensors and tokenizer), with the curve in ``sft.jsonl``. The
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -239,9 +240,7 @@ def main(args: Args) -> None:
         bad_epochs = 0 if row["bits_per_character"] < best else bad_epochs + 1
         if bad_epochs == 0:
             best = row["bits_per_character"]
-            half = {name: tensor.half() for name, tensor in model.state_dict().items()}
-            model.save_pretrained(args.out, state_dict=half)
-            _set_dtype(args.out / "config.json", "float16")
+            copy.deepcopy(model).half().save_pretrained(args.out)
         _save_atomically(
             {
                 "model": model.state_dict(),
@@ -255,10 +254,6 @@ def main(args: Args) -> None:
         )
     (args.out / "recipe.json").write_text(json.dumps({**asdict(args), "out": None}, indent=2) + "\n")
     print(f"best validation: {best:.4f} bits per character; model in {args.out}")
-
-
-def _set_dtype(config: Path, dtype: str) -> None:
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": dtype}, indent=2) + "\n")
 
 
 def _save_atomically(state: dict, path: Path) -> None:

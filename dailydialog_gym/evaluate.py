@@ -1,0 +1,135 @@
+"""How good are a model's replies? A table of measures against what people answered.
+
+python -m dailydialog_gym.evaluate AGENT [--baseline MODEL] [--dataset daily_dialog]
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import transformers
+import tyro
+
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.data import Samples, load_samples
+from dailydialog_gym.metrics import score_replies, table
+from dailydialog_gym.rewards.intent import IntentMatch
+
+
+@dataclass
+class Args:
+    agent: Annotated[str, tyro.conf.Positional] = "builtin"
+    """what to evaluate: an agent folder, a hub id, or "builtin\""""
+    baseline: str | None = None
+    """a second model, which the table compares the agent with"""
+    dataset: str = "builtin"
+    """dialogues, as in `gym.make("DailyDialog-v0", dataset=...)`"""
+    split: str = "test"
+    """train, validation or test"""
+    raw_split: bool = False
+    """keep training dialogues that also stand in validation or test (concerns the train split only)"""
+    full_context: bool = False
+    """only replies with `context_size` utterances before them, as RL4LMs and OpenRL do"""
+    samples: int = 0
+    """how many replies, spread evenly over the split; 0 is all"""
+    sample: bool = False
+    """draw the tokens, rather than taking the likeliest"""
+    temperature: float = 1.0
+    """of the drawing"""
+    top_k: int = 0
+    """draw from the likeliest K tokens only (RL4LMs and OpenRL: 20); 0 is all"""
+    seed: int = 1
+    """of the drawing"""
+    intent_model: str | None = None
+    """a sequence classifier of the four acts, by folder or hub id; adds the column Intent"""
+    context_size: int = 5
+    """utterances of context"""
+    max_prompt_length: int = 128
+    """tokens of context"""
+    max_new_tokens: int = 20
+    """tokens of reply"""
+    json: Path | None = None
+    """also write the scores here"""
+
+
+def evenly_spread(samples: Samples, count: int) -> np.ndarray:
+    """``count`` sample ids spread evenly over a split; all of them for 0 or where there are no more."""
+    count = min(count or len(samples), len(samples))
+    return np.arange(count) * len(samples) // count
+
+
+class Evaluation:
+    """A model's replies to some samples and their scores.
+
+    Args:
+        agent: the model.
+        samples, ids: the samples, and which of them.
+        intent: adds the column ``intent``, where given.
+        decoding: as in `DialogueAgent.reply`.
+    """
+
+    def __init__(
+        self, agent: DialogueAgent, samples: Samples, ids: np.ndarray, intent: IntentMatch | None, **decoding: Any
+    ):
+        self.prompts, self.references = ([column[i] for i in ids] for column in (samples.prompts, samples.references))
+        self.replies = agent.reply(self.prompts, **decoding)
+        self.scores = score_replies(self.replies, self.references)
+        if intent is not None:
+            self.scores["intent"] = float(intent.match(self.prompts, self.replies, samples.acts[ids]).mean())
+        drawing = f"sampled, top-k {decoding.get('top_k') or 'all'}" if decoding.get("sample") else "greedy"
+        self.manner = (
+            f"{len(ids):,} replies of {samples.source[0]}, {samples.source[1]}; {drawing}. SacreBLEU in [0, 100], "
+            "Length in words, the others in [0, 1]; METEOR is NLTK's (exact and stem matches)."
+        )
+
+
+def main(args: Args) -> None:
+    samples = load_samples(
+        args.dataset,
+        args.split,
+        "builtin",
+        args.context_size,
+        args.max_prompt_length,
+        args.raw_split,
+        args.full_context,
+    )
+    ids = evenly_spread(samples, args.samples)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    intent = IntentMatch(args.intent_model, device) if args.intent_model else None
+    if intent is not None:
+        prompts, references = ([column[i] for i in ids] for column in (samples.prompts, samples.references))
+        accuracy = intent.match(prompts, references, samples.acts[ids]).mean()
+        print(f"the intent model finds the act of {accuracy:.1%} of the reference replies")
+    evaluations = {}
+    for name in filter(None, (args.baseline, args.agent)):
+        agent = DialogueAgent.load(
+            name,
+            device,
+            context_size=args.context_size,
+            max_prompt_length=args.max_prompt_length,
+            max_new_tokens=args.max_new_tokens,
+        )
+        evaluations[name] = Evaluation(
+            agent,
+            samples,
+            ids,
+            intent,
+            sample=args.sample,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            seed=args.seed,
+        )
+    rows = {name: evaluation.scores for name, evaluation in evaluations.items()}
+    print(f"{table(rows)}\n\n{evaluations[args.agent].manner}")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    transformers.utils.logging.disable_progress_bar()
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,349 @@
+"""PPO on dialogue: a language model answers in DailyDialog-v0, rewards come from wrappers, KL keeps it near its start.
+
+    python ppo_dialog.py                                        # embedded model and dialogues, minutes on a laptop
+    python ppo_dialog.py --use-amp --dataset daily_dialog --model rajkumarrrk/gpt2-fine-tuned-on-daily-dialog
+
+The algorithm is PPO-clip (Schulman et al. 2017, arXiv:1707.06347) in the form of Ziegler et al. (2019,
+arXiv:1909.08593): a token is an action, a reply an episode, and the divergence from the starting model is paid token by
+token. The names are CleanRL's (https://github.com/vwxyzjn/cleanrl/blob/master/cleanrl/ppo.py).
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import transformers
+import tyro
+from torch import nn
+from transformers import DynamicCache
+
+import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
+from dailydialog_gym.agent import DialogueAgent, load_model, save_agent
+from dailydialog_gym.data import load_samples
+from dailydialog_gym.evaluate import Evaluation, evenly_spread
+from dailydialog_gym.rewards.intent import IntentMatch
+from dailydialog_gym.rewards.kl import KLDivergence
+from dailydialog_gym.runs import Run
+from dailydialog_gym.wrappers.vector import KLPenalty, MeteorReward, ScoreReward
+
+
+@dataclass
+class Args:
+    # Model and dialogues
+    model: str = "builtin"
+    """the policy to start from: "builtin", or a Hugging Face causal language model by folder or hub id"""
+    dataset: str = "builtin"
+    """"builtin", a folder, a .jsonl file or a hub id such as daily_dialog"""
+    full_context: bool = False
+    """only replies with `context_size` utterances before them, as RL4LMs and OpenRL do"""
+    context_size: int = 5
+    """utterances of context"""
+    max_prompt_length: int = 128
+    """tokens of context"""
+    max_new_tokens: int = 20
+    """tokens of reply"""
+    # Rewards
+    meteor_weight: float = 0.5
+    """what a METEOR of 1 is worth"""
+    intent_model: str | None = None
+    """a sequence classifier of the four acts, by folder or hub id; a reply with the right act then pays"""
+    intent_weight: float = 0.5
+    """what the right act is worth"""
+    kl_coef: float = 0.2
+    """first coefficient of the penalty on the KL divergence from the starting model"""
+    kl_target: float = 0.05
+    """KL divergence a token, in nats, that the coefficient steers to"""
+    # PPO
+    total_episodes: int = 2560
+    """replies to train on"""
+    num_envs: int = 64
+    """replies written at once; each iteration trains on one batch of them"""
+    update_epochs: int = 3
+    """passes over each batch"""
+    num_minibatches: int = 4
+    """minibatches of a pass"""
+    learning_rate: float = 3e-5
+    """of the policy"""
+    critic_learning_rate: float = 1e-4
+    """of the critic; a shared critic's backbone learns at the policy's"""
+    anneal_lr: bool = True
+    """lower both linearly to zero"""
+    critic: Literal["separate", "shared"] = "separate"
+    """"separate": a second copy of the model estimates values; "shared": a value head on the policy does"""
+    gamma: float = 1.0
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    clip_coef: float = 0.2
+    """how far the probability ratio may go from 1"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 1.0
+    """gradients are clipped to this norm, policy and critic each"""
+    use_amp: bool = False
+    """automatic mixed precision: bfloat16 where the device has it, else float16 with loss scaling"""
+    seed: int = 1
+    """of everything"""
+    # The run
+    run_name: str | None = None
+    """the run's folder under runs/"""
+    sample_every: int = 10
+    """print two replies every so many iterations"""
+    eval_split: str = "test"
+    """split of the table at the end; use validation while tuning"""
+    eval_samples: int = 500
+    """replies of that table, spread evenly over the split; 0 is all"""
+    eval_top_k: int = 20
+    """the table's replies are drawn from the likeliest K tokens, as in RL4LMs and OpenRL; 0 is all"""
+    track: bool = False
+    """log to Weights and Biases too (offline where nobody is logged in)"""
+    wandb_project_name: str = "dailydialog-gym"
+    """its project"""
+    wandb_entity: str | None = None
+    """its team"""
+
+
+class Agent(nn.Module):
+    """A policy, and a critic that estimates the return before each token of the reply."""
+
+    def __init__(self, model: str, critic: str, vocab_size: int):
+        super().__init__()
+        self.policy = load_model(model)  # in eval mode for good: with dropout the first ratio would not be 1
+        self.critic = load_model(model).base_model if critic == "separate" else None
+        self.value_head = nn.Linear(self.policy.get_output_embeddings().in_features, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.vocab_size = vocab_size
+
+    def forward(self, input_ids, attention_mask, first_reply):
+        """Log-probabilities over the vocabulary, and values, before each token from column ``first_reply`` on.
+
+        Args: (batch, columns) input_ids and attention_mask. Returns: (batch, replies, vocab_size), (batch, replies).
+        """
+        inputs = {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask), "use_cache": False}
+        keep = input_ids.shape[1] - first_reply + 1  # column c predicts column c + 1; the last one predicts nothing
+        outputs = self.policy(input_ids, **inputs, logits_to_keep=keep, output_hidden_states=self.critic is None)
+        hidden = outputs.hidden_states[-1] if self.critic is None else self.critic(input_ids, **inputs)[0]
+        values = self.value_head(hidden[:, -keep:-1]).squeeze(-1)
+        return outputs.logits[:, :-1, : self.vocab_size].float().log_softmax(-1), values.float()
+
+    def value(self, input_ids, attention_mask, first_reply):
+        """The values of `forward` alone."""
+        body = self.policy.base_model if self.critic is None else self.critic
+        hidden = body(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
+        )[0]
+        return self.value_head(hidden[:, first_reply - 1 : -1]).squeeze(-1).float()
+
+
+def position_ids(attention_mask):
+    # Prompts are left-padded: without these, GPT-2 would count the padding as positions.
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def minibatches(lengths, num_minibatches, rng):
+    """Row numbers in random order, replies of similar length together: little of a minibatch is padding then."""
+    order = np.argsort(lengths + rng.uniform(0, 8, len(lengths)))
+    parts = np.array_split(order, num_minibatches)
+    return [parts[i] for i in rng.permutation(num_minibatches)]
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args, description=__doc__)
+    transformers.utils.logging.disable_progress_bar()
+    if not 1 <= args.num_minibatches <= args.num_envs <= args.total_episodes:
+        raise SystemExit(
+            f"expected 1 <= num_minibatches ({args.num_minibatches}) <= num_envs ({args.num_envs}) <= total_episodes "
+            f"({args.total_episodes})"
+        )
+    num_iterations = args.total_episodes // args.num_envs
+    rng = np.random.default_rng(args.seed)
+    torch.manual_seed(args.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    amp_dtype = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+
+    # Environment, rewards, agent
+    shape = {name: getattr(args, name) for name in ("context_size", "max_prompt_length", "full_context")}
+    T = args.max_new_tokens
+    P = args.max_prompt_length
+    envs = gym.make_vec(
+        "DailyDialog-v0",
+        num_envs=args.num_envs,
+        lockstep=True,  # all replies of a batch begin and end together: one cache length, one call of each scorer
+        autoreset_mode="Disabled",
+        dataset=args.dataset,
+        tokenizer=args.model,
+        max_new_tokens=T,
+        **shape,
+    )
+    samples = envs.unwrapped.samples
+    eval_samples = load_samples(args.dataset, args.eval_split, args.model, **shape)
+    vocab_size = samples.tokenizer.vocab_size
+    agent = Agent(args.model, args.critic, vocab_size).to(device)
+    longest = getattr(agent.policy.config, "max_position_embeddings", P + T)
+    if longest < P + T:
+        raise SystemExit(
+            f"model {args.model!r} reads {longest} tokens, but max_prompt_length {P} + max_new_tokens {T} = {P + T}"
+        )
+    intent = IntentMatch(args.intent_model, device) if args.intent_model else None
+    reference = KLDivergence(load_model(args.model), vocab_size, device, amp_dtype if args.use_amp else None)
+    envs = MeteorReward(envs, args.meteor_weight)
+    if intent:
+        envs = ScoreReward(envs, intent, args.intent_weight, "intent")
+    envs = KLPenalty(envs, reference, args.kl_coef, args.kl_target)
+
+    policy_params = list(agent.policy.parameters())
+    critic_params = [*agent.value_head.parameters(), *(agent.critic.parameters() if agent.critic else ())]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": policy_params, "lr": args.learning_rate},
+            {"params": critic_params, "lr": args.critic_learning_rate},
+        ],
+        eps=1e-5,
+        weight_decay=0.0,
+    )
+    initial_lrs = [group["lr"] for group in optimizer.param_groups]
+    scaler = torch.amp.GradScaler(device.type, enabled=args.use_amp and amp_dtype == torch.float16)
+    autocast = torch.autocast(device.type, amp_dtype, enabled=args.use_amp)
+
+    run = Run(args, num_iterations * args.num_envs)
+    run.describe(
+        policy=f"{args.model}, {sum(p.numel() for p in policy_params):,} parameters, critic {args.critic}",
+        dialogues=f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in {args.eval_split}",
+        rewards=f"{args.meteor_weight} METEOR" + f" + {args.intent_weight} intent" * bool(intent) + " - adaptive KL",
+        device=f"{device}, {amp_dtype if args.use_amp else 'float32'}",
+    )
+    talker = DialogueAgent(agent.policy, samples.tokenizer, args.context_size, P, T)
+    eval_ids = evenly_spread(eval_samples, args.eval_samples)
+    decoding = {"sample": True, "top_k": args.eval_top_k, "seed": args.seed}
+    before = Evaluation(talker, eval_samples, eval_ids, intent, **decoding)
+
+    for iteration in range(1, num_iterations + 1):
+        start = time.perf_counter()
+        if args.anneal_lr:
+            frac = 1.0 - (iteration - 1.0) / num_iterations
+            for group, initial_lr in zip(optimizer.param_groups, initial_lrs, strict=True):
+                group["lr"] = frac * initial_lr
+
+        # Rollout: prefill the prompts once, then a token a step for all rows, with a KV cache
+        obs, _ = envs.reset(seed=args.seed if iteration == 1 else None)
+        first = int(obs["attention_mask"].any(0).argmax())  # columns that are padding in every row are cut
+        cache = DynamicCache()
+        next_ids = torch.from_numpy(obs["input_ids"][:, first:P]).to(device)
+        logprobs = torch.zeros(args.num_envs, T, device=device)
+        for t in range(T):
+            with torch.no_grad(), autocast:
+                mask = torch.from_numpy(obs["attention_mask"][:, first : P + t]).to(device)
+                logits = agent.policy(
+                    next_ids,
+                    attention_mask=mask,
+                    position_ids=position_ids(mask)[:, -next_ids.shape[1] :],
+                    past_key_values=cache,
+                    logits_to_keep=1,
+                ).logits
+            distribution = logits[:, 0, :vocab_size].float().log_softmax(-1)  # (num_envs, vocab_size)
+            next_ids = torch.multinomial(distribution.exp(), 1)  # (num_envs, 1)
+            logprobs[:, t] = distribution.gather(1, next_ids).squeeze(1)
+            action = {"token": next_ids[:, 0].cpu().numpy(), "log_prob": logprobs[:, t].cpu().numpy()}
+            obs, episode_rewards, terminated, truncated, infos = envs.step(action)
+            if (terminated | truncated).all():
+                break
+        rollout_time = time.perf_counter() - start
+
+        # The batch: whole replies, (num_envs, P + T) and (num_envs, T)
+        b_obs = torch.from_numpy(obs["input_ids"]).to(device)
+        b_mask = torch.from_numpy(obs["attention_mask"]).to(device)
+        reply_mask = b_mask[:, P:].float()
+        rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
+        with torch.no_grad(), autocast:
+            last = int(obs["attention_mask"].any(0).nonzero()[0][-1]) + 1
+            values = torch.zeros_like(rewards)
+            values[:, : last - P] = agent.value(b_obs[:, first:last], b_mask[:, first:last], P - first)
+
+        # Generalised advantage estimation (arXiv:1506.02438); the reply's end is final, so nothing is bootstrapped
+        advantages = torch.zeros_like(rewards)
+        lastgaelam = torch.zeros(args.num_envs, device=device)
+        for t in reversed(range(T)):
+            nextnonterminal = reply_mask[:, t + 1] if t < T - 1 else torch.zeros_like(lastgaelam)
+            nextvalues = values[:, t + 1] if t < T - 1 else torch.zeros_like(lastgaelam)
+            delta = rewards[:, t] + args.gamma * nextvalues * nextnonterminal - values[:, t]
+            lastgaelam = delta + args.gamma * args.gae_lambda * nextnonterminal * lastgaelam
+            advantages[:, t] = lastgaelam * reply_mask[:, t]
+        returns = advantages + values * reply_mask
+        num_tokens = reply_mask.sum()
+        mean = advantages.sum() / num_tokens
+        std = (((advantages - mean) * reply_mask).pow(2).sum() / num_tokens).sqrt()
+        advantages = (advantages - mean) / (std + 1e-8) * reply_mask
+
+        # Update on whole replies: one forward gives all log-probabilities and values of a reply
+        lengths = obs["attention_mask"].sum(1)
+        stats = []
+        for _ in range(args.update_epochs):
+            for mb_inds in minibatches(lengths, args.num_minibatches, rng):
+                used = obs["attention_mask"][mb_inds].any(0).nonzero()[0]
+                mb_first, mb_last = int(used[0]), int(used[-1]) + 1
+                mb_mask = reply_mask[mb_inds, : mb_last - P]  # (minibatch, replies), as all below
+                mb_tokens = mb_mask.sum()
+                with autocast:
+                    newlogprobs, newvalue = agent(
+                        b_obs[mb_inds, mb_first:mb_last], b_mask[mb_inds, mb_first:mb_last], P - mb_first
+                    )
+                    actions = b_obs[mb_inds, P:mb_last].unsqueeze(-1)
+                    newlogprob = newlogprobs.gather(-1, actions).squeeze(-1)
+                    entropy = -(newlogprobs.exp() * newlogprobs).sum(-1)
+                logratio = (newlogprob - logprobs[mb_inds, : mb_last - P]) * mb_mask
+                ratio = logratio.exp()
+
+                mb_advantages = advantages[mb_inds, : mb_last - P]
+                pg_loss1 = -mb_advantages * ratio
+                pg_loss2 = -mb_advantages * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+                pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
+                v_loss = 0.5 * ((newvalue - returns[mb_inds, : mb_last - P]) * mb_mask).pow(2).sum() / mb_tokens
+                entropy_loss = (entropy * mb_mask).sum() / mb_tokens
+                loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
+
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                for params in (policy_params, critic_params):
+                    nn.utils.clip_grad_norm_(params, args.max_grad_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                with torch.no_grad():
+                    # k3 of http://joschu.net/blog/kl-approx.html
+                    approx_kl = ((ratio - 1 - logratio) * mb_mask).sum() / mb_tokens
+                    clipfrac = (((ratio - 1).abs() > args.clip_coef) * mb_mask).sum() / mb_tokens
+                stats.append(torch.stack([pg_loss, v_loss, entropy_loss, approx_kl, clipfrac]).detach())
+
+        # Logs: what the wrappers put into the final info, as means over the batch, and the algorithm's own
+        pg_loss, v_loss, entropy_loss, approx_kl, clipfrac = torch.stack(stats).mean(0).tolist()
+        residual = ((returns - values) * reply_mask)[reply_mask.bool()].var()
+        seconds = time.perf_counter() - start
+        run.log(
+            {
+                "charts/episodic_return": episode_rewards.mean(),
+                "charts/episodic_length": (num_tokens / args.num_envs).item(),
+                "charts/FPS": num_tokens.item() / seconds,
+                "charts/learning_rate": optimizer.param_groups[0]["lr"],
+                "time/rollout": rollout_time / seconds,
+                **{key: infos[key].mean() for key in infos if key.startswith(("reward/", "metric/"))},
+                "losses/policy_loss": pg_loss,
+                "losses/value_loss": v_loss,
+                "losses/entropy": entropy_loss,
+                "losses/approx_kl": approx_kl,
+                "losses/clipfrac": clipfrac,
+                "losses/explained_variance": (1 - residual / returns[reply_mask.bool()].var()).item(),
+            },
+            episodes=iteration * args.num_envs,
+        )
+        if iteration % args.sample_every == 0:
+            run.show(infos["prompt"][:2], infos["response"][:2], episode_rewards[:2])
+
+    save_agent(agent.policy, args.model, run.folder / "agent")
+    run.finish(before, Evaluation(talker, eval_samples, eval_ids, intent, **decoding))
+    envs.close()
