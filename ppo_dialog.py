@@ -26,7 +26,7 @@ from dailydialog_gym.data import load_samples
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
-from dailydialog_gym.runs import Run
+from dailydialog_gym.runs import Run, describe_amp
 from dailydialog_gym.wrappers.vector import KLPenalty, MeteorReward, ScoreReward
 
 
@@ -216,13 +216,14 @@ if __name__ == "__main__":
         policy=f"{args.model}, {sum(p.numel() for p in policy_params):,} parameters, critic {args.critic}",
         dialogues=f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in {args.eval_split}",
         rewards=f"{args.meteor_weight} METEOR" + f" + {args.intent_weight} intent" * bool(intent) + " - adaptive KL",
-        device=f"{device}, {amp_dtype if args.use_amp else 'float32'}",
+        device=f"{device}, {describe_amp(device, amp_dtype) if args.use_amp else 'float32'}",
     )
     talker = DialogueAgent(agent.policy, samples.tokenizer, args.context_size, P, T)
     eval_ids = evenly_spread(eval_samples, args.eval_samples)
     decoding = {"sample": True, "top_k": args.eval_top_k, "seed": args.seed}
     before = Evaluation(talker, eval_samples, eval_ids, intent, **decoding)
 
+    run.start()
     for iteration in range(1, num_iterations + 1):
         start = time.perf_counter()
         if args.anneal_lr:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dailydialog_gym.data import format_prompt, left_pad
 from dailydialog_gym.text import join_punctuation, space_punctuation
-from dailydialog_gym.tokenizer import ASSETS, ReplyTokenizer, load_tokenizer
+from dailydialog_gym.tokenizer import ASSETS, ReplyTokenizer, hub_is_off, load_tokenizer
 
 
 def resolve(name: str) -> str:
@@ -25,10 +25,13 @@ def load_model(name: str) -> PreTrainedModel:
     Raises:
         ValueError: there is no such model, or a folder lacks its configuration or weights.
     """
-    folder = Path(resolve(name))
+    here = Path(resolve(name)).is_dir()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            resolve(name), dtype=torch.float32, use_safetensors=True if folder.is_dir() else None
+            resolve(name),
+            dtype=torch.float32,
+            use_safetensors=True if here else None,
+            local_files_only=here or hub_is_off(),
         )
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -57,8 +57,6 @@ class TokenMDP:
     def reset(self, rows: np.ndarray, sample_ids: np.ndarray) -> None:
         """Begin new episodes: row ``rows[k]`` answers sample ``sample_ids[k]``."""
         samples, prompt = self.samples, self.prompt_columns
-        if len(rows) == len(self.live):
-            rows = slice(None)
         self.input_ids[rows, :prompt] = samples.prompt_ids[sample_ids]
         self.input_ids[rows, prompt:] = samples.tokenizer.pad_id
         self.attention_mask[rows, :prompt] = samples.prompt_mask[sample_ids]
@@ -90,7 +88,7 @@ class TokenMDP:
         rows = self._live_rows
         tokens = tokens[rows]
         numbers = tokens.tolist()  # min() and all() of a list take a quarter of numpy's time for a handful of rows
-        if min(numbers) < 0 or max(numbers) >= tokenizer.vocab_size:
+        if min(numbers, default=0) < 0 or max(numbers, default=0) >= tokenizer.vocab_size:
             bad = next(i for i, number in enumerate(numbers) if not 0 <= number < tokenizer.vocab_size)
             raise ValueError(
                 f"action {numbers[bad]} of row {np.arange(len(self.live))[rows][bad]} is outside the vocabulary of "
@@ -122,10 +120,10 @@ class TokenMDP:
 
     def reset_info(self, rows: np.ndarray) -> dict[str, list]:
         """What is known of a new episode, a list per key with one entry for each of ``rows``."""
-        ids = self.sample_ids[rows]
+        ids = self.sample_ids[rows].tolist()
         return {
             "prompt": [self.samples.prompts[i] for i in ids],
-            "sample_id": ids.tolist(),
+            "sample_id": ids,
             "act": self.samples.acts[ids].tolist(),
         }
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dailydialog_gym.tokenizer import ASSETS, EOU, ReplyTokenizer, load_tokenizer
+from dailydialog_gym.tokenizer import ASSETS, EOU, ReplyTokenizer, hub_is_off, load_tokenizer
 
 SPLITS = ("train", "validation", "test")
 # DailyDialog's own numbers (its readme.txt); 0 is no act.
@@ -91,7 +92,7 @@ def load_samples(
         context_size: how many utterances before the reply make its context (fewer at the start of a dialogue).
         max_prompt_length: in tokens; a longer prompt loses its beginning.
         full_context: leave out replies with fewer than ``context_size`` utterances before them, as RL4LMs and
-            OpenRL do (35,781 of DailyDialog's 76,052 training replies remain).
+            OpenRL do (35,368 of DailyDialog's 75,006 training replies remain; 35,775 of 76,042 with ``raw_split``).
 
     Raises:
         ValueError: an argument is out of range, or what `load_dialogues` and `load_tokenizer` raise.
@@ -205,15 +206,13 @@ def _read_jsonl(path: Path, split: str) -> Rows | None:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-            utterances, acts = record["dialog"], record["act"]
-            belongs = record.get("split", "train")
-            well_formed = all(isinstance(u, str) for u in utterances) and all(isinstance(a, int) for a in acts)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-            well_formed = False
-        if not well_formed:
-            raise ValueError(f'{where}: expected {{"dialog": [texts], "act": [numbers]}}, got {line[:80]!r}')
+            utterances, acts, belongs = record["dialog"], record["act"], record.get("split", "train")
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f'{where}: expected {{"dialog": [...], "act": [...]}}, got {line[:80]!r}') from error
+        if belongs not in SPLITS:
+            raise ValueError(f"{where}: expected 'split' to be one of {', '.join(SPLITS)}, got {belongs!r}")
         if belongs == split:
-            rows.append((where, [u.strip() for u in utterances], acts))
+            rows.append(_row(where, utterances, acts))
     return iter(rows) if rows else None
 
 
@@ -226,18 +225,19 @@ def _read_original(folder: Path, split: str) -> Rows | None:
             with zipfile.ZipFile(archive) as members:
                 members = {Path(name).name: members.read(name) for name in members.namelist()}
             files = [(f"{archive}/{split}/{name}", members[name]) for name in (texts, acts)]
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{archive} is not a readable zip file: {error}") from error
         except KeyError as error:
             raise ValueError(f"{archive} lacks {error.args[0]}: expected {texts} and {acts} in it") from error
     else:
         inner = folder / split if (folder / split).is_dir() else folder
-        if not (inner / texts).is_file():
+        missing = [name for name in (texts, acts) if not (inner / name).is_file()]
+        if inner == folder and len(missing) == 2:
             if any((folder / name).exists() for s in SPLITS for name in (f"{s}.zip", s, f"dialogues_{s}.txt")):
                 return None
             raise ValueError(f"folder {str(folder)!r} holds no dataset: {_FORMATS}")
-        if not (inner / acts).is_file():
-            raise ValueError(f"{inner / acts} is missing: expected the acts of {inner / texts}")
+        if missing:
+            raise ValueError(f"{inner / missing[0]} is missing: expected {texts} and {acts} in {inner}")
         files = [(str(inner / name), (inner / name).read_bytes()) for name in (texts, acts)]
     (text_name, text), (act_name, act) = files
     text_lines, act_lines = _lines(text_name, text), _lines(act_name, act)
@@ -255,7 +255,7 @@ def _parse_original(text_name: str, text_lines: list[str], act_name: str, act_li
             acts = [int(a) for a in act.split()]
         except ValueError as error:
             raise ValueError(f"{act_name}, line {number}: expected numbers from 1 to 4, got {act[:60]!r}") from error
-        yield f"{text_name}, line {number}", utterances, acts
+        yield f"{act_name}, line {number}", utterances, acts
 
 
 def _lines(name: str | Path, content: bytes) -> list[str]:
@@ -270,7 +270,10 @@ def _lines(name: str | Path, content: bytes) -> list[str]:
 def _read_saved(folder: Path, split: str) -> Rows | None:
     import datasets
 
-    saved = datasets.load_from_disk(str(folder))
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # from three libraries, and none of them names the folder
+        raise ValueError(f"cannot read {folder}, written by save_to_disk ({type(error).__name__}: {error})") from error
     return _rows_of(saved[split], f"{folder}, {split}") if split in saved else None
 
 
@@ -278,10 +281,15 @@ def _read_hub(dataset: str, split: str) -> Rows | None:
     import datasets
 
     name = HUB_ALIASES.get(dataset, dataset)
+    if hub_is_off():
+        datasets.config.HF_HUB_OFFLINE = True  # what was downloaded before still loads
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # the hub's client raises a dozen kinds; each is the same news for the user
-        raise ValueError(f"cannot load dataset {name!r} from the hub ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"dataset {name!r} is no file or folder here, nor can it be had from the hub "
+            f"({type(error).__name__}: {error})"
+        ) from error
     return _rows_of(loaded[split], f"{name}, {split}") if split in loaded else None
 
 
@@ -289,6 +297,13 @@ def _rows_of(split, where: str) -> Rows:
     if not {"dialog", "act"} <= set(split.column_names):
         raise ValueError(f"{where}: expected columns 'dialog' and 'act', got {split.column_names}: rename_columns them")
     return (
-        (f"{where}, row {i}", [u.strip() for u in row["dialog"]], list(row["act"]))
+        _row(f"{where}, row {i}", row["dialog"], row["act"])
         for i, row in enumerate(split.select_columns(["dialog", "act"]))
     )
+
+
+def _row(where: str, dialog: object, act: object) -> tuple[str, list[str], list[int]]:
+    for name, value, kind, what in (("dialog", dialog, str, "texts"), ("act", act, int, "numbers")):
+        if not (isinstance(value, list) and all(isinstance(item, kind) for item in value)):
+            raise ValueError(f"{where}: expected {name!r} to be a list of {what}, got {str(value)[:80]!r}")
+    return where, [utterance.strip() for utterance in dialog], act

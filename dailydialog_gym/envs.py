@@ -14,8 +14,10 @@ from gymnasium.vector.utils import batch_space
 
 from dailydialog_gym.core import TokenMDP
 from dailydialog_gym.data import Samples, load_samples
+from dailydialog_gym.tokenizer import EOU
 
 RENDER_MODES = ["human", "ansi"]
+_ROW = np.array([0])  # of the single environment
 
 
 def _spaces(samples: Samples, max_new_tokens: int) -> tuple[Dict, Discrete]:
@@ -34,8 +36,11 @@ def _check_render_mode(render_mode: str | None) -> None:
         raise ValueError(f"unknown render_mode {render_mode!r}: expected None, 'ansi' or 'human'")
 
 
-def _checked_sample_ids(sample_id: Any, count: int, samples: Samples) -> np.ndarray:
-    """The ``sample_id`` option as ``count`` row numbers; one number stands for all rows."""
+def _chosen_sample_ids(options: dict[str, Any] | None, count: int, samples: Samples) -> np.ndarray | None:
+    """The ``sample_id`` option as ``count`` numbers, where there is one; a single number stands for all rows."""
+    if not options or "sample_id" not in options:
+        return None
+    sample_id = options["sample_id"]
     ids = np.asarray(sample_id)
     if ids.dtype.kind not in "iu" or ids.shape not in ((), (count,)):
         raise ValueError(f"options['sample_id'] must be an integer or {count} of them, got {sample_id!r}")
@@ -127,16 +132,16 @@ class DailyDialogEnv(gym.Env):
         self.observation_space, self.action_space = _spaces(self.samples, max_new_tokens)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        sample_ids = _chosen_sample_ids(options, 1, self.samples)
         super().reset(seed=seed)
-        if options and "sample_id" in options:
-            sample_ids = _checked_sample_ids(options["sample_id"], 1, self.samples)
-        else:
+        if sample_ids is None:
             sample_ids = np.array([_draw(self.np_random, self.samples)])
-        self.mdp.reset(np.array([0]), sample_ids)
+        self.mdp.reset(_ROW, sample_ids)
         if self.render_mode == "human":
-            self._printed = self.mdp.transcript(0)
-            print(f"\n{self._printed}", end="", flush=True)
-        return self._observation(), {key: value[0] for key, value in self.mdp.reset_info([0]).items()}
+            print()
+            self._printed = ""
+            self._print_growth()
+        return self._observation(), {key: value[0] for key, value in self.mdp.reset_info(_ROW).items()}
 
     def step(self, action: int):
         mdp = self.mdp
@@ -144,14 +149,20 @@ class DailyDialogEnv(gym.Env):
             raise ResetNeeded("the reply has ended, or none was begun: call reset() before step()")
         terminated, truncated = mdp.step(np.array([action]))
         if self.render_mode == "human":
-            transcript = mdp.transcript(0)
-            print(transcript.removeprefix(self._printed), end="\n" if not mdp.live[0] else "", flush=True)
-            self._printed = transcript
-        info = {} if mdp.live[0] else {key: value[0] for key, value in mdp.final_info([0]).items()}
+            self._print_growth()
+        info = {} if mdp.live[0] else {key: value[0] for key, value in mdp.final_info(_ROW).items()}
         return self._observation(), 0.0, bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> str | None:
         return self.mdp.transcript(0) if self.render_mode == "ansi" else None
+
+    def _print_growth(self) -> None:
+        transcript = self.mdp.transcript(0)
+        if self.mdp.live[0]:
+            # Kept back, because the next token may turn it into something else: part of a character, or of <EOU>.
+            transcript = transcript.rstrip(f"\N{REPLACEMENT CHARACTER}{EOU}")
+        print(transcript.removeprefix(self._printed), end="" if self.mdp.live[0] else "\n", flush=True)
+        self._printed = transcript
 
     def _observation(self) -> dict[str, np.ndarray]:
         return {"input_ids": self.mdp.input_ids[0].copy(), "attention_mask": self.mdp.attention_mask[0].copy()}
@@ -213,12 +224,9 @@ class DailyDialogVectorEnv(VectorEnv):
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
         rows = self._rows_to_reset(options)
+        sample_ids = _chosen_sample_ids(options, self.num_envs, self.samples)
         self._seed(seed, rows)
-        if options and "sample_id" in options:
-            sample_ids = _checked_sample_ids(options["sample_id"], self.num_envs, self.samples)[rows]
-        else:
-            sample_ids = self._draw(rows)
-        self.mdp.reset(rows, sample_ids)
+        self.mdp.reset(rows, self._draw(rows) if sample_ids is None else sample_ids[rows])
         self._ended[rows] = False
         infos: dict[str, Any] = {}
         self._add(infos, rows, self.mdp.reset_info(rows))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -41,7 +43,6 @@ class Run:
         self._writer = SummaryWriter(self.folder)
         self._writer.add_text("config", "\n".join(f"- {key}: {value}" for key, value in config.items()))
         self._total_episodes = total_episodes
-        self._bar: tqdm | None = None
         self.history: list[dict[str, float]] = []
 
     def describe(self, **facts: str) -> None:
@@ -54,10 +55,12 @@ class Run:
                 "--dataset daily_dialog --model rajkumarrrk/gpt2-fine-tuned-on-daily-dialog"
             )
 
+    def start(self) -> None:
+        """Show the progress bar, from which the time left is told."""
+        self._bar = tqdm(total=self._total_episodes, unit="reply", dynamic_ncols=True)
+
     def log(self, metrics: dict[str, float], episodes: int) -> None:
         """Log an iteration's metrics by the number of replies trained on so far, and move the progress bar."""
-        if self._bar is None:
-            self._bar = tqdm(total=self._total_episodes, unit="reply", dynamic_ncols=True)
         row = {"episodes": episodes, **metrics}
         self.history.append(row)
         with open(self.folder / "metrics.jsonl", "a") as file:
@@ -79,8 +82,7 @@ class Run:
 
     def finish(self, before: Evaluation, after: Evaluation) -> None:
         """Write the evaluation, the samples and the curves, and print the table and where everything is."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         self._writer.close()
         rows = {"before": before.scores, "after": after.scores}
         (self.folder / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -107,6 +109,14 @@ class Run:
         figure.savefig(self.folder / "curves.png", dpi=120)
 
 
+def describe_amp(device: torch.device, dtype: torch.dtype) -> str:
+    """Mixed precision in words, with a warning where the processor only emulates bfloat16."""
+    there = {name for name, value in torch.cpu.get_capabilities().items() if value is True}
+    if device.type == "cpu" and not there & {"amx_bf16", "avx512_bf16", "bf16"}:
+        return f"{dtype} mixed precision (slower than float32 here: this processor has no bfloat16 instructions)"
+    return f"{dtype} mixed precision"
+
+
 def _running_mean(values: list[float], width: int) -> list[float]:
     return [float(np.mean(values[max(0, i + 1 - width) : i + 1])) for i in range(len(values))]
 
@@ -125,7 +135,7 @@ def _start_wandb(args: Any, name: str, config: dict[str, Any]):
     import wandb
 
     # Without a login wandb would ask for one and wait; what is logged offline can be uploaded later.
-    mode = None if wandb.api.api_key else "offline"
+    mode = None if wandb.api.api_key or "WANDB_MODE" in os.environ else "offline"
     if mode:
         print("wandb: not logged in, so this run is logged offline; `wandb sync` uploads it")
     return wandb.init(

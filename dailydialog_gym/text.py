@@ -26,5 +26,5 @@ def join_punctuation(text: str) -> str:
     text = re.sub(r"\b([ap]) \. m \.", r"\1.m.", text)
     text = re.sub(r" ([,.?!;:%)])", r"\1", text)
     text = re.sub(r"([$£(]) ", r"\1", text)
-    text = re.sub(r'" ([^"]*?) "', r'"\1"', text)
+    text = re.sub(r'(?<![^\s(])" ([^"]*?) "', r'"\1"', text)  # not from a closing quote to the next opening one
     return re.sub(r"([a-z][.?!])([A-Z])", r"\1 \2", text)

@@ -23,7 +23,7 @@ class ReplyTokenizer:
     one gather. The tokenizer's EOS token moves every state to the accepting one.
 
     Attributes:
-        vocab_size: number of tokens, added ones included.
+        vocab_size: one more than the highest id, added tokens included.
         pad_id: what stands in masked columns. Where the tokenizer has no padding token it is EOS, so masks must
             never be derived from it.
         bos_ids: what the tokenizer puts before a text: empty, or one id.
@@ -36,7 +36,7 @@ class ReplyTokenizer:
     def __init__(self, name: str, backend: Tokenizer, eos_id: int | None, pad_id: int | None, bos_ids: list[int]):
         self.name = name
         self.backend = backend
-        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_ids = bos_ids
         self.pad_id = next((i for i in (pad_id, eos_id) if i is not None), 0)
         self.transitions = _eou_transitions(backend, self.vocab_size, self.ended)
@@ -89,6 +89,19 @@ def _eou_transitions(backend: Tokenizer, vocab_size: int, ended: int) -> np.ndar
     return transitions
 
 
+def hub_is_off() -> bool:
+    """Whether the Hugging Face hub is switched off or doesn't answer; its own clients would retry for half a minute."""
+    import huggingface_hub
+
+    if huggingface_hub.is_offline_mode():
+        return True
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception:  # the client's library, and so the kind of error, differs between versions
+        return True
+    return False
+
+
 @lru_cache(maxsize=8)
 def load_tokenizer(name: str) -> ReplyTokenizer:
     """Load the builtin tokenizer (``"builtin"``) or any Hugging Face tokenizer by hub id or folder.
@@ -107,7 +120,7 @@ def load_tokenizer(name: str) -> ReplyTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir() or hub_is_off())
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot load tokenizer {name!r}: expected 'builtin', a folder with a Hugging Face tokenizer, or a hub "
@@ -117,5 +130,9 @@ def load_tokenizer(name: str) -> ReplyTokenizer:
         raise ValueError(f"tokenizer {name!r} ({type(tokenizer).__name__}) has no fast (Rust) backend, which is needed")
     # A tokenizer that begins every text with BOS (Llama, OPT) expects it at the start of a prompt.
     first = tokenizer("a")["input_ids"][:1]
+    if not first:  # what transformers makes of a model's folder without tokenizer files
+        raise ValueError(
+            f"tokenizer {name!r} has no vocabulary: expected tokenizer.json, or vocabulary and merges files"
+        )
     bos_ids = first if first == [tokenizer.bos_token_id] else []
     return ReplyTokenizer(name, tokenizer.backend_tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id, bos_ids)

@@ -133,8 +133,11 @@ def loss_of(model: GPT2LMHeadModel, batch: torch.Tensor, reduction: str, amp: bo
 
 @torch.no_grad()
 def validate(model: GPT2LMHeadModel, data: list[torch.Tensor], characters: int, amp: bool) -> dict[str, float]:
-    """Perplexity a token, and bits a character of the utterances (end-of-utterance tokens in the bits, not in the
-    characters), by which vocabularies compare."""
+    """Perplexity a token, and bits a character of the utterances, by which vocabularies compare.
+
+    End-of-utterance tokens count among the bits but not among the characters; a window's first token, about one in
+    130, is not predicted and so not among the bits.
+    """
     model.eval()
     nats = sum(loss_of(model, batch.to(model.device), "sum", amp).item() for batch in data)
     tokens = sum((batch[:, 1:] >= 0).sum().item() for batch in data)

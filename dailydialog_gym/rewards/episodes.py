@@ -79,25 +79,35 @@ def pay(
         of the whole reply stands on its last token, as does reward from elsewhere.
 
     Raises:
-        ValueError: the scores have the wrong shape or aren't finite numbers; the message names the scorer.
+        ValueError: the scores have the wrong shape or, where there are tokens, aren't finite numbers; the message
+            names the scorer.
     """
     mask, rows = episodes.reply_mask, np.arange(len(episodes))
     last_token = mask.sum(1) - 1
-    scores = np.asarray(scorer(episodes), dtype=np.float64)
+    scores = scorer(episodes)
+    try:
+        scores = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"scorer {name!r} returned no array of numbers: {error}") from error
     if scores.shape not in ((len(episodes),), mask.shape):
         raise ValueError(
             f"scorer {name!r} returned shape {scores.shape}: expected ({len(episodes)},), one score for each episode, "
             f"or {mask.shape}, one for each token"
         )
-    if not np.isfinite(scores).all():
-        bad = (~np.isfinite(scores)).nonzero()[0][0]
-        raise ValueError(f"scorer {name!r} returned {scores[bad]} for the reply {episodes.responses[bad]!r}")
     by_token = np.zeros(mask.shape)
     if scores.ndim == 1:
         by_token[rows, last_token] = scores
     else:
         by_token[mask] = scores[mask]
+    paid = weight * by_token
+    wrong = ~np.isfinite(paid).all(1)
+    if wrong.any():
+        row = wrong.argmax()
+        raise ValueError(
+            f"scorer {name!r} of weight {weight} returned {scores[row]} for the reply {episodes.responses[row]!r}: "
+            "expected finite numbers"
+        )
     token_rewards = np.array(info.get("token_rewards", np.zeros(mask.shape)))
     token_rewards[rows, last_token] += rewards - token_rewards.sum(1)
-    token_rewards += weight * by_token
+    token_rewards += paid
     return token_rewards.sum(1), {f"reward/{name}": by_token.sum(1), "token_rewards": token_rewards}

@@ -30,7 +30,7 @@ def _act_of_label(id2label: dict[int, str], name: str) -> np.ndarray:
 class IntentMatch:
     """Scorer: 1.0 where the classifier finds the target act in the reply, else 0.0.
 
-    The classifier reads the last utterance of the context directly followed by the reply, as OpenRL's does.
+    The classifier reads the last utterance of the context, a blank and the reply, as OpenRL's does.
 
     Args:
         model: a Hugging Face sequence classifier of four acts, by folder or hub id, such as
@@ -42,7 +42,8 @@ class IntentMatch:
     def __init__(self, model: str, device: torch.device | str = "cpu", batch_size: int = 64):
         try:
             self.classifier = AutoModelForSequenceClassification.from_pretrained(model).to(device).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
+            # Where the text is too long for the model, the reply is what must stay.
+            self.tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"cannot load intent classifier {model!r}: expected a folder or hub id ({error})"

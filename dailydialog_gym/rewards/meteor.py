@@ -16,7 +16,8 @@ class _Stemmer:
     """Porter's stemmer with a memory: NLTK stems every word of every pair anew."""
 
     def __init__(self):
-        self.stem = lru_cache(maxsize=None)(PorterStemmer().stem)
+        # Bounded: an exploring policy never stops inventing words.
+        self.stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
 
 
 class _NoSynonyms:

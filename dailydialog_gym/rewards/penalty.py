@@ -29,7 +29,7 @@ class AdaptiveCoefficient:
     """
 
     def __init__(self, coef: float, target: float, rate: float, clip: float):
-        if coef < 0 or target <= 0:
+        if not (coef >= 0 and target > 0):
             raise ValueError(f"expected coef >= 0 and target > 0, got coef {coef} and target {target}")
         self.value, self.target, self.rate, self.clip = coef, target, rate, clip
         self._episodes, self._kl, self._tokens = 0, 0.0, 0
@@ -54,23 +54,31 @@ class KLLedger:
         self._log_probs = np.zeros((num_envs, max_new_tokens))
 
     def record(self, mdp: TokenMDP, action: dict[str, np.ndarray]) -> np.ndarray:
-        """Book an action before it is taken; those of idle rows don't count.
+        """Book an action before it is taken, the batch's or a single environment's; idle rows' don't count.
 
         Returns:
             ``(num_envs,)``, the action's tokens.
 
         Raises:
-            ValueError: the action is not of ``token`` and ``log_prob``, or a log-probability is positive or NaN.
+            ValueError: the action is not of ``token`` and ``log_prob``, not one a row, or a log-probability is
+                positive, infinite or NaN.
         """
         if not isinstance(action, dict) or action.keys() != {"token", "log_prob"}:
             raise ValueError(f"under KLPenalty an action is {{'token': ..., 'log_prob': ...}}, got {action!r}")
         rows = mdp.live.nonzero()[0]
-        log_probs = np.asarray(action["log_prob"])[rows]
-        wrong = ~(log_probs <= 1e-4)  # rounding may lift the logarithm of 1 a little; NaN compares false
+        log_probs = np.atleast_1d(action["log_prob"])
+        if log_probs.shape != mdp.live.shape:
+            raise ValueError(f"expected {len(mdp.live)} log-probabilities, got an array of shape {log_probs.shape}")
+        log_probs = log_probs[rows]
+        # Rounding may lift the logarithm of 1 a little; NaN compares false
+        wrong = ~((log_probs > -np.inf) & (log_probs <= 1e-4))
         if wrong.any():
-            raise ValueError(f"row {rows[wrong][0]}: a log-probability is at most 0, got {log_probs[wrong][0]}")
+            raise ValueError(
+                f"row {rows[wrong][0]}: a drawn token's log-probability is a finite number of at most 0, got "
+                f"{log_probs[wrong][0]}"
+            )
         self._log_probs[rows, mdp.reply_lengths[rows]] = log_probs
-        return np.asarray(action["token"])
+        return np.atleast_1d(action["token"])
 
     def pay(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
         """As `dailydialog_gym.rewards.pay`, for the episodes that ended in ``rows``."""

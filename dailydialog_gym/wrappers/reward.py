@@ -97,8 +97,7 @@ class KLPenalty(ScoreReward):
         self.action_space = add_log_prob(env.action_space)
 
     def step(self, action: dict[str, Any]):
-        token = self.ledger.record(self.unwrapped.mdp, {key: np.array([value]) for key, value in action.items()})
-        return super().step(token[0])
+        return super().step(self.ledger.record(self.unwrapped.mdp, action)[0])
 
     def _pay(self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]):
         self.weight = -self.ledger.coefficient.value

@@ -36,7 +36,8 @@ class ScoreReward(VectorWrapper):
         else:
             final_info = infos
             final_obs = {key: value[rows] for key, value in observations.items()}
-        info = {key: value[rows] for key, value in final_info.items() if not key.startswith("_")}
+        # Gymnasium's wrappers nest dicts in the infos; ours, like the environment's own keys, are arrays.
+        info = {key: value[rows] for key, value in final_info.items() if isinstance(value, np.ndarray)}
         episodes = Episodes.from_info(final_obs, info, self.unwrapped.max_new_tokens)
         rewards = rewards.copy()
         rewards[rows], extra = self._pay(rows, episodes, rewards[rows], info)

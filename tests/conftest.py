@@ -1,0 +1,50 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
+
+from dailydialog_gym.tokenizer import ASSETS
+
+SHAPES = {
+    "gpt2": (GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 160}),
+    "opt": (
+        OPTConfig,
+        {
+            "hidden_size": 16,
+            "word_embed_proj_dim": 16,
+            "ffn_dim": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 160,
+        },
+    ),
+    "llama": (
+        LlamaConfig,
+        {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 160,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> dict[str, str]:
+    """By architecture, the folder of a random two-layer model with the builtin tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "policy")
+    folders = {}
+    for name, (config, shape) in SHAPES.items():
+        torch.manual_seed(0)
+        ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        folder = tmp_path_factory.mktemp(name)
+        AutoModelForCausalLM.from_config(config(vocab_size=len(tokenizer), **shape, **ends)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[name] = str(folder)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_models) -> str:
+    return tiny_models["gpt2"]

@@ -1,0 +1,154 @@
+"""The script: what its networks compute, and real runs of it."""
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[1]
+VOCABULARY = 50
+
+
+SCRIPT = ROOT / "ppo_dialog.py"
+ppo_dialog = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the script with some flags in an empty folder, in this process: torch need not be imported again."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", "--run-name", "test", *flags])
+        script = runpy.run_path(str(SCRIPT), run_name="__main__")
+        rows = (script["run"].folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(row) for row in rows]
+
+    return run
+
+
+SMALL = ("--num-envs", "8", "--total-episodes", "16", "--num-minibatches", "2", "--eval-samples", "8")
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama"])
+def test_left_padded_rows_give_what_single_rows_give(tiny_models, architecture, critic):
+    """Log-probabilities and values, whatever the padding before the prompt and after the reply."""
+    torch.manual_seed(0)
+    agent = ppo_dialog.Agent(tiny_models[architecture], critic, VOCABULARY)
+    torch.nn.init.normal_(agent.value_head.weight)
+    prompt_columns, reply_columns, prompts, replies = 12, 6, [12, 3, 7, 1], [6, 2, 4, 1]
+    ids = torch.randint(VOCABULARY, (4, prompt_columns + reply_columns))
+    mask = torch.zeros_like(ids)
+    for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+        mask[row, prompt_columns - prompt : prompt_columns + reply] = 1
+    with torch.no_grad():
+        logprobs, values = agent(ids, mask, prompt_columns)
+        assert torch.allclose(agent.value(ids, mask, prompt_columns), values, atol=1e-5)
+        for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+            single = ids[row : row + 1, prompt_columns - prompt : prompt_columns + reply]
+            row_logprobs, row_values = agent(single, torch.ones_like(single), prompt)
+            assert torch.allclose(logprobs[row, :reply], row_logprobs[0], atol=1e-4)
+            assert torch.allclose(values[row, :reply], row_values[0], atol=1e-4)
+
+
+def test_minibatches_hold_every_row_once():
+    lengths = np.random.default_rng(0).integers(1, 148, 37)
+    parts = ppo_dialog.minibatches(lengths, 5, np.random.default_rng(1))
+    assert sorted(np.concatenate(parts)) == list(range(37))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "critic"), [("gpt2", "separate"), ("gpt2", "shared"), ("opt", "separate"), ("llama", "shared")]
+)
+def test_without_learning_the_ratio_is_one_and_the_divergence_zero(run, tiny_models, architecture, critic):
+    """The cached rollout, the update and the reference agree on every token's log-probability."""
+    still = ("--learning-rate", "0", "--critic-learning-rate", "0", "--critic", critic)
+    rows = run("--model", tiny_models[architecture], *SMALL, *still)
+    assert len(rows) == 2
+    for row in rows:
+        assert row["losses/approx_kl"] < 1e-9  # k3 is quadratic in log(ratio): this is 1e-5 on the ratio
+        assert row["losses/clipfrac"] == 0
+        assert abs(row["reward/kl"]) < 1e-4
+
+
+def test_a_run_leaves_an_agent_that_plain_transformers_loads(tiny_model, tmp_path):
+    command = [sys.executable, str(SCRIPT), "--run-name", "test", "--model", tiny_model, *SMALL]
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    folder = tmp_path / "runs/test"
+    agent = AutoModelForCausalLM.from_pretrained(folder / "agent")
+    start = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert any((a != b).any() for a, b in zip(agent.parameters(), start.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(folder / "agent")("I see . <EOU>")["input_ids"][-1] == 0
+    assert {path.suffix for path in (folder / "agent").iterdir()} == {".json", ".safetensors"}
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["episodes"] for row in rows] == [8, 16]
+    events = EventAccumulator(str(folder)).Reload()
+    for key in ("charts/FPS", "reward/meteor", "reward/kl", "metric/kl_coef", "losses/policy_loss"):
+        assert events.Scalars(key)[-1].value == pytest.approx(rows[-1][key], rel=1e-5)
+    scores = json.loads((folder / "evaluation.json").read_text())
+    assert f"| before | {scores['before']['rouge1']:.4f}" in output
+    for name in ("config.json", "samples.md", "curves.png"):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_runs_reproduce(run, tiny_model):
+    def untimed(rows):
+        return [
+            {key: value for key, value in row.items() if not key.startswith(("charts/FPS", "time/"))} for row in rows
+        ]
+
+    first = run("--model", tiny_model, *SMALL)
+    second = run("--model", tiny_model, *SMALL, "--run-name", "test2")
+    assert untimed(first) == untimed(second)
+
+
+def test_amp_trains(run, tiny_model, capsys):
+    rows = run("--model", tiny_model, "--use-amp", *SMALL)
+    assert "bfloat16" in capsys.readouterr().out
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+
+
+def test_wandb_logs_offline_without_a_login(run, tiny_model, monkeypatch, tmp_path, capsys):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-login"))
+    run("--model", tiny_model, "--track", *SMALL)
+    assert "logged offline" in capsys.readouterr().out
+    assert list((tmp_path / "runs/wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--dataset", "nothing.jsonl"), "unknown dataset 'nothing.jsonl'"),
+        (("--eval-split", "tset"), "unknown split 'tset'"),
+        (("--num-minibatches", "9", "--num-envs", "8"), "num_minibatches (9) <= num_envs (8)"),
+        (("--max-prompt-length", "300"), "reads 256 tokens, but max_prompt_length 300 + max_new_tokens 20 = 320"),
+        (("--model", "{weightless}"), "a folder with config.json and model.safetensors"),
+        (("--intent-model", "{weightless}"), "cannot load intent classifier"),
+    ],
+)
+def test_bad_flags_are_named_before_anything_is_written(run, tiny_model, tmp_path, flags, message):
+    weightless = tmp_path / "weightless"
+    shutil.copytree(tiny_model, weightless, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises((ValueError, SystemExit), match=re.escape(message)):
+        run(*(flag.format(weightless=weightless) for flag in flags))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_never_overwritten(run, tiny_model, tmp_path):
+    (tmp_path / "runs/test").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="choose another --run-name"):
+        run("--model", tiny_model, *SMALL)

@@ -1,0 +1,554 @@
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterable
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import RecordEpisodeStatistics, TransformReward
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorRecordEpisodeStatistics
+from gymnasium.wrappers.vector import TransformReward as VectorTransformReward
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from dailydialog_gym import DailyDialogEnv, DailyDialogVectorEnv, wrappers
+from dailydialog_gym.rewards.kl import KLDivergence
+from dailydialog_gym.rewards.meteor import meteor
+from dailydialog_gym.wrappers import vector
+
+SMALL = {"context_size": 2, "max_prompt_length": 16, "max_new_tokens": 4}
+MODES = list(AutoresetMode)
+EOU = DailyDialogEnv(**SMALL).samples.tokenizer.encode(["<EOU>"])[0][0]
+
+
+def tally(episodes):
+    """A score for each episode that depends on all of it."""
+    texts = [len(p) + 3 * len(r) + 5 * len(t) for p, r, t in zip(*texts_of(episodes), strict=True)]
+    return np.array(texts) / 7 + episodes.intents + episodes.attention_mask.sum(1) / 11
+
+
+def texts_of(episodes):
+    return episodes.prompts, episodes.responses, episodes.references
+
+
+def waves(episodes):
+    """A score for each token, and rubbish in the columns after the end."""
+    return np.sin(episodes.reply_ids) + np.where(episodes.reply_mask, 0, 100)
+
+
+def drift(episodes):
+    """log pi - log pi_ref, of a reference that draws low ids more often."""
+    return episodes.log_probs + episodes.reply_ids % 7 / 3
+
+
+class Counting:
+    """Remembers how many episodes it saw in each call."""
+
+    def __init__(self, scorer=tally):
+        self.scorer, self.sizes = scorer, []
+
+    def __call__(self, episodes):
+        self.sizes.append(len(episodes))
+        return self.scorer(episodes)
+
+
+PARTS = {
+    "meteor": lambda kind, env: kind.MeteorReward(env, 0.5),
+    "tally": lambda kind, env: kind.ScoreReward(env, tally, -0.3, "tally"),
+    "waves": lambda kind, env: kind.ScoreReward(env, waves, 2.0, "waves"),
+    "kl": lambda kind, env: kind.KLPenalty(env, drift, rate=0),
+}
+
+
+def stack(kind, env, order: Iterable[str]):
+    for name in order:
+        env = PARTS[name](kind, env)
+    return env
+
+
+def say(tokens, log_probs=None):
+    tokens = np.array(tokens)
+    return {"token": tokens, "log_prob": np.full(tokens.shape, -1.0) if log_probs is None else np.array(log_probs)}
+
+
+def finish(env, actions, sample_id=3):
+    """Write one reply from beginning to end; the last step's values."""
+    env.reset(seed=0, options={"sample_id": sample_id})
+    for action in actions:
+        step = env.step(action)
+    assert np.all(step[2] | step[3])
+    return step
+
+
+def assert_same(left, right, where=""):
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}/{key}")
+    elif isinstance(left, tuple) or (isinstance(left, np.ndarray) and left.dtype == object):
+        for i, pair in enumerate(zip(left, right, strict=True)):
+            assert_same(*pair, f"{where}[{i}]")
+    elif isinstance(left, np.ndarray):
+        assert (left.dtype, left.shape) == (right.dtype, right.shape), where
+        assert np.array_equal(left, right), where
+    else:
+        assert left == right, where
+
+
+# Single and vector wrappers are one
+
+ROWS = 3
+TURN = st.tuples(
+    st.lists(st.one_of(st.just(EOU), st.integers(2, 4000)), min_size=ROWS, max_size=ROWS),
+    st.lists(st.floats(-20, 0, width=32), min_size=ROWS, max_size=ROWS),
+    st.one_of(st.just([False] * ROWS), st.lists(st.booleans(), min_size=ROWS, max_size=ROWS)),
+    st.one_of(st.none(), st.integers(0, 1000)),
+)
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    mode=st.sampled_from(MODES),
+    order=st.permutations(list(PARTS)),
+    seed=st.integers(0, 1000),
+    turns=st.lists(TURN, min_size=1, max_size=14),
+)
+def test_single_wrappers_in_sync_vector_env_equal_vector_wrappers(mode, order, seed, turns):
+    def make_one():
+        return stack(wrappers, DailyDialogEnv(**SMALL), order)
+
+    sync = SyncVectorEnv([make_one] * ROWS, autoreset_mode=mode)
+    native = stack(vector, DailyDialogVectorEnv(ROWS, mode, **SMALL), order)
+    assert sync.action_space == native.action_space
+    assert sync.single_action_space == native.single_action_space
+    assert_same(sync.reset(seed=seed), native.reset(seed=seed))
+    for tokens, log_probs, mask, new_seed in turns:
+        action = say(tokens, np.array(log_probs, np.float32))
+        left, right = sync.step(action), native.step(action)
+        assert_same(left, right)
+        mask = np.array(mask)
+        if mode == AutoresetMode.DISABLED:
+            mask |= left[2] | left[3]
+        if mask.any():
+            results = [env.reset(seed=new_seed, options={"reset_mask": mask.copy()}) for env in (sync, native)]
+            assert_same(*results)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lockstep_pays_each_row_what_it_would_earn_alone(mode):
+    replies = [[9, EOU], [EOU], [5, 6, 7, 8]]
+    envs = stack(vector, DailyDialogVectorEnv(3, mode, lockstep=True, **SMALL), PARTS)
+    envs.reset(options={"sample_id": np.array([10, 11, 12])})
+    for t in range(4):
+        live = np.array([t < len(reply) for reply in replies])
+        tokens = [reply[t] if on else -1 for reply, on in zip(replies, live, strict=True)]
+        _, rewards, terminated, truncated, infos = envs.step(say(tokens, np.where(live, -t - 0.5, np.nan)))
+        assert (terminated | truncated).tolist() == [t == 3] * 3
+    final = infos["final_info"] if mode == AutoresetMode.SAME_STEP else infos
+    for row, reply in enumerate(replies):
+        env = stack(wrappers, DailyDialogEnv(**SMALL), PARTS)
+        actions = [say(token, -t - 0.5) for t, token in enumerate(reply)]
+        _, reward, *ends, info = finish(env, actions, 10 + row)
+        assert (rewards[row], terminated[row], truncated[row]) == (reward, *ends)
+        for key, value in info.items():
+            assert np.array_equal(final[key][row], value), key
+
+
+# Stacking
+
+
+@pytest.mark.parametrize("kind", ["single", "vector"])
+def test_wrappers_stack_in_any_order_with_equal_totals(kind):
+    tokens, results = [17, 300, EOU], []
+    for order in (list(PARTS), list(PARTS)[::-1], ["kl", "waves", "meteor", "tally"]):
+        if kind == "single":
+            env = stack(wrappers, DailyDialogEnv(**SMALL), order)
+            _, reward, _, _, info = finish(env, [say(token, -2.5) for token in tokens])
+        else:
+            env = stack(vector, DailyDialogVectorEnv(1, **SMALL), order)
+            _, reward, _, _, info = finish(env, [say([token], [-2.5]) for token in tokens])
+        results.append((reward, info["token_rewards"], *(info[f"reward/{name}"] for name in PARTS)))
+    for other in results[1:]:
+        for value, expected in zip(other, results[0], strict=True):
+            np.testing.assert_allclose(value, expected, rtol=0, atol=1e-12)
+
+
+def test_reward_is_the_weighted_sum_of_the_raw_scores():
+    env = stack(wrappers, DailyDialogEnv(**SMALL), PARTS)
+    *_, info = step = finish(env, [say(token) for token in (17, 300, EOU)])
+    raw = {name: info[f"reward/{name}"] for name in PARTS}
+    assert raw["meteor"] == meteor(info["response"], info["reference"])
+    assert raw["waves"] == pytest.approx(np.sin([17, 300, EOU]).sum())
+    assert raw["kl"] == pytest.approx(-3 + sum(token % 7 / 3 for token in (17, 300, EOU)))
+    total = 0.5 * raw["meteor"] - 0.3 * raw["tally"] + 2 * raw["waves"] - 0.2 * raw["kl"]
+    assert step[1] == pytest.approx(total)
+    assert info["token_rewards"].sum() == step[1]
+    assert info["token_rewards"].shape == (4,) and info["token_rewards"][3] == 0
+
+
+def test_meteor_reward_pays_for_the_reference_reply():
+    env = wrappers.MeteorReward(DailyDialogEnv(max_new_tokens=60), weight=2.0)
+    tokens = env.unwrapped.samples.tokenizer.encode([f"{env.unwrapped.samples.references[3]} <EOU>"])[0]
+    _, reward, _, _, info = finish(env, tokens)
+    assert reward == 2 * info["reward/meteor"] > 1.8
+
+
+def test_only_the_last_step_pays():
+    env = stack(wrappers, DailyDialogEnv(**SMALL), PARTS)
+    env.reset(seed=0)
+    for _ in range(3):
+        _, reward, terminated, truncated, info = env.step(say(5))
+        assert (reward, terminated, truncated, info) == (0, False, False, {})
+    assert env.step(say(5))[1] != 0
+
+
+def test_reward_from_a_wrapper_in_between_lands_on_the_last_token():
+    def add_5(reward):
+        return reward + 5  # in every step, but the credit is the last one's
+
+    single = wrappers.ScoreReward(TransformReward(DailyDialogEnv(**SMALL), add_5), waves, 1.0, "waves")
+    native = vector.ScoreReward(VectorTransformReward(DailyDialogVectorEnv(1, **SMALL), add_5), waves, 1.0, "waves")
+    _, reward, _, _, info = finish(single, [17, EOU])
+    _, rewards, _, _, infos = finish(native, [np.array([17]), np.array([EOU])])
+    np.testing.assert_allclose(info["token_rewards"], [np.sin(17), np.sin(EOU) + 5, 0, 0])
+    assert info["token_rewards"].sum() == reward == rewards[0]
+    assert np.array_equal(infos["token_rewards"][0], info["token_rewards"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("statistics_first", [True, False])
+def test_record_episode_statistics_stands_inside_or_outside(mode, statistics_first):
+    single, native = DailyDialogEnv(**SMALL), DailyDialogVectorEnv(2, mode, **SMALL)
+    if statistics_first:
+        single = wrappers.MeteorReward(RecordEpisodeStatistics(single))
+        native = vector.MeteorReward(VectorRecordEpisodeStatistics(native))
+    else:
+        single = RecordEpisodeStatistics(wrappers.MeteorReward(single))
+        native = VectorRecordEpisodeStatistics(vector.MeteorReward(native))
+    _, reward, _, _, info = finish(single, [17, EOU])
+    _, rewards, _, _, infos = finish(native, [np.array([17, 17]), np.array([EOU, EOU])])
+    assert rewards.tolist() == [reward, reward]
+    expected = 0 if statistics_first else reward
+    statistics = infos["final_info"] if mode == AutoresetMode.SAME_STEP and "episode" not in infos else infos
+    assert info["episode"]["r"] == expected
+    assert statistics["episode"]["r"].tolist() == [expected, expected]
+
+
+def test_a_step_changes_nothing_returned_before():
+    envs = stack(vector, DailyDialogVectorEnv(2, **SMALL), PARTS)
+    envs.reset(seed=0)
+    first = envs.step(say([EOU, 5]))
+    before = pickle.dumps(first)
+    for _ in range(6):
+        envs.step(say([EOU, 5]))
+    assert pickle.dumps(first) == before
+
+
+# One call for all
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scorer_is_called_once_for_all_episodes_that_end_in_the_same_step(mode):
+    scorer = Counting()
+    envs = vector.ScoreReward(DailyDialogVectorEnv(4, mode, **SMALL), scorer)
+    envs.reset(seed=0)
+    envs.step(np.array([EOU, 5, EOU, EOU]))
+    assert scorer.sizes == [3]
+    if mode == AutoresetMode.DISABLED:
+        envs.reset(options={"reset_mask": np.array([True, False, True, True])})
+    envs.step(np.array([5, 5, 5, 5]))
+    assert scorer.sizes == [3]
+    envs.step(np.array([5, EOU, 5, 5]))
+    assert scorer.sizes == [3, 1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lockstep_calls_the_scorer_once_per_batch(mode):
+    scorer = Counting()
+    envs = vector.ScoreReward(DailyDialogVectorEnv(4, mode, lockstep=True, **SMALL), scorer)
+    envs.reset(seed=0)
+    for tokens in ([EOU, 5, 5, EOU], [5, EOU, 5, 5], [5, 5, EOU, 5]):
+        assert scorer.sizes == []
+        envs.step(np.array(tokens))
+    assert scorer.sizes == [4]
+
+
+# KLPenalty
+
+
+def make_kl(kind, num_envs=1, scorer=drift, mode=AutoresetMode.NEXT_STEP, **arguments):
+    if kind == "single":
+        return wrappers.KLPenalty(DailyDialogEnv(**SMALL), scorer, **arguments)
+    return vector.KLPenalty(DailyDialogVectorEnv(num_envs, mode, **SMALL), scorer, **arguments)
+
+
+def test_action_space_holds_token_and_log_prob():
+    single, native = make_kl("single"), make_kl("vector", num_envs=3)
+    token = DailyDialogEnv(**SMALL).action_space
+    assert single.action_space == native.single_action_space
+    assert single.action_space["token"] == token
+    assert single.action_space.contains({"token": 5, "log_prob": np.array(-0.5, np.float32)})
+    assert not single.action_space.contains({"token": 5, "log_prob": np.array(0.5, np.float32)})
+    assert native.action_space == gym.vector.utils.batch_space(single.action_space, 3)
+    assert wrappers.MeteorReward(single).action_space == single.action_space
+
+
+@pytest.mark.parametrize("kind", ["single", "vector"])
+def test_sampled_actions_are_valid(kind):
+    env = make_kl(kind, num_envs=3)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    for _ in range(4):
+        _, _, terminated, truncated, info = env.step(env.action_space.sample())
+    assert np.all(terminated | truncated)
+    assert np.all(np.isfinite(info["reward/kl"]))
+
+
+@pytest.mark.parametrize("kind", ["single", "vector"])
+@pytest.mark.parametrize(
+    "action", [5, np.array([5]), {"token": 5}, {"token": 5, "log_prob": -1.0, "value": 0.0}, (5, -1.0)], ids=str
+)
+def test_an_action_without_its_log_prob_is_an_error(kind, action):
+    env = make_kl(kind)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"under KLPenalty an action is \{'token': ..., 'log_prob': ...\}"):
+        env.step(action)
+
+
+@pytest.mark.parametrize("log_prob", [0.5, np.nan, np.inf, -np.inf])
+def test_impossible_log_prob_is_an_error_that_names_the_row(log_prob):
+    single, native = make_kl("single"), make_kl("vector", num_envs=3)
+    single.reset(seed=0), native.reset(seed=0)
+    with pytest.raises(ValueError, match=f"row 0: .* got {log_prob}"):
+        single.step(say(5, log_prob))
+    with pytest.raises(ValueError, match=f"row 1: .* got {log_prob}"):
+        native.step(say([5, 5, 5], [-1, log_prob, -1]))
+
+
+def test_log_prob_of_a_certain_token_may_be_rounded_up():
+    assert finish(make_kl("single"), [say(EOU, 1e-6)])[4]["log_probs"][0] == 1e-6
+
+
+@pytest.mark.parametrize("log_probs", [-1.0, [-1.0], [-1.0, -1.0, -1.0], [[-1.0, -1.0]]])
+def test_log_probs_must_be_one_a_row(log_probs):
+    envs = make_kl("vector", num_envs=2)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="expected 2 log-probabilities"):
+        envs.step(say([5, 5], log_probs))
+
+
+def test_log_probs_of_rows_that_autoreset_are_ignored():
+    envs = make_kl("vector", num_envs=2)
+    envs.reset(seed=0)
+    envs.step(say([EOU, 5], [-1, -2]))
+    envs.step(say([5, 5], [np.nan, -3]))
+    *_, infos = envs.step(say([EOU, EOU], [-4, -5]))
+    assert infos["log_probs"].tolist() == [[-4, 0, 0, 0], [-2, -3, -5, 0]]
+
+
+def test_log_probs_of_the_episode_before_are_forgotten():
+    env = make_kl("single")
+    finish(env, [say(5, -3.0)] * 4)
+    assert finish(env, [say(EOU, -1.0)])[4]["log_probs"].tolist() == [-1, 0, 0, 0]
+
+
+def test_a_refused_action_leaves_no_trace():
+    env = make_kl("single")
+    env.reset(seed=0)
+    env.step(say(5, -1.0))
+    for bad in (say(5, 1.0), say(10**6, -9.0)):
+        with pytest.raises(ValueError, match=r"log-probability|vocabulary"):
+            env.step(bad)
+    assert env.step(say(EOU, -2.0))[4]["log_probs"].tolist() == [-1, -2, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["single", "vector"])
+def test_an_ended_episode_refuses_actions(kind):
+    env = make_kl(kind, mode=AutoresetMode.DISABLED)
+    action = say([EOU]) if kind == "vector" else say(EOU)
+    with pytest.raises(ResetNeeded):
+        env.step(action)
+    env.reset(seed=0)
+    env.step(action)
+    with pytest.raises(ResetNeeded):
+        env.step(action)
+
+
+def test_last_info_of_kl_penalty():
+    _, reward, _, _, info = finish(make_kl("single", coef=0.3), [say(15, -1.0), say(21, -2.5), say(EOU, -0.5)])
+    by_token = np.array([-1.0, -2.5, -0.5]) + np.array([15, 21, EOU]) % 7 / 3
+    assert info["log_probs"].tolist() == [-1, -2.5, -0.5, 0]
+    np.testing.assert_allclose(info["token_rewards"], [*(-0.3 * by_token), 0])
+    assert info["reward/kl"] == pytest.approx(by_token.sum())
+    assert info["metric/kl_per_token"] == pytest.approx(by_token.mean())
+    assert info["metric/kl_coef"] == 0.3
+    assert reward == info["token_rewards"].sum()
+
+
+def test_scorers_outside_kl_penalty_see_the_log_probs():
+    def surprise(episodes):
+        return -episodes.log_probs
+
+    env = wrappers.ScoreReward(make_kl("single"), surprise, 1.0, "surprise")
+    assert finish(env, [say(5, -1.0), say(EOU, -2.0)])[4]["reward/surprise"] == 3
+
+
+def constant_kl(per_token):
+    return lambda episodes: np.full(episodes.reply_mask.shape, per_token)
+
+
+def test_coefficient_adapts_by_openrls_rule():
+    """kl 0.055 is 10% above the target of 0.05, of which the coefficient goes a tenth: 0.2, 0.202, 0.20402."""
+    env = make_kl("single", scorer=constant_kl(0.055))
+    coefs = [finish(env, [say(5), say(EOU)])[4]["metric/kl_coef"] for _ in range(3)]
+    np.testing.assert_allclose(coefs, [0.2, 0.2 * 1.01, 0.2 * 1.01**2], rtol=1e-12)
+
+
+def test_coefficient_pays_before_it_moves():
+    env = make_kl("single", scorer=constant_kl(1.0))
+    results = [finish(env, [say(EOU)]) for _ in range(2)]
+    np.testing.assert_allclose([result[1] for result in results], [-0.2, -0.2 * 1.02], rtol=1e-12)
+
+
+def test_coefficient_of_a_vector_env_moves_after_num_envs_episodes():
+    envs = make_kl("vector", num_envs=2, scorer=constant_kl(0.0), mode=AutoresetMode.SAME_STEP)
+    envs.reset(seed=0)
+    coefs = []
+    for tokens in ([EOU, 5], [EOU, 5], [EOU, EOU], [EOU, EOU]):
+        final = envs.step(say(tokens))[4]["final_info"]
+        coefs.append(final["metric/kl_coef"][0])
+    np.testing.assert_allclose(coefs, [0.2, 0.2, 0.2 * 0.98, 0.2 * 0.98**2], rtol=1e-12)
+
+
+def test_impossible_target_is_an_error():
+    with pytest.raises(ValueError, match="target"):
+        make_kl("single", target=0.0)
+
+
+def test_policy_that_is_the_reference_pays_nothing():
+    """Through a whole lockstep rollout, replies and prompts of different lengths."""
+    envs = DailyDialogVectorEnv(5, AutoresetMode.DISABLED, lockstep=True, max_prompt_length=24, max_new_tokens=6)
+    vocab_size = envs.single_action_space.n
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=int(vocab_size), n_positions=30, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4
+    )
+    policy = GPT2LMHeadModel(config).eval()
+    envs = vector.KLPenalty(envs, KLDivergence(policy, vocab_size))
+    observations, _ = envs.reset(seed=0)
+    rng, ended = np.random.default_rng(0), np.zeros(5, np.bool_)
+    t = 0
+    while not ended.all():
+        ids, mask = (torch.from_numpy(observations[key][:, : 24 + t]) for key in ("input_ids", "attention_mask"))
+        with torch.no_grad():
+            logits = policy(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+        tokens = np.where(rng.random(5) < 0.4, EOU, rng.integers(2, vocab_size, 5))
+        log_probs = logits[:, -1].log_softmax(-1).gather(1, torch.from_numpy(tokens)[:, None])[:, 0].numpy()
+        observations, rewards, terminated, truncated, infos = envs.step({"token": tokens, "log_prob": log_probs})
+        ended, t = terminated | truncated, t + 1
+    assert len(set(observations["attention_mask"][:, 24:].sum(1))) > 2
+    assert (infos["log_probs"].sum(1) < -5).all()
+    np.testing.assert_allclose(infos["reward/kl"], 0, atol=1e-3)
+    np.testing.assert_allclose(rewards, 0, atol=1e-3)
+
+
+# The wrong kind of environment
+
+
+@pytest.mark.parametrize("name", ["ScoreReward", "MeteorReward", "KLPenalty"])
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        (wrappers, lambda: gym.make("CartPole-v1")),
+        (wrappers, lambda: DailyDialogVectorEnv(2, **SMALL)),
+        (vector, lambda: gym.make_vec("CartPole-v1", 2)),
+        (vector, lambda: DailyDialogEnv(**SMALL)),
+        (vector, lambda: SyncVectorEnv([lambda: DailyDialogEnv(**SMALL)])),
+    ],
+    ids=["single of another", "single of vector", "vector of another", "vector of single", "vector of sync"],
+)
+def test_wrapping_the_wrong_kind_of_env_is_a_type_error(name, kind, make):
+    arguments = [] if name == "MeteorReward" else [tally]
+    with pytest.raises(TypeError, match=r"wraps a DailyDialog|Expected env to be a `gymnasium"):
+        getattr(kind, name)(make(), *arguments)
+
+
+def test_scorer_is_named_in_its_error_through_the_wrapper():
+    env = wrappers.ScoreReward(DailyDialogEnv(**SMALL), lambda _: np.array([np.nan]), name="politeness")
+    with pytest.raises(ValueError, match="politeness"):
+        finish(env, [EOU])
+
+
+# Rendering
+
+
+def make_rendered(render_mode):
+    env = gym.make("DailyDialog-v0", render_mode=render_mode, **SMALL)
+    return wrappers.ScoreReward(wrappers.MeteorReward(env, 0.5), waves, -1.0, "waves")
+
+
+def test_ansi_shows_the_reward_of_an_ended_episode():
+    env = make_rendered("ansi")
+    env.reset(seed=0)
+    env.step(5)
+    assert "reward" not in env.render()
+    _, reward, _, _, info = env.step(EOU)
+    *_, first, second = env.render().split("\n")
+    meteor_score, waves_score = info["reward/meteor"], info["reward/waves"]
+    assert first == f"  meteor {meteor_score:.3f}, weight 0.500, reward so far {0.5 * meteor_score:.3f}"
+    assert second == f"  waves {waves_score:.3f}, weight -1.000, reward so far {reward:.3f}"
+    env.reset()
+    assert "reward" not in env.render()
+
+
+def test_human_prints_the_reward_once_at_the_end(capsys):
+    env = make_rendered("human")
+    env.reset(seed=0)
+    env.step(5)
+    assert "reward" not in capsys.readouterr().out
+    _, reward, *_ = env.step(EOU)
+    *_, first, second = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert first.startswith("  meteor ") and first.count("weight 0.500") == 1
+    assert second.endswith(f"weight -1.000, reward so far {reward:.3f}")
+    assert env.render() is None
+
+
+def test_render_shows_the_coefficient_that_was_paid():
+    env = gym.make("DailyDialog-v0", render_mode="ansi", **SMALL)
+    env = wrappers.KLPenalty(env, constant_kl(1.0), coef=0.5)
+    for coef in (0.5, 0.51):
+        finish(env, [say(EOU)])
+        assert f"kl 1.000, weight -{coef:.3f}, reward so far -{coef:.3f}" in env.render()
+
+
+# Pickling and imports
+
+
+@pytest.mark.parametrize("kind", ["single", "vector"])
+def test_a_wrapped_env_pickles_in_the_middle_of_an_episode(kind):
+    if kind == "single":
+        env = wrappers.KLPenalty(wrappers.MeteorReward(gym.make("DailyDialog-v0", **SMALL)), drift)
+        actions = [say(5, -1.0), say(6, -2.0), say(EOU, -3.0)]
+    else:
+        env = vector.KLPenalty(vector.MeteorReward(DailyDialogVectorEnv(2, **SMALL)), drift)
+        actions = [say([5, 5], [-1.0, -2.0]), say([6, 6], [-3.0, -4.0]), say([EOU, EOU], [-5.0, -6.0])]
+    env.reset(seed=0)
+    env.step(actions[0])
+    copy = pickle.loads(pickle.dumps(env))
+    for action in actions[1:]:
+        left, right = env.step(action), copy.step(action)
+        assert_same(left, right)
+    assert np.all(left[2])
+    assert_same(env.reset(), copy.reset())
+
+
+def test_importing_the_wrappers_imports_no_torch():
+    code = "import sys, dailydialog_gym.wrappers.vector; print({'torch', 'transformers'} & sys.modules.keys())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
