@@ -54,7 +54,7 @@ class TokenMDP:
         """``(num_envs,)`` int64, tokens written so far."""
         return self._cursor - self._row_start
 
-    def reset(self, rows: np.ndarray, sample_ids: np.ndarray) -> None:
+    def reset(self, rows: np.ndarray | slice, sample_ids: np.ndarray) -> None:
         """Begin new episodes: row ``rows[k]`` answers sample ``sample_ids[k]``."""
         samples, prompt = self.samples, self.prompt_columns
         self.input_ids[rows, :prompt] = samples.prompt_ids[sample_ids]
@@ -118,7 +118,7 @@ class TokenMDP:
         """Copies: what is returned is never written again."""
         return {"input_ids": self.input_ids.copy(), "attention_mask": self.attention_mask.copy()}
 
-    def reset_info(self, rows: np.ndarray) -> dict[str, list]:
+    def reset_info(self, rows: np.ndarray | slice) -> dict[str, list]:
         """What is known of a new episode, a list per key with one entry for each of ``rows``."""
         ids = self.sample_ids[rows].tolist()
         return {
@@ -127,7 +127,7 @@ class TokenMDP:
             "act": self.samples.acts[ids].tolist(),
         }
 
-    def final_info(self, rows: np.ndarray) -> dict[str, list]:
+    def final_info(self, rows: np.ndarray | slice) -> dict[str, list]:
         """What is known of an ended episode: `reset_info`, the decoded reply, and what it should have been."""
         info = self.reset_info(rows)
         return info | {
@@ -136,7 +136,7 @@ class TokenMDP:
             "intent": info["act"],
         }
 
-    def responses(self, rows: np.ndarray) -> list[str]:
+    def responses(self, rows: np.ndarray | slice) -> list[str]:
         """The texts of the replies so far."""
         spans = zip(self._row_start[rows].tolist(), self._cursor[rows].tolist(), strict=True)
         flat_ids = self.input_ids.reshape(-1)

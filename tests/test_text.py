@@ -51,7 +51,7 @@ def test_joining_builtin_utterances_twice_is_joining_once():
 
 def test_spacing_keeps_words_with_apostrophes_and_numbers_with_points_whole():
     assert space_punctuation("It's Ann-Marie's, 3.50 at 6:30...ok?") == "It's Ann-Marie's , 3.50 at 6:30 ... ok ?"
-    assert space_punctuation(" \n ") == ""
+    assert space_punctuation("See page.3 \n ") == "See page . 3"
 
 
 def test_joining_reads_dailydialogs_split_contractions():

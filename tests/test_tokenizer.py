@@ -1,8 +1,10 @@
 import json
 import time
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
+from threading import Thread
 
 import huggingface_hub
 import numpy as np
@@ -13,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, ByT5Tokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from dailydialog_gym.data import load_dialogues, load_samples
-from dailydialog_gym.tokenizer import ASSETS, EOU, ReplyTokenizer, load_tokenizer
+from dailydialog_gym.tokenizer import ASSETS, EOU, ReplyTokenizer, hub_is_off, load_tokenizer
 
 GPT2 = Path(__file__).parents[2] / "shared" / "data" / "gpt2-tokenizer"
 
@@ -330,6 +332,49 @@ def test_without_a_network_a_tokenizer_downloaded_before_still_loads(no_network,
     saved(snapshot, byte_level_bpe(MARKED, ["<|end|>"]), eos_token="<|end|>")
     (snapshot / "config.json").write_text('{"model_type": "gpt2"}')
     assert load_tokenizer("someone/small").name == "someone/small"
+
+
+@pytest.fixture
+def empty_hub(monkeypatch):
+    """A hub that has nothing; the paths that it is asked for."""
+    paths = []
+
+    class NotFound(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            paths.append(self.path)
+            self.send_error(404)
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        files = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        yield paths
+        server.shutdown()
+
+
+def test_a_hub_tokenizer_is_looked_for_on_a_hub_that_answers(empty_hub):
+    assert not hub_is_off()
+    with pytest.raises(ValueError, match="cannot load tokenizer 'nobody/nowhere'"):
+        load_tokenizer("nobody/nowhere")
+    assert any("nobody/nowhere" in path for path in empty_hub)
+
+
+def test_a_hub_that_is_switched_off_is_not_asked(empty_hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub_is_off()
+    assert empty_hub == []
+
+
+def test_a_folder_is_read_without_asking_the_hub(empty_hub, tmp_path):
+    load_tokenizer(saved(tmp_path, byte_level_bpe(MARKED, ["<|end|>"]), eos_token="<|end|>"))
+    assert empty_hub == []
 
 
 def test_a_tokenizer_is_loaded_once():
