@@ -259,6 +259,8 @@ class DailyDialogVectorEnv(VectorEnv):
         return mdp.observation(), np.zeros(self.num_envs), terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:
+        if not self._rngs:
+            raise ResetNeeded("no episode was begun: call reset() before render()")
         if self.render_mode == "ansi":
             return tuple(self.mdp.transcript(row) for row in range(self.num_envs))
         return None

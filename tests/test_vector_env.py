@@ -618,3 +618,8 @@ def test_the_first_reset_concerns_all_rows():
 def test_wrong_number_of_seeds_is_named():
     with pytest.raises(ValueError, match="expected one seed, or a list of 3, got 2"):
         native(3).reset(seed=[1, 2])
+
+
+def test_render_before_reset_is_an_error():
+    with pytest.raises(ResetNeeded, match="call reset"):
+        gym.make_vec("DailyDialog-v0", 2, render_mode="ansi").render()

@@ -45,7 +45,16 @@ class Episodes:
 
     @classmethod
     def from_info(cls, observation: dict[str, np.ndarray], info: dict[str, Any], max_new_tokens: int) -> Episodes:
-        """From batched last observations and final infos, each value with one entry for every episode."""
+        """From batched last observations and final infos, each value with one entry for every episode.
+
+        Raises:
+            ValueError: an episode was ended by another wrapper, so that it has no reply.
+        """
+        if "response" not in info:
+            raise ValueError(
+                "an episode ended without a reply, cut short by a wrapper such as TimeLimit: set max_new_tokens of the "
+                "environment instead"
+            )
         return cls(
             prompts=list(info["prompt"]),
             responses=list(info["response"]),
@@ -79,9 +88,11 @@ def pay(
         of the whole reply stands on its last token, as does reward from elsewhere.
 
     Raises:
-        ValueError: the scores have the wrong shape or, where there are tokens, aren't finite numbers; the message
+        ValueError: another scorer of the stack has the same name, or the scores have the wrong shape or, where there are tokens, aren't finite numbers; the message
             names the scorer.
     """
+    if f"reward/{name}" in info:
+        raise ValueError(f"two scorers are named {name!r}: give each ScoreReward a name of its own")
     mask, rows = episodes.reply_mask, np.arange(len(episodes))
     last_token = mask.sum(1) - 1
     scores = scorer(episodes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dailydialog_gym.data import ACTS
 from dailydialog_gym.rewards.episodes import Episodes
-from dailydialog_gym.tokenizer import EOU
+from dailydialog_gym.tokenizer import EOU, hub_is_off
 
 
 def _act_of_label(id2label: dict[int, str], name: str) -> np.ndarray:
@@ -41,13 +42,18 @@ class IntentMatch:
 
     def __init__(self, model: str, device: torch.device | str = "cpu", batch_size: int = 64):
         try:
-            self.classifier = AutoModelForSequenceClassification.from_pretrained(model).to(device).eval()
+            here = Path(model).is_dir()
+            source = {"local_files_only": here or hub_is_off()}
+            self.classifier = AutoModelForSequenceClassification.from_pretrained(
+                model, use_safetensors=True if here else None, **source
+            )
             # Where the text is too long for the model, the reply is what must stay.
-            self.tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left")
+            self.tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", **source)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"cannot load intent classifier {model!r}: expected a folder or hub id ({error})"
             ) from error
+        self.classifier.to(device).eval()
         self.acts = _act_of_label(self.classifier.config.id2label, model)
         self.batch_size = batch_size
 

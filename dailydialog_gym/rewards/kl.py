@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from dailydialog_gym.agent import load_model
 from dailydialog_gym.rewards.episodes import Episodes
 
 
@@ -30,11 +31,11 @@ class KLDivergence:
         amp_dtype: torch.dtype | None = None,
     ):
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            model = load_model(model)
         rows = model.get_output_embeddings().weight.shape[0]
         if rows < vocab_size:
             raise ValueError(f"the reference model has {rows} tokens of vocabulary, but the policy has {vocab_size}")
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.model = model.to(device).eval()
         self.vocab_size = vocab_size
         self.device = torch.device(device)
         self.amp_dtype = amp_dtype
