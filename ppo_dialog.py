@@ -61,7 +61,7 @@ class Args:
     """replies to train on"""
     num_envs: int = 64
     """replies written at once; each iteration trains on one batch of them"""
-    update_epochs: int = 3
+    update_epochs: int = 2
     """passes over each batch"""
     num_minibatches: int = 4
     """minibatches of a pass"""

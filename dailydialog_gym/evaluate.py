@@ -84,7 +84,7 @@ class Evaluation:
         drawing = f"sampled, top-k {decoding.get('top_k') or 'all'}" if decoding.get("sample") else "greedy"
         self.manner = (
             f"{len(ids):,} replies of {samples.source[0]}, {samples.source[1]}; {drawing}. SacreBLEU in [0, 100], "
-            "Length in words, the others in [0, 1]; METEOR is NLTK's (exact and stem matches)."
+            "Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches)."
         )
 
 

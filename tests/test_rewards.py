@@ -34,6 +34,7 @@ from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
 from dailydialog_gym.rewards.meteor import _TOKENIZER, meteor
 from dailydialog_gym.rewards.penalty import AdaptiveCoefficient
+from dailydialog_gym.rewards.synonyms import Synonyms
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_dailydialog = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data/dailydialog")
@@ -165,14 +166,9 @@ def test_not_finite_weight_never_becomes_a_reward():
 # METEOR
 
 
-class NoSynonyms:
-    def synsets(self, word):
-        return []
-
-
 def nltk_meteor(response, reference):
     words, reference_words = (word_tokenize(text, preserve_line=True) for text in (response, reference))
-    return single_meteor_score(reference_words, words, stemmer=PorterStemmer(), wordnet=NoSynonyms())
+    return single_meteor_score(reference_words, words, stemmer=PorterStemmer(), wordnet=Synonyms())
 
 
 def reply_pairs(dataset, split, count):

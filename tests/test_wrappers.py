@@ -557,14 +557,14 @@ def test_importing_the_wrappers_imports_no_torch():
 def test_two_scorers_of_one_name_are_an_error():
     env = gym.make("DailyDialog-v0", max_new_tokens=1)
     for _ in range(2):
-        env = single.ScoreReward(env, lambda episodes: np.zeros(len(episodes)), name="calm")
+        env = wrappers.ScoreReward(env, lambda episodes: np.zeros(len(episodes)), name="calm")
     env.reset(seed=0)
     with pytest.raises(ValueError, match="two scorers are named 'calm'"):
         env.step(5)
 
 
 def test_an_episode_cut_short_by_another_wrapper_is_an_error():
-    env = single.MeteorReward(gym.wrappers.TimeLimit(gym.make("DailyDialog-v0"), 1))
+    env = wrappers.MeteorReward(gym.wrappers.TimeLimit(gym.make("DailyDialog-v0"), 1))
     env.reset(seed=0)
     with pytest.raises(ValueError, match="set max_new_tokens"):
         env.step(5)

@@ -88,8 +88,8 @@ def pay(
         of the whole reply stands on its last token, as does reward from elsewhere.
 
     Raises:
-        ValueError: another scorer of the stack has the same name, or the scores have the wrong shape or, where there are tokens, aren't finite numbers; the message
-            names the scorer.
+        ValueError: another scorer of the stack has the same name, or the scores have the wrong shape or, where there
+            are tokens, aren't finite numbers; the message names the scorer.
     """
     if f"reward/{name}" in info:
         raise ValueError(f"two scorers are named {name!r}: give each ScoreReward a name of its own")

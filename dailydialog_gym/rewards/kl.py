@@ -35,7 +35,7 @@ class KLDivergence:
         rows = model.get_output_embeddings().weight.shape[0]
         if rows < vocab_size:
             raise ValueError(f"the reference model has {rows} tokens of vocabulary, but the policy has {vocab_size}")
-        self.model = model.to(device).eval()
+        self.model = model.to(device).eval().requires_grad_(False)
         self.vocab_size = vocab_size
         self.device = torch.device(device)
         self.amp_dtype = amp_dtype

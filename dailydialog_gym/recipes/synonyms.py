@@ -1,0 +1,82 @@
+"""Build the embedded synonym table from WordNet 3.0's own files (Debian's package ``wordnet-base`` has them).
+
+    python -m dailydialog_gym.recipes.synonyms --wordnet /usr/share/wordnet --out dailydialog_gym/assets/synonyms.txt.gz
+
+The table is text: a header, then for each part of speech, in NLTK's order, its synsets and its exception list, all
+divided by blank lines. A line of synsets is one synset's single-word names. METEOR can't match those with capitals, but
+a word in lower case finds the synset by them ("quaker", `Quaker trembler`). Names of several words only stay where one
+word leads to them through the exception list ("comics", `comic_strip`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+PARTS = ("noun", "verb", "adj", "adv")
+HEADER = """\
+Derived from WordNet 3.0: single-word names of synsets, and exception lists.
+WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved.
+The licence is WORDNET-LICENSE.txt."""
+
+
+@dataclass
+class Args:
+    out: Path
+    """the gzip file to write"""
+    wordnet: Path = Path("/usr/share/wordnet")
+    """folder with WordNet's `data.noun`, `noun.exc` and so on"""
+
+
+def read_synsets(path: Path, bases: set[str]) -> set[frozenset[str]]:
+    """Each synset's names that are single words or `bases`, from a data file (see wndb(5WN)); none without a match."""
+    synsets = set()
+    for line in path.read_text(encoding="ascii").splitlines():
+        if line.startswith("  "):  # the licence
+            continue
+        fields = line.split(" ")
+        count = int(fields[3], 16)
+        words = (re.sub(r"\(\w+\)$", "", word) for word in fields[4 : 4 + 2 * count : 2])  # "galore(ip)"
+        names = frozenset(word for word in words if "_" not in word or word in bases)
+        if any(name == name.lower() and "_" not in name for name in names):
+            synsets.add(names)
+    return synsets
+
+
+def without_subsets(synsets: set[frozenset[str]]) -> list[frozenset[str]]:
+    """The synsets that are part of no other: a part gives none of its words a synonym that the whole doesn't."""
+    of_word = defaultdict(list)
+    for names in synsets:
+        for name in names:
+            of_word[name].append(names)
+    return [names for names in synsets if not any(names < other for other in of_word[min(names)])]
+
+
+def read_exceptions(path: Path) -> dict[str, str]:
+    """The base forms of each irregular form; of two lines for one form, the last counts, as in NLTK."""
+    lines = path.read_text(encoding="ascii").splitlines()
+    return {form: bases for form, bases in (line.split(" ", 1) for line in lines) if "_" not in form}
+
+
+def main(args: Args) -> None:
+    blocks = [HEADER]
+    for part in PARTS:
+        exceptions = read_exceptions(args.wordnet / f"{part}.exc")
+        bases = {base for line in exceptions.values() for base in line.split()}
+        synsets = without_subsets(read_synsets(args.wordnet / f"data.{part}", bases))
+        blocks.append("\n".join(sorted(" ".join(sorted(names)) for names in synsets)))
+        blocks.append("\n".join(f"{form} {bases}" for form, bases in sorted(exceptions.items())))
+        print(f"{part}: {len(synsets):,} synsets, {len(exceptions):,} exceptions")
+    # No name and no time in the gzip header: the same files give the same bytes.
+    with args.out.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as table:
+        table.write(("\n\n".join(blocks) + "\n").encode())
+    print(f"{args.out}: {args.out.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
