@@ -46,18 +46,18 @@ class Args:
     max_new_tokens: int = 20
     """tokens of reply"""
     # Rewards
-    meteor_weight: float = 0.5
+    meteor_weight: float = 1.0
     """what a METEOR of 1 is worth"""
     intent_model: str | None = None
     """a sequence classifier of the four acts, by folder or hub id; a reply with the right act then pays"""
     intent_weight: float = 0.5
     """what the right act is worth"""
-    kl_coef: float = 0.2
+    kl_coef: float = 0.05
     """first coefficient of the penalty on the KL divergence from the starting model"""
     kl_target: float = 0.05
     """KL divergence a token, in nats, that the coefficient steers to"""
     # PPO
-    total_episodes: int = 2560
+    total_episodes: int = 1920
     """replies to train on"""
     num_envs: int = 64
     """replies written at once; each iteration trains on one batch of them"""
@@ -65,9 +65,9 @@ class Args:
     """passes over each batch"""
     num_minibatches: int = 4
     """minibatches of a pass"""
-    learning_rate: float = 3e-5
+    learning_rate: float = 5e-5
     """of the policy"""
-    critic_learning_rate: float = 1e-4
+    critic_learning_rate: float = 3e-4
     """of the critic; a shared critic's backbone learns at the policy's"""
     anneal_lr: bool = True
     """lower both linearly to zero"""

@@ -1,3 +1,8 @@
+import os
+
+# The workers share the cores, and toy models gain nothing from threads. Before torch is imported; subprocesses inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
