@@ -1,6 +1,7 @@
 import os
 
-# The workers share the cores, and toy models gain nothing from threads. Before torch is imported; subprocesses inherit it.
+# The workers share the cores, and toy models gain nothing from threads. Set before torch is imported; subprocesses
+# inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
