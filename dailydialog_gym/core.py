@@ -39,6 +39,7 @@ class TokenMDP:
         self.attention_mask = np.zeros((num_envs, columns), np.int64)
         self.live = np.zeros(num_envs, np.bool_)
         self._no_rows = self.live.copy()
+        self._no_rows.flags.writeable = False
         self.sample_ids = np.zeros(num_envs, np.int64)
         self._eou_state = np.zeros(num_envs, np.int64)
         # Positions in the flattened arrays, so that a step writes each with one index: where each row's reply begins
@@ -48,6 +49,15 @@ class TokenMDP:
         self._cursor = self._row_start.copy()
         # What indexes the live rows; a slice, which numpy takes several times faster, while that is all of them.
         self._live_rows: slice | np.ndarray = self.live.nonzero()[0]
+        self._flatten()
+
+    def _flatten(self) -> None:
+        self._flat_ids, self._flat_mask = self.input_ids.reshape(-1), self.attention_mask.reshape(-1)
+
+    def __setstate__(self, state: dict) -> None:
+        # A copy's flat arrays must be views of its own arrays again.
+        self.__dict__.update(state)
+        self._flatten()
 
     @property
     def reply_lengths(self) -> np.ndarray:
@@ -74,7 +84,7 @@ class TokenMDP:
             tokens: ``(num_envs,)`` integers; those of rows that are not live are ignored.
 
         Returns:
-            terminated, truncated: ``(num_envs,)`` bool, the rows whose episode ends in this step.
+            terminated, truncated: ``(num_envs,)`` bool, the rows whose episode ends in this step; not to be written.
 
         Raises:
             ValueError: ``tokens`` has another shape or type, or a live row's token is outside the vocabulary.
@@ -95,15 +105,15 @@ class TokenMDP:
                 f"tokenizer {tokenizer.name!r}: expected 0 to {tokenizer.vocab_size - 1}"
             )
         cursor = self._cursor[rows]
-        self.input_ids.reshape(-1)[cursor] = tokens
-        self.attention_mask.reshape(-1)[cursor] = _ONE
+        self._flat_ids[cursor] = tokens
+        self._flat_mask[cursor] = _ONE
         self._cursor[rows] = cursor = cursor + _ONE
         self._eou_state[rows] = state = tokenizer.transitions[self._eou_state[rows], tokens]
         goes_on = (state != _ENDED) & (cursor < self._row_end[rows])
 
         going_on = goes_on.tolist()
         if all(going_on):
-            return self._no_rows.copy(), self._no_rows.copy()
+            return self._no_rows, self._no_rows
         self.live[rows] = goes_on
         self._live_rows = self.live.nonzero()[0]
         ended = self._no_rows.copy()
@@ -139,8 +149,7 @@ class TokenMDP:
     def responses(self, rows: np.ndarray | slice) -> list[str]:
         """The texts of the replies so far."""
         spans = zip(self._row_start[rows].tolist(), self._cursor[rows].tolist(), strict=True)
-        flat_ids = self.input_ids.reshape(-1)
-        return self.samples.tokenizer.decode([flat_ids[start:end] for start, end in spans])
+        return self.samples.tokenizer.decode([self._flat_ids[start:end] for start, end in spans])
 
     def transcript(self, row: int) -> str:
         """The dialogue of a row for people: a line for each utterance of the context, then the reply so far."""

@@ -256,7 +256,7 @@ class DailyDialogVectorEnv(VectorEnv):
         if len(restart):
             mdp.reset(restart, self._draw(restart))
             self._add(infos, restart, mdp.reset_info(restart))
-        return mdp.observation(), np.zeros(self.num_envs), terminated, truncated, infos
+        return mdp.observation(), np.zeros(self.num_envs), terminated.copy(), truncated.copy(), infos
 
     def render(self) -> tuple[str, ...] | None:
         if not self._rngs:
