@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dailydialog_gym.data import Samples
-from dailydialog_gym.tokenizer import EOU, ReplyTokenizer
+from dailydialog_gym.tokenizer import EOU
 
-# Arrays, because numpy takes a microsecond to convert a Python number, at each use.
-_ONE, _ENDED = np.array([1]), np.array([ReplyTokenizer.ended])
+_ONE = np.array([1])  # an array, because numpy takes a microsecond to convert a Python number, at each use
 
 
 class TokenMDP:
@@ -41,6 +40,7 @@ class TokenMDP:
         self._no_rows = self.live.copy()
         self._no_rows.flags.writeable = False
         self.sample_ids = np.zeros(num_envs, np.int64)
+        self._ended = np.array([samples.tokenizer.ended * samples.tokenizer.vocab_size])
         self._eou_state = np.zeros(num_envs, np.int64)
         # Positions in the flattened arrays, so that a step writes each with one index: where each row's reply begins
         # and ends, and where its next token goes.
@@ -52,10 +52,17 @@ class TokenMDP:
         self._flatten()
 
     def _flatten(self) -> None:
+        """Views and a table in one dimension, which is cheaper to index."""
         self._flat_ids, self._flat_mask = self.input_ids.reshape(-1), self.attention_mask.reshape(-1)
+        # The tokenizer's automaton; a state is the position of its first entry.
+        tokenizer = self.samples.tokenizer
+        self._transitions = (tokenizer.transitions * tokenizer.vocab_size).reshape(-1)
+
+    def __getstate__(self) -> dict:
+        derived = {"_flat_ids", "_flat_mask", "_transitions"}
+        return {name: value for name, value in self.__dict__.items() if name not in derived}
 
     def __setstate__(self, state: dict) -> None:
-        # A copy's flat arrays must be views of its own arrays again.
         self.__dict__.update(state)
         self._flatten()
 
@@ -94,9 +101,8 @@ class TokenMDP:
                 f"expected {len(self.live)} integer token(s), one a row, got an array of shape {tokens.shape} and "
                 f"type {tokens.dtype}"
             )
-        tokenizer = self.samples.tokenizer
-        rows = self._live_rows
-        tokens = tokens[rows]
+        tokenizer, rows = self.samples.tokenizer, self._live_rows
+        tokens = tokens[rows].astype(np.int64, copy=False)
         numbers = tokens.tolist()  # min() and all() of a list take a quarter of numpy's time for a handful of rows
         if min(numbers, default=0) < 0 or max(numbers, default=0) >= tokenizer.vocab_size:
             bad = next(i for i, number in enumerate(numbers) if not 0 <= number < tokenizer.vocab_size)
@@ -108,8 +114,8 @@ class TokenMDP:
         self._flat_ids[cursor] = tokens
         self._flat_mask[cursor] = _ONE
         self._cursor[rows] = cursor = cursor + _ONE
-        self._eou_state[rows] = state = tokenizer.transitions[self._eou_state[rows], tokens]
-        goes_on = (state != _ENDED) & (cursor < self._row_end[rows])
+        self._eou_state[rows] = state = self._transitions[self._eou_state[rows] + tokens]
+        goes_on = (state != self._ended) & (cursor < self._row_end[rows])
 
         going_on = goes_on.tolist()
         if all(going_on):
@@ -121,7 +127,7 @@ class TokenMDP:
             ended[rows] = ~goes_on
         elif not any(going_on):
             ended[:] = True
-        complete = self._eou_state == tokenizer.ended
+        complete = self._eou_state == self._ended
         return ended & complete, ended & ~complete
 
     def observation(self) -> dict[str, np.ndarray]:
@@ -161,5 +167,5 @@ class TokenMDP:
         """How the reply of a row ended, for people; empty while it is live."""
         if self.live[row]:
             return ""
-        complete = self._eou_state[row] == self.samples.tokenizer.ended
+        complete = self._eou_state[row] == self._ended[0]
         return f" {EOU}" if complete else f" [cut after {self._cursor[row] - self._row_start[row]} tokens]"

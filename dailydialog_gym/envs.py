@@ -150,7 +150,9 @@ class DailyDialogEnv(gym.Env):
         terminated, truncated = mdp.step(np.array([action]))
         if self.render_mode == "human":
             self._print_growth()
-        info = {} if mdp.live[0] else {key: value[0] for key, value in mdp.final_info(_ROW).items()}
+        if mdp.live[0]:
+            return self._observation(), 0.0, False, False, {}
+        info = {key: value[0] for key, value in mdp.final_info(_ROW).items()}
         return self._observation(), 0.0, bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> str | None:
