@@ -24,10 +24,12 @@ import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.agent import DialogueAgent, load_model, save_agent
 from dailydialog_gym.data import load_samples
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
+from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
+from dailydialog_gym.rewards.own import load_scorer
 from dailydialog_gym.runs import Run, describe_amp
-from dailydialog_gym.wrappers.vector import KLPenalty, MeteorReward, ScoreReward
+from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
 
 @dataclass
@@ -46,16 +48,24 @@ class Args:
     max_new_tokens: int = 20
     """tokens of reply"""
     # Rewards
-    meteor_weight: float = 1.0
-    """what a METEOR of 1 is worth"""
-    intent_model: str | None = None
-    """a sequence classifier of the four acts, by folder or hub id; a reply with the right act then pays"""
+    meteor_weight: float = 0.5
+    """what a METEOR of 1 against the reference reply is worth"""
     intent_weight: float = 0.5
-    """what the right act is worth"""
+    """what a reply that does what the reference reply does (inform, ask, direct, commit) is worth"""
+    intent_model: str = "builtin"
+    """who judges that: "builtin", or a sequence classifier by folder or hub id"""
+    intent_labels: tuple[str, ...] | None = None
+    """what the classifier's outputs stand for, where its configuration doesn't say it"""
+    reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """your own reward, as module:callable=weight; may be given several times"""
     kl_coef: float = 0.05
-    """first coefficient of the penalty on the KL divergence from the starting model"""
+    """what a nat of divergence from the starting model costs at first"""
+    kl_rule: Literal["openrl", "ziegler", "fixed"] = "openrl"
+    """how that adapts: OpenRL's rule by the divergence a token, Ziegler's by that of a reply, or not at all"""
     kl_target: float = 0.05
-    """KL divergence a token, in nats, that the coefficient steers to"""
+    """the divergence, in nats, that the coefficient steers to: a token, or a reply for Ziegler's rule (his was 6)"""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """of the logged divergence: k1 is what is paid, k3 has less variance"""
     # PPO
     total_episodes: int = 1920
     """replies to train on"""
@@ -190,12 +200,17 @@ if __name__ == "__main__":
         raise SystemExit(
             f"model {args.model!r} reads {longest} tokens, but max_prompt_length {P} + max_new_tokens {T} = {P + T}"
         )
-    intent = IntentMatch(args.intent_model, device) if args.intent_model else None
-    reference = KLDivergence(load_model(args.model), vocab_size, device, amp_dtype if args.use_amp else None)
+    reward_amp_dtype = amp_dtype if args.use_amp else None
+    intent = IntentMatch(args.intent_model, device, args.intent_labels, amp_dtype=reward_amp_dtype)
+    reference = KLDivergence(load_model(args.model), vocab_size, device, reward_amp_dtype)
+    rules = {"openrl": AdaptiveCoefficient, "ziegler": ZieglerCoefficient}
+    fixed = args.kl_rule == "fixed"
+    coefficient = FixedCoefficient(args.kl_coef) if fixed else rules[args.kl_rule](args.kl_coef, args.kl_target)
     envs = MeteorReward(envs, args.meteor_weight)
-    if intent:
-        envs = ScoreReward(envs, intent, args.intent_weight, "intent")
-    envs = KLPenalty(envs, reference, args.kl_coef, args.kl_target)
+    envs = IntentReward(envs, intent, args.intent_weight)
+    for own in map(load_scorer, args.reward):
+        envs = ScoreReward(envs, own.scorer, own.weight, own.name)
+    envs = KLPenalty(envs, reference, coefficient, args.kl_estimator)
 
     policy_params = list(agent.policy.parameters())
     critic_params = [*agent.value_head.parameters(), *(agent.critic.parameters() if agent.critic else ())]
@@ -215,7 +230,10 @@ if __name__ == "__main__":
     run.describe(
         policy=f"{args.model}, {sum(p.numel() for p in policy_params):,} parameters, critic {args.critic}",
         dialogues=f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in {args.eval_split}",
-        rewards=f"{args.meteor_weight} METEOR" + f" + {args.intent_weight} intent" * bool(intent) + " - adaptive KL",
+        rewards=" + ".join(
+            [f"{args.meteor_weight} METEOR", f"{args.intent_weight} intent ({args.intent_model})", *args.reward]
+        )
+        + f" - KL ({args.kl_rule}, from {args.kl_coef})",
         device=f"{device}, {describe_amp(device, amp_dtype) if args.use_amp else 'float32'}",
     )
     talker = DialogueAgent(agent.policy, samples.tokenizer, args.context_size, P, T)

@@ -45,8 +45,10 @@ class Args:
     """draw from the likeliest K tokens only (RL4LMs and OpenRL: 20); 0 is all"""
     seed: int = 1
     """of the drawing"""
-    intent_model: str | None = None
-    """a sequence classifier of the four acts, by folder or hub id; adds the column Intent"""
+    intent_model: str = "builtin"
+    """who judges the replies' acts: "builtin", or a sequence classifier of the four acts by folder or hub id"""
+    intent_labels: tuple[str, ...] | None = None
+    """what the classifier's outputs stand for, where its configuration doesn't say it"""
     context_size: int = 5
     """utterances of context"""
     max_prompt_length: int = 128
@@ -69,22 +71,22 @@ class Evaluation:
     Args:
         agent: the model.
         samples, ids: the samples, and which of them.
-        intent: adds the column ``intent``, where given.
+        intent: judges whether replies have the acts that the reference replies have.
         decoding: as in `DialogueAgent.reply`.
     """
 
-    def __init__(
-        self, agent: DialogueAgent, samples: Samples, ids: np.ndarray, intent: IntentMatch | None, **decoding: Any
-    ):
+    def __init__(self, agent: DialogueAgent, samples: Samples, ids: np.ndarray, intent: IntentMatch, **decoding: Any):
         self.prompts, self.references = ([column[i] for i in ids] for column in (samples.prompts, samples.references))
         self.replies = agent.reply(self.prompts, **decoding)
         self.scores = score_replies(self.replies, self.references)
-        if intent is not None:
-            self.scores["intent"] = float(intent.match(self.prompts, self.replies, samples.acts[ids]).mean())
+        acts = samples.acts[ids]
+        self.scores["intent"] = float(intent.match(self.prompts, self.replies, acts).mean())
+        ceiling = intent.match(self.prompts, self.references, acts).mean()
         drawing = f"sampled, top-k {decoding.get('top_k') or 'all'}" if decoding.get("sample") else "greedy"
         self.manner = (
             f"{len(ids):,} replies of {samples.source[0]}, {samples.source[1]}; {drawing}. SacreBLEU in [0, 100], "
-            "Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches)."
+            "Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches). The "
+            f"intent model finds the act of {ceiling:.1%} of the reference replies."
         )
 
 
@@ -100,11 +102,7 @@ def main(args: Args) -> None:
     )
     ids = evenly_spread(samples, args.samples)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    intent = IntentMatch(args.intent_model, device) if args.intent_model else None
-    if intent is not None:
-        prompts, references = ([column[i] for i in ids] for column in (samples.prompts, samples.references))
-        accuracy = intent.match(prompts, references, samples.acts[ids]).mean()
-        print(f"the intent model finds the act of {accuracy:.1%} of the reference replies")
+    intent = IntentMatch(args.intent_model, device, args.intent_labels)
     evaluations = {}
     for name in filter(None, (args.baseline, args.agent)):
         agent = DialogueAgent.load(

@@ -30,10 +30,11 @@ from transformers import (
 
 from dailydialog_gym.data import ACTS, load_dialogues
 from dailydialog_gym.rewards import Episodes, Meteor, pay
+from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
-from dailydialog_gym.rewards.meteor import _TOKENIZER, meteor
-from dailydialog_gym.rewards.penalty import AdaptiveCoefficient
+from dailydialog_gym.rewards.meteor import meteor, words
+from dailydialog_gym.rewards.own import load_scorer
 from dailydialog_gym.rewards.synonyms import Synonyms
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -200,7 +201,7 @@ def test_meteor_is_nltks_on_real_replies():
 def test_meteor_of_any_texts_is_nltks_and_a_number_from_0_to_1(response, reference):
     score = meteor(response, reference)
     assert 0.0 <= score <= 1.0
-    assert _TOKENIZER.tokenize(response) == word_tokenize(response, preserve_line=True)
+    assert list(words(response)) == word_tokenize(response, preserve_line=True)
     if response.split() and reference.split():
         assert score == nltk_meteor(response, reference)
 
@@ -208,7 +209,19 @@ def test_meteor_of_any_texts_is_nltks_and_a_number_from_0_to_1(response, referen
 def test_meteor_tokenises_as_word_tokenize():
     texts = [text for dialogue in load_dialogues("builtin", "validation") for text in dialogue.utterances]
     for text in [*texts, "Don't \"quote\" me... I'd pay $5.50, gonna ''go'' (now)? [x] a--b", "é 好的。 👍🏽 ok"]:
-        assert _TOKENIZER.tokenize(text) == word_tokenize(text, preserve_line=True)
+        assert list(words(text)) == word_tokenize(text, preserve_line=True)
+
+
+PIECES = ["I'm", "don't", "N'T", "it's", "Cannot", "wanna", "more'n", "a-b", "5.50", "a.", ".", "..", "...", ",", ":"]
+PIECES += [";", "?", "!", "'", "''", "`", "--", "'tis", "D'YE", "x'll", "'s", "n't", "(", "_", "1"]
+PIECES += ['"', "\u2019", "\u00e9", "\u017f", "can\u017f"]
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(st.sampled_from(PIECES), max_size=8), st.sampled_from([" ", " ", "  ", ""]))
+def test_words_are_nltks_where_the_short_cut_ends(pieces, blank):
+    text = blank.join(pieces)
+    assert list(words(text)) == word_tokenize(text, preserve_line=True)
 
 
 def test_meteor_by_hand():
@@ -439,16 +452,79 @@ def test_coefficient_moves_once_for_every_num_envs_episodes():
     assert coefficient.value == pytest.approx(0.2 * 1.01 * 0.98, rel=1e-12)
 
 
-def test_rate_0_keeps_the_coefficient():
-    coefficient = AdaptiveCoefficient(coef=0.3, target=0.05, rate=0, clip=0.2)
+def test_fixed_coefficient_stays():
+    coefficient = FixedCoefficient(0.3)
     coefficient.observe(np.array([9.0]), np.array([1]), every=1)
     assert coefficient.value == 0.3
 
 
-@pytest.mark.parametrize(("coef", "target"), [(-0.1, 0.05), (0.2, 0.0), (math.nan, 0.05), (0.2, math.nan)])
-def test_impossible_coefficient_is_an_error(coef, target):
-    with pytest.raises(ValueError, match="expected coef >= 0 and target > 0"):
-        AdaptiveCoefficient(coef, target, 0.1, 0.2)
+def test_zieglers_coefficient_is_that_of_lm_human_preferences():
+    # https://github.com/openai/lm-human-preferences/blob/master/lm_human_preferences/train_policy.py
+    class AdaptiveKLController:
+        def __init__(self, init_kl_coef, target, horizon):
+            self.value, self.target, self.horizon = init_kl_coef, target, horizon
+
+        def update(self, current, n_steps):
+            proportional_error = np.clip(current / self.target - 1, -0.2, 0.2)
+            self.value *= 1 + proportional_error * n_steps / self.horizon
+
+    theirs, ours = AdaptiveKLController(0.15, 6.0, 10_000), ZieglerCoefficient(0.15)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        kl = rng.normal(6.0, 8.0, 64)  # nats a reply
+        theirs.update(kl.mean(), 64)
+        ours.observe(kl, rng.integers(1, 20, 64), every=64)
+    assert ours.value == pytest.approx(theirs.value, rel=1e-12)
+    assert abs(ours.value - 0.15) > 1e-3
+
+
+@pytest.mark.parametrize("rule", [AdaptiveCoefficient, ZieglerCoefficient, FixedCoefficient])
+@pytest.mark.parametrize("coef", [-0.1, math.nan, math.inf])
+def test_impossible_coefficient_is_an_error(rule, coef):
+    with pytest.raises(ValueError, match="coef of a KL coefficient"):
+        rule(coef)
+
+
+@pytest.mark.parametrize("rule", [AdaptiveCoefficient, ZieglerCoefficient])
+@pytest.mark.parametrize("target", [0.0, -1.0, math.nan])
+def test_impossible_target_is_an_error(rule, target):
+    with pytest.raises(ValueError, match="target of a KL coefficient"):
+        rule(0.2, target)
+
+
+# A user's own reward
+
+
+def test_load_scorer_finds_functions_and_classes(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "import numpy as np\n"
+        "def brevity(episodes):\n    return np.array([-len(text) for text in episodes.responses])\n"
+        "class Ones:\n    def __call__(self, episodes):\n        return np.ones(len(episodes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    scorer, weight, name = load_scorer("my_rewards:brevity=-0.25")
+    assert (weight, name) == (-0.25, "brevity")
+    assert scorer(make_episodes([1, 1], responses=["a", "abc"])).tolist() == [-1, -3]
+    scorer, weight, name = load_scorer("my_rewards:Ones=2")
+    assert (weight, name) == (2.0, "Ones")
+    assert scorer(make_episodes([1, 1])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("brevity", "not of the form module:callable=weight"),
+        ("my_rewards:brevity", "not of the form"),
+        ("my_rewards:brevity=much", "not of the form"),
+        (":brevity=1", "not of the form"),
+        ("no_such_module:brevity=1", "cannot import module 'no_such_module'"),
+        ("math:brevity=1", "module 'math' has no 'brevity'"),
+        ("math:pi=1", "'pi' is no function or class"),
+    ],
+)
+def test_unusable_reward_is_an_error_that_quotes_it(text, message):
+    with pytest.raises(ValueError, match=f"reward '{text}'.*{message}"):
+        load_scorer(text)
 
 
 # Intent
@@ -501,6 +577,10 @@ def slow_labels(scorer, texts):
     ]
 
 
+def found_acts(scorer, texts):
+    return (scorer.classify(texts).argmax(1) + 1).tolist()
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("labels", [NAMES, ["Commissive", "QUESTION", "inform", "directive"], NAMES[::-1]], ids=str)
 def test_labels_are_found_by_name_in_any_order(tmp_path, kind, labels):
@@ -508,13 +588,13 @@ def test_labels_are_found_by_name_in_any_order(tmp_path, kind, labels):
     texts = random_texts(40)
     expected = [NAMES.index(labels[i].lower()) + 1 for i in slow_labels(scorer, texts)]
     assert len(set(expected)) >= 3
-    assert scorer.classify(texts).tolist() == expected
+    assert found_acts(scorer, texts) == expected
 
 
 def test_labels_without_names_are_the_acts_in_order(tmp_path):
     scorer = IntentMatch(save_classifier(tmp_path, 4))
     texts = random_texts(40)
-    assert scorer.classify(texts).tolist() == [i + 1 for i in slow_labels(scorer, texts)]
+    assert found_acts(scorer, texts) == [i + 1 for i in slow_labels(scorer, texts)]
 
 
 @pytest.mark.parametrize(
@@ -554,9 +634,9 @@ def test_classifier_reads_the_last_utterance_a_blank_and_the_reply(classifier):
 def test_batching_does_not_change_what_is_found(tmp_path, kind):
     folder = save_classifier(tmp_path, NAMES, kind)
     texts = random_texts(50)
-    expected = IntentMatch(folder, batch_size=1).classify(texts).tolist()
-    assert IntentMatch(folder).classify(texts).tolist() == expected
-    assert IntentMatch(folder, batch_size=7).classify(texts).tolist() == expected
+    expected = found_acts(IntentMatch(folder, batch_size=1), texts)
+    assert found_acts(IntentMatch(folder), texts) == expected
+    assert found_acts(IntentMatch(folder, batch_size=7), texts) == expected
 
 
 def test_too_long_a_text_loses_its_beginning_not_the_reply(tmp_path):
@@ -564,4 +644,32 @@ def test_too_long_a_text_loses_its_beginning_not_the_reply(tmp_path):
     replies = random_texts(30)
     replies = [" ".join((reply.split() * 6)[:6]) for reply in replies]
     prompts = [" ".join(WORDS * 5) + " <EOU>"] * 30
-    assert scorer.match(prompts, replies, scorer.classify(replies)).all()
+    assert scorer.match(prompts, replies, found_acts(scorer, replies)).all()
+
+
+def test_labels_can_be_said_where_the_configuration_names_them_wrongly(tmp_path):
+    folder = save_classifier(tmp_path, ["joy", "optimism", "anger", "sadness"])
+    scorer = IntentMatch(folder, labels=["question", "inform", "directive", "commissive"])
+    texts = random_texts(40)
+    assert found_acts(scorer, texts) == [[2, 1, 3, 4][i] for i in slow_labels(scorer, texts)]
+    with pytest.raises(ValueError, match="has 4 outputs, but labels are"):
+        IntentMatch(folder, labels=NAMES[:3])
+    with pytest.raises(ValueError, match="has the labels"):
+        IntentMatch(folder, labels=["joy", *NAMES[1:]])
+
+
+def test_probability_of_the_target_act_is_paid_where_asked_for(classifier):
+    prompts, replies = [f"{text} <EOU>" for text in random_texts(30, seed=1)], random_texts(30, seed=2)
+    intents = np.arange(30) % 4 + 1
+    scorer = IntentMatch(classifier, probability=True)
+    scores = scorer(make_episodes([1] * 30, prompts=prompts, responses=replies, intents=intents))
+    probabilities = scorer.probabilities(prompts, replies)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
+    assert scores.tolist() == [row[intent - 1] for row, intent in zip(probabilities, intents, strict=True)]
+
+
+def test_amp_dtype_autocasts_the_classifier(classifier):
+    texts = random_texts(20)
+    full = IntentMatch(classifier).classify(texts)
+    half = IntentMatch(classifier, amp_dtype=torch.bfloat16).classify(texts)
+    assert 0 < np.abs(full - half).max() < 0.05

@@ -1,3 +1,4 @@
+import math
 import pickle
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dailydialog_gym import DailyDialogEnv, DailyDialogVectorEnv, wrappers
+from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient
 from dailydialog_gym.rewards.kl import KLDivergence
 from dailydialog_gym.rewards.meteor import meteor
 from dailydialog_gym.wrappers import vector
@@ -61,7 +63,7 @@ PARTS = {
     "meteor": lambda kind, env: kind.MeteorReward(env, 0.5),
     "tally": lambda kind, env: kind.ScoreReward(env, tally, -0.3, "tally"),
     "waves": lambda kind, env: kind.ScoreReward(env, waves, 2.0, "waves"),
-    "kl": lambda kind, env: kind.KLPenalty(env, drift, rate=0),
+    "kl": lambda kind, env: kind.KLPenalty(env, drift, FixedCoefficient(0.2)),
 }
 
 
@@ -381,7 +383,9 @@ def test_an_ended_episode_refuses_actions(kind):
 
 
 def test_last_info_of_kl_penalty():
-    _, reward, _, _, info = finish(make_kl("single", coef=0.3), [say(15, -1.0), say(21, -2.5), say(EOU, -0.5)])
+    _, reward, _, _, info = finish(
+        make_kl("single", coefficient=AdaptiveCoefficient(0.3)), [say(15, -1.0), say(21, -2.5), say(EOU, -0.5)]
+    )
     by_token = np.array([-1.0, -2.5, -0.5]) + np.array([15, 21, EOU]) % 7 / 3
     assert info["log_probs"].tolist() == [-1, -2.5, -0.5, 0]
     np.testing.assert_allclose(info["token_rewards"], [*(-0.3 * by_token), 0])
@@ -426,9 +430,34 @@ def test_coefficient_of_a_vector_env_moves_after_num_envs_episodes():
     np.testing.assert_allclose(coefs, [0.2, 0.2, 0.2 * 0.98, 0.2 * 0.98**2], rtol=1e-12)
 
 
-def test_impossible_target_is_an_error():
-    with pytest.raises(ValueError, match="target"):
-        make_kl("single", target=0.0)
+@pytest.mark.parametrize("kind", ["single", "vector"])
+def test_k3_is_logged_where_asked_for_and_k1_is_paid(kind):
+    """Ratios pi_ref / pi of 2 and 1/2: k1 is -log 2 + log 2 = 0, k3 is (2 - 1 - log 2) + (1/2 - 1 + log 2) = 1/2."""
+
+    def halves(episodes):
+        return np.array([[-math.log(2), math.log(2), 99, 99]] * len(episodes))
+
+    paid, logged = {}, {}
+    for estimator in ("k1", "k3"):
+        env = make_kl(kind, scorer=halves, estimator=estimator)
+        actions = [say(5), say(EOU)] if kind == "single" else [say([5]), say([EOU])]
+        _, reward, *_, info = finish(env, actions)
+        paid[estimator], logged[estimator] = reward, info["metric/kl_per_token"]
+        assert info["reward/kl"] == pytest.approx(0, abs=1e-12)
+    assert paid["k1"] == paid["k3"]
+    assert logged["k1"] == pytest.approx(0, abs=1e-12)
+    assert logged["k3"] == pytest.approx(0.25, rel=1e-12)
+
+
+def test_unknown_estimator_is_an_error():
+    with pytest.raises(ValueError, match="'k1' or 'k3', got 'k2'"):
+        make_kl("single", estimator="k2")
+
+
+def test_k3_of_a_score_for_the_whole_reply_is_an_error():
+    env = make_kl("single", scorer=lambda episodes: np.zeros(len(episodes)), estimator="k3")
+    with pytest.raises(ValueError, match="k3 needs a score for each token"):
+        finish(env, [say(EOU)])
 
 
 def test_policy_that_is_the_reference_pays_nothing():
@@ -461,7 +490,7 @@ def test_policy_that_is_the_reference_pays_nothing():
 # The wrong kind of environment
 
 
-@pytest.mark.parametrize("name", ["ScoreReward", "MeteorReward", "KLPenalty"])
+@pytest.mark.parametrize("name", ["ScoreReward", "MeteorReward", "IntentReward", "KLPenalty"])
 @pytest.mark.parametrize(
     ("kind", "make"),
     [
@@ -521,7 +550,7 @@ def test_human_prints_the_reward_once_at_the_end(capsys):
 
 def test_render_shows_the_coefficient_that_was_paid():
     env = gym.make("DailyDialog-v0", render_mode="ansi", **SMALL)
-    env = wrappers.KLPenalty(env, constant_kl(1.0), coef=0.5)
+    env = wrappers.KLPenalty(env, constant_kl(1.0), AdaptiveCoefficient(0.5))
     for coef in (0.5, 0.51):
         finish(env, [say(EOU)])
         assert f"kl 1.000, weight -{coef:.3f}, reward so far -{coef:.3f}" in env.render()

@@ -11,18 +11,18 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dailydialog_gym.data import ACTS
 from dailydialog_gym.rewards.episodes import Episodes
-from dailydialog_gym.tokenizer import EOU, hub_is_off
+from dailydialog_gym.tokenizer import ASSETS, EOU, hub_is_off
 
 
-def _act_of_label(id2label: dict[int, str], name: str) -> np.ndarray:
+def _act_of_label(labels: Sequence[str], name: str) -> np.ndarray:
     """The act, 1 to 4, of each label of a classifier: by name, or by order where the labels have no names."""
-    labels = [id2label[i].lower() for i in sorted(id2label)]
     if labels == [f"label_{i}" for i in range(len(ACTS))]:
         return np.array(list(ACTS))
     if sorted(labels) != sorted(ACTS.values()):
         raise ValueError(
             f"classifier {name!r} has the labels {labels}: expected {list(ACTS.values())}, in any order, or four "
-            "without names, in that order (config.id2label)"
+            "without names, in that order (config.id2label); if its configuration names them wrongly, say what they "
+            "are, with labels= or --intent-labels"
         )
     numbers = {label: number for number, label in ACTS.items()}
     return np.array([numbers[label] for label in labels])
@@ -34,45 +34,75 @@ class IntentMatch:
     The classifier reads the last utterance of the context, a blank and the reply, as OpenRL's does.
 
     Args:
-        model: a Hugging Face sequence classifier of four acts, by folder or hub id, such as
-            ``"rajkumarrrk/roberta-daily-dialog-intent-classifier"``.
+        model: ``"builtin"``, or a Hugging Face sequence classifier of four acts, by folder or hub id.
         device: where it runs.
+        labels: what its four outputs stand for, where its configuration doesn't say it rightly, as in
+            ``"rajkumarrrk/roberta-daily-dialog-intent-classifier"``, whose labels are named after emotions.
+        probability: score the probability of the target act instead.
+        amp_dtype: autocast to this type, or None for full precision.
         batch_size: how many pairs it reads at once.
+
+    >>> match = IntentMatch("builtin")
+    >>> match.match(["What time is it ? <EOU>"], ["It is five o'clock ."], [1])
+    array([1.])
     """
 
-    def __init__(self, model: str, device: torch.device | str = "cpu", batch_size: int = 64):
+    def __init__(
+        self,
+        model: str = "builtin",
+        device: torch.device | str = "cpu",
+        labels: Sequence[str] | None = None,
+        probability: bool = False,
+        amp_dtype: torch.dtype | None = None,
+        batch_size: int = 64,
+    ):
+        path = str(ASSETS / "intent") if model == "builtin" else model
         try:
-            here = Path(model).is_dir()
+            here = Path(path).is_dir()
             source = {"local_files_only": here or hub_is_off()}
             self.classifier = AutoModelForSequenceClassification.from_pretrained(
-                model, use_safetensors=True if here else None, **source
+                path, dtype=torch.float32, use_safetensors=True if here else None, **source
             )
             # Where the text is too long for the model, the reply is what must stay.
-            self.tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", **source)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left", **source)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"cannot load intent classifier {model!r}: expected a folder or hub id ({error})"
+                f"cannot load intent classifier {model!r}: expected 'builtin', a folder or a hub id ({error})"
             ) from error
         self.classifier.to(device).eval()
-        self.acts = _act_of_label(self.classifier.config.id2label, model)
+        id2label = self.classifier.config.id2label
+        if labels is not None and len(labels) != len(id2label):
+            raise ValueError(f"classifier {model!r} has {len(id2label)} outputs, but labels are {list(labels)}")
+        self.acts = _act_of_label([label.lower() for label in labels or [id2label[i] for i in sorted(id2label)]], model)
+        self.probability = probability
+        self.amp_dtype = amp_dtype
         self.batch_size = batch_size
 
     def __call__(self, episodes: Episodes) -> np.ndarray:
-        return self.match(episodes.prompts, episodes.responses, episodes.intents)
+        if not self.probability:
+            return self.match(episodes.prompts, episodes.responses, episodes.intents)
+        return self.probabilities(episodes.prompts, episodes.responses)[np.arange(len(episodes)), episodes.intents - 1]
 
     def match(self, prompts: Sequence[str], responses: Sequence[str], intents: Sequence[int]) -> np.ndarray:
-        """``(n,)``: whether each response to a prompt has the act asked for."""
+        """``(n,)``: 1.0 where the likeliest act of a response to a prompt is the one asked for, else 0.0."""
+        found = self.probabilities(prompts, responses).argmax(1) + 1
+        return (found == np.asarray(intents)).astype(np.float64)
+
+    def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """``(n, 4)``: how probable inform, question, directive and commissive are for each response to a prompt."""
         last_utterances = [prompt.split(EOU)[-2].strip() for prompt in prompts]
-        texts = [f"{last} {response}" for last, response in zip(last_utterances, responses, strict=True)]
-        return (self.classify(texts) == np.asarray(intents)).astype(np.float64)
+        return self.classify([f"{last} {reply}" for last, reply in zip(last_utterances, responses, strict=True)])
 
     @torch.no_grad()
-    def classify(self, texts: list[str]) -> np.ndarray:
-        """``(n,)`` the act, 1 to 4, that the classifier finds in each text."""
-        found = []
-        for start in range(0, len(texts), self.batch_size):
-            batch = self.tokenizer(
-                texts[start : start + self.batch_size], padding=True, truncation=True, return_tensors="pt"
-            ).to(self.classifier.device)
-            found.append(self.classifier(**batch).logits.argmax(-1).cpu().numpy())
-        return self.acts[np.concatenate(found)]
+    def classify(self, texts: Sequence[str]) -> np.ndarray:
+        """``(n, 4)``: the same for texts as the classifier reads them."""
+        result = np.empty((len(texts), len(self.acts)))
+        device = self.classifier.device
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of similar length need little padding
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = self.tokenizer([texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt")
+            with torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                logits = self.classifier(**batch.to(device)).logits
+            result[np.ix_(rows, self.acts - 1)] = logits.float().softmax(-1).cpu().numpy()
+        return result

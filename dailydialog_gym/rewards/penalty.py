@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
 from dailydialog_gym.core import TokenMDP
+from dailydialog_gym.rewards.coefficients import Coefficient
 from dailydialog_gym.rewards.episodes import Episodes, Scorer, pay
 
 
@@ -17,39 +18,21 @@ def add_log_prob(token_space: Space) -> Dict:
     return Dict({"token": token_space, "log_prob": Box(-np.inf, 0.0, token_space.shape, np.float32)})
 
 
-class AdaptiveCoefficient:
-    """OpenRL's rule: ``coef <- coef * (1 + rate * clip((kl - target) / target, -clip, clip))``.
-
-    It moves once for every ``num_envs`` finished episodes, by their mean divergence a token.
-
-    Args:
-        coef: its first value.
-        target: the KL divergence a token, in nats, at which it stays as it is.
-        rate, clip: how fast it moves; ``rate=0`` keeps it fixed.
-    """
-
-    def __init__(self, coef: float, target: float, rate: float, clip: float):
-        if not (coef >= 0 and target > 0):
-            raise ValueError(f"expected coef >= 0 and target > 0, got coef {coef} and target {target}")
-        self.value, self.target, self.rate, self.clip = coef, target, rate, clip
-        self._episodes, self._kl, self._tokens = 0, 0.0, 0
-
-    def observe(self, kl: np.ndarray, tokens: np.ndarray, every: int) -> None:
-        """Count finished episodes: their KL divergences and numbers of tokens, ``(n,)``; move after each ``every``."""
-        self._episodes += len(kl)
-        self._kl += kl.sum()
-        self._tokens += tokens.sum()
-        if self._episodes >= every:
-            error = np.clip((self._kl / self._tokens - self.target) / self.target, -self.clip, self.clip)
-            self.value = float(self.value * (1 + self.rate * error))
-            self._episodes, self._kl, self._tokens = 0, 0.0, 0
-
-
 class KLLedger:
     """Books the log-probabilities of ``num_envs`` rows' tokens, and pays for the divergence when episodes end."""
 
-    def __init__(self, scorer: Scorer, coefficient: AdaptiveCoefficient, num_envs: int, max_new_tokens: int):
+    def __init__(
+        self,
+        scorer: Scorer,
+        coefficient: Coefficient,
+        estimator: Literal["k1", "k3"],
+        num_envs: int,
+        max_new_tokens: int,
+    ):
+        if estimator not in ("k1", "k3"):
+            raise ValueError(f"the estimator of the logged KL is 'k1' or 'k3', got {estimator!r}")
         self.scorer = scorer
+        self.estimator = estimator
         self.coefficient = coefficient
         self._log_probs = np.zeros((num_envs, max_new_tokens))
 
@@ -85,10 +68,19 @@ class KLLedger:
         log_probs = np.where(episodes.reply_mask, self._log_probs[rows], 0.0)
         episodes = replace(episodes, log_probs=log_probs)
         coef = self.coefficient.value
-        rewards, extra = pay(self.scorer, -coef, "kl", episodes, rewards, info)
+        log_ratios = self.scorer(episodes)
+        rewards, extra = pay(lambda _: log_ratios, -coef, "kl", episodes, rewards, info)
         kl, tokens = extra["reward/kl"], episodes.reply_mask.sum(1)
         self.coefficient.observe(kl, tokens, every=len(self._log_probs))
         extra["log_probs"] = log_probs
-        extra["metric/kl_per_token"] = kl / tokens
+        logged = kl if self.estimator == "k1" else _k3(log_ratios, episodes.reply_mask)
+        extra["metric/kl_per_token"] = logged / tokens
         extra["metric/kl_coef"] = np.full(len(rows), coef)
         return rewards, extra
+
+
+def _k3(log_ratios: np.ndarray, reply_mask: np.ndarray) -> np.ndarray:
+    """``(n,)``, Schulman's estimate of the KL divergence, which is never negative (joschu.net/blog/kl-approx.html)."""
+    if np.shape(log_ratios) != reply_mask.shape:
+        raise ValueError(f"k3 needs a score for each token, {reply_mask.shape}, got {np.shape(log_ratios)}")
+    return np.where(reply_mask, np.expm1(-log_ratios) + log_ratios, 0.0).sum(1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 
 from dailydialog_gym.envs import DailyDialogEnv
 from dailydialog_gym.rewards import Episodes, Meteor, Scorer, pay
-from dailydialog_gym.rewards.penalty import AdaptiveCoefficient, KLLedger, add_log_prob
+from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient
+from dailydialog_gym.rewards.penalty import KLLedger, add_log_prob
 
 
 class ScoreReward(gym.Wrapper):
@@ -71,8 +72,21 @@ class MeteorReward(ScoreReward):
         super().__init__(env, Meteor(), weight, "meteor")
 
 
+class IntentReward(ScoreReward):
+    """Pays for a reply that does what the reference reply does: inform, ask, direct or commit. Adds ``reward/intent``.
+
+    Args:
+        env: a `DailyDialogEnv`, wrapped or not.
+        scorer: `dailydialog_gym.rewards.intent.IntentMatch` with the classifier.
+        weight: what the right act is worth.
+    """
+
+    def __init__(self, env: gym.Env, scorer: Scorer, weight: float = 1.0):
+        super().__init__(env, scorer, weight, "intent")
+
+
 class KLPenalty(ScoreReward):
-    """Pays ``-coef * KL(policy || reference)``, with a coefficient that keeps the divergence near a target.
+    """Pays ``-coef * KL(policy || reference)``, by default with a coefficient that keeps the divergence near a target.
 
     The action becomes ``{"token": token, "log_prob": log_prob}``: the agent says with which log-probability it drew
     the token. The last info gains ``reward/kl`` (nats), ``log_probs``, ``metric/kl_per_token`` and ``metric/kl_coef``.
@@ -80,20 +94,21 @@ class KLPenalty(ScoreReward):
     Args:
         env: a `DailyDialogEnv`, wrapped or not.
         scorer: `dailydialog_gym.rewards.kl.KLDivergence` with the reference model.
-        coef, target, rate, clip: see `dailydialog_gym.rewards.penalty.AdaptiveCoefficient`.
+        coefficient: a `dailydialog_gym.rewards.coefficients.Coefficient`; None is OpenRL's adaptive one. It moves with
+            every episode that ends here: one object for each wrapper.
+        estimator: of ``metric/kl_per_token``: "k1", as it is paid, or "k3", of less variance.
     """
 
     def __init__(
         self,
         env: gym.Env,
         scorer: Scorer,
-        coef: float = 0.2,
-        target: float = 0.05,
-        rate: float = 0.1,
-        clip: float = 0.2,
+        coefficient: Coefficient | None = None,
+        estimator: Literal["k1", "k3"] = "k1",
     ):
-        super().__init__(env, scorer, -coef, "kl")
-        self.ledger = KLLedger(scorer, AdaptiveCoefficient(coef, target, rate, clip), 1, env.unwrapped.max_new_tokens)
+        coefficient = coefficient or AdaptiveCoefficient()
+        super().__init__(env, scorer, -coefficient.value, "kl")
+        self.ledger = KLLedger(scorer, coefficient, estimator, 1, env.unwrapped.max_new_tokens)
         self.action_space = add_log_prob(env.action_space)
 
     def step(self, action: dict[str, Any]):

@@ -1,5 +1,5 @@
 """Reward wrappers for `DailyDialogVectorEnv`."""
 
-from dailydialog_gym.wrappers.vector.reward import KLPenalty, MeteorReward, ScoreReward
+from dailydialog_gym.wrappers.vector.reward import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
-__all__ = ["KLPenalty", "MeteorReward", "ScoreReward"]
+__all__ = ["IntentReward", "KLPenalty", "MeteorReward", "ScoreReward"]

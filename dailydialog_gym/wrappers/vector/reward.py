@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
@@ -10,7 +10,8 @@ from gymnasium.vector.utils import batch_space
 
 from dailydialog_gym.envs import DailyDialogVectorEnv
 from dailydialog_gym.rewards import Episodes, Meteor, Scorer, pay
-from dailydialog_gym.rewards.penalty import AdaptiveCoefficient, KLLedger, add_log_prob
+from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient
+from dailydialog_gym.rewards.penalty import KLLedger, add_log_prob
 
 
 class ScoreReward(VectorWrapper):
@@ -58,6 +59,13 @@ class MeteorReward(ScoreReward):
         super().__init__(env, Meteor(), weight, "meteor")
 
 
+class IntentReward(ScoreReward):
+    """As `dailydialog_gym.wrappers.IntentReward`."""
+
+    def __init__(self, env: VectorEnv, scorer: Scorer, weight: float = 1.0):
+        super().__init__(env, scorer, weight, "intent")
+
+
 class KLPenalty(ScoreReward):
     """As `dailydialog_gym.wrappers.KLPenalty`: actions are ``{"token": (num_envs,), "log_prob": (num_envs,)}``."""
 
@@ -65,14 +73,12 @@ class KLPenalty(ScoreReward):
         self,
         env: VectorEnv,
         scorer: Scorer,
-        coef: float = 0.2,
-        target: float = 0.05,
-        rate: float = 0.1,
-        clip: float = 0.2,
+        coefficient: Coefficient | None = None,
+        estimator: Literal["k1", "k3"] = "k1",
     ):
-        super().__init__(env, scorer, -coef, "kl")
-        coefficient = AdaptiveCoefficient(coef, target, rate, clip)
-        self.ledger = KLLedger(scorer, coefficient, env.num_envs, env.unwrapped.max_new_tokens)
+        coefficient = coefficient or AdaptiveCoefficient()
+        super().__init__(env, scorer, -coefficient.value, "kl")
+        self.ledger = KLLedger(scorer, coefficient, estimator, env.num_envs, env.unwrapped.max_new_tokens)
         self.single_action_space = add_log_prob(env.single_action_space)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 

@@ -1,0 +1,75 @@
+"""What the rewards of one batch cost, with the embedded models, beside a bare forward of the reference.
+
+    python benchmarks/reward_speed.py
+
+METEOR is timed on texts that it has not seen before: replies are new, and so is nearly every reference in an epoch.
+"""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dailydialog_gym.agent import DialogueAgent, load_model
+from dailydialog_gym.core import TokenMDP
+from dailydialog_gym.data import load_samples
+from dailydialog_gym.rewards import Episodes, Meteor
+from dailydialog_gym.rewards.intent import IntentMatch
+from dailydialog_gym.rewards.kl import KLDivergence
+
+BATCH, ROUNDS = 64, 12
+PROMPT, REPLY = 128, 20
+
+
+def finished_episodes(samples, agent, sample_ids, seed) -> Episodes:
+    """The agent's sampled replies to some samples, through the token MDP."""
+    mdp = TokenMDP(samples, len(sample_ids), REPLY, lockstep=True)
+    mdp.reset(slice(None), sample_ids)
+    texts = agent.reply([samples.prompts[i] for i in sample_ids], sample=True, seed=seed)
+    tokens = [[*ids, samples.tokenizer.eos_id][:REPLY] for ids in samples.tokenizer.encode(texts)]
+    for t in range(REPLY):
+        mdp.step(np.array([ids[t] if t < len(ids) else samples.tokenizer.eos_id for ids in tokens]))
+    info = mdp.final_info(slice(None))
+    episodes = Episodes.from_info(mdp.observation(), info, REPLY)
+    return replace(episodes, log_probs=np.full(episodes.reply_mask.shape, -2.0))
+
+
+@torch.no_grad()
+def bare_forward(model, episodes):
+    """The reference on the columns in use, logits of the reply only: what KL can't do without."""
+    mask = torch.from_numpy(episodes.attention_mask)
+    first = int(mask.any(0).nonzero()[0])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    model(
+        torch.from_numpy(episodes.input_ids)[:, first:],
+        attention_mask=mask[:, first:],
+        position_ids=positions[:, first:],
+        logits_to_keep=REPLY + 1,
+        use_cache=False,
+    )
+
+
+if __name__ == "__main__":
+    samples = load_samples("builtin", "train", "builtin", 5, PROMPT)
+    agent = DialogueAgent.load("builtin")
+    drawn = np.random.default_rng(0).permutation(len(samples))[: BATCH * ROUNDS].reshape(ROUNDS, BATCH)
+    batches = [finished_episodes(samples, agent, ids, seed) for seed, ids in enumerate(drawn)]
+    model = load_model("builtin")
+    parts = {
+        "METEOR": Meteor(),
+        "intent": IntentMatch("builtin"),
+        "KL": KLDivergence(model, samples.tokenizer.vocab_size),
+        "bare forward of the reference": lambda episodes: bare_forward(model, episodes),
+    }
+    times = {name: [] for name in parts}
+    for episodes in batches:  # in turn, so that what else the machine does hits all alike
+        for name, part in parts.items():
+            start = time.perf_counter()
+            part(episodes)
+            times[name].append(time.perf_counter() - start)
+    print(f"{BATCH} finished replies, {torch.get_num_threads()} threads, median of {ROUNDS - 2} batches after 2:\n")
+    medians = {name: 1e3 * float(np.median(values[2:])) for name, values in times.items()}
+    for name, milliseconds in medians.items():
+        print(f"| {name:<30} | {milliseconds:7.1f} ms |")
+    print(f"\nKL costs {medians['KL'] / medians['bare forward of the reference']:.2f} bare forwards")
