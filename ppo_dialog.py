@@ -18,6 +18,8 @@ import torch
 import transformers
 import tyro
 from torch import nn
+from torch.distributions import Categorical
+from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
@@ -71,6 +73,8 @@ class Args:
     """replies to train on"""
     num_envs: int = 64
     """replies written at once; each iteration trains on one batch of them"""
+    replies_per_prompt: int = 1
+    """replies to each context of a batch; the context is read once for all of them, in rollout and update"""
     update_epochs: int = 2
     """passes over each batch"""
     num_minibatches: int = 4
@@ -130,34 +134,69 @@ class Agent(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         self.vocab_size = vocab_size
 
-    def forward(self, input_ids, attention_mask, first_reply):
-        """Log-probabilities over the vocabulary, and values, before each token from column ``first_reply`` on.
+    def forward(self, input_ids, attention_mask, position_ids, before):
+        """Logits (B, K * T, vocab_size) and values (B, K * T) before each reply token of packed rows, see `pack`."""
+        inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
+        shared = self.critic is None
+        outputs = self.policy(input_ids, **inputs, logits_to_keep=before, output_hidden_states=shared)
+        hidden = outputs.hidden_states[-1] if shared else self.critic(input_ids, **inputs)[0]
+        return outputs.logits[..., : self.vocab_size], self.value_head(hidden[:, before]).squeeze(-1)
 
-        Args: (batch, columns) input_ids and attention_mask. Returns: (batch, replies, vocab_size), (batch, replies).
-        """
-        inputs = {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask), "use_cache": False}
-        keep = input_ids.shape[1] - first_reply + 1  # column c predicts column c + 1; the last one predicts nothing
-        outputs = self.policy(input_ids, **inputs, logits_to_keep=keep, output_hidden_states=self.critic is None)
-        hidden = outputs.hidden_states[-1] if self.critic is None else self.critic(input_ids, **inputs)[0]
-        values = self.value_head(hidden[:, -keep:-1]).squeeze(-1)
-        return outputs.logits[:, :-1, : self.vocab_size].float().log_softmax(-1), values.float()
-
-    def value(self, input_ids, attention_mask, first_reply):
+    def value(self, input_ids, attention_mask, position_ids, before):
         """The values of `forward` alone."""
         body = self.policy.base_model if self.critic is None else self.critic
-        hidden = body(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
-        )[0]
-        return self.value_head(hidden[:, first_reply - 1 : -1]).squeeze(-1).float()
+        hidden = body(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)[0]
+        return self.value_head(hidden[:, before]).squeeze(-1)
 
 
-def position_ids(attention_mask):
-    # Prompts are left-padded: without these, GPT-2 would count the padding as positions.
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+@torch.no_grad()
+def next_logits(policy, input_ids, attention_mask, cache):
+    """(n, vocabulary) logits of the token after the last column; ``input_ids`` are the columns that the cache lacks."""
+    input_ids, attention_mask = (torch.as_tensor(array, device=policy.device) for array in (input_ids, attention_mask))
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # prompts are left-padded
+    return policy(
+        input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids[:, -input_ids.shape[1] :],
+        past_key_values=cache,
+        logits_to_keep=1,
+    ).logits[:, 0]
+
+
+def pack(input_ids, attention_mask, P, K, device):
+    """Rows that share a context as one row, context | reply 1 | ... | reply K; a reply sees the context and itself.
+
+    This changes no number: a reply's positions go on from the context's end, wherever it stands in the row.
+
+    Args: (B * K, columns) arrays, the prompt in the first P columns, the same for K rows in turn. Columns that are
+    padding in every row are cut: P' are left of the prompt, T of the replies.
+    Returns: `Agent.forward`'s arguments, (B, P' + K * T), (B, 1, P' + K * T, P' + K * T), (B, P' + K * T), (K * T,).
+    """
+    used = attention_mask.any(0).nonzero()[0]
+    first, last = used[0], used[-1] + 1
+    prompt, T = P - first, last - P
+
+    def one_row(array):
+        return np.concatenate([array[::K, first:P], array[:, P:last].reshape(-1, K * T)], axis=1)
+
+    there = one_row(attention_mask)  # (B, P' + K * T)
+    column = np.arange(there.shape[1])
+    reply = np.repeat(np.arange(K + 1), [prompt] + K * [T])  # 0 in the context's columns, 1 to K in the replies'
+    sees = (column <= column[:, None]) & ((reply == 0) | (reply == reply[:, None]))
+    # Padding sees itself, because a softmax over nothing is NaN.
+    mask = (sees & there[:, None].astype(bool)) | np.eye(len(column), dtype=bool)
+    context = there[:, :prompt]
+    position_ids = np.concatenate(
+        [(context.cumsum(1) - 1).clip(0), context.sum(1, keepdims=True) + np.tile(np.arange(T), K)], axis=1
+    )
+    before = prompt + np.arange(K)[:, None] * T + np.arange(-1, T - 1)  # the column before a token predicts it
+    before[:, 0] = prompt - 1
+    arrays = one_row(input_ids), mask[:, None], position_ids, before.ravel()
+    return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
 
 
 def minibatches(lengths, num_minibatches, rng):
-    """Row numbers in random order, replies of similar length together: little of a minibatch is padding then."""
+    """Numbers of contexts in random order, those of similar length together: little of a minibatch is padding then."""
     order = np.argsort(lengths + rng.uniform(0, 8, len(lengths)))
     parts = np.array_split(order, num_minibatches)
     return [parts[i] for i in rng.permutation(num_minibatches)]
@@ -166,10 +205,12 @@ def minibatches(lengths, num_minibatches, rng):
 if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__)
     transformers.utils.logging.disable_progress_bar()
-    if not 1 <= args.num_minibatches <= args.num_envs <= args.total_episodes:
+    K = args.replies_per_prompt
+    num_contexts = args.num_envs // max(K, 1)
+    if num_contexts * K != args.num_envs or not 1 <= args.num_minibatches <= num_contexts <= args.total_episodes // K:
         raise SystemExit(
-            f"expected 1 <= num_minibatches ({args.num_minibatches}) <= num_envs ({args.num_envs}) <= total_episodes "
-            f"({args.total_episodes})"
+            f"expected a number of contexts, num_envs ({args.num_envs}) / replies_per_prompt ({K}), that is whole and "
+            f"at least num_minibatches ({args.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
         )
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(args.seed)
@@ -249,40 +290,41 @@ if __name__ == "__main__":
             for group, initial_lr in zip(optimizer.param_groups, initial_lrs, strict=True):
                 group["lr"] = frac * initial_lr
 
-        # Rollout: prefill the prompts once, then a token a step for all rows, with a KV cache
-        obs, _ = envs.reset(seed=args.seed if iteration == 1 else None)
+        # Rollout: read each context once, then write a token a step in all rows, with a KV cache
+        drawn = rng.choice(len(samples), num_contexts, replace=len(samples) < num_contexts)
+        obs, _ = envs.reset(seed=args.seed, options={"sample_id": np.repeat(drawn, K)})
         first = int(obs["attention_mask"].any(0).argmax())  # columns that are padding in every row are cut
         cache = DynamicCache()
-        next_ids = torch.from_numpy(obs["input_ids"][:, first:P]).to(device)
+        with autocast:
+            logits = next_logits(
+                agent.policy, obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P], cache
+            )
+        cache.batch_repeat_interleave(K)
+        logits = logits.repeat_interleave(K, dim=0)
         logprobs = torch.zeros(args.num_envs, T, device=device)
         for t in range(T):
-            with torch.no_grad(), autocast:
-                mask = torch.from_numpy(obs["attention_mask"][:, first : P + t]).to(device)
-                logits = agent.policy(
-                    next_ids,
-                    attention_mask=mask,
-                    position_ids=position_ids(mask)[:, -next_ids.shape[1] :],
-                    past_key_values=cache,
-                    logits_to_keep=1,
-                ).logits
-            distribution = logits[:, 0, :vocab_size].float().log_softmax(-1)  # (num_envs, vocab_size)
+            distribution = logits[:, :vocab_size].float().log_softmax(-1)  # (num_envs, vocab_size)
             next_ids = torch.multinomial(distribution.exp(), 1)  # (num_envs, 1)
             logprobs[:, t] = distribution.gather(1, next_ids).squeeze(1)
-            action = {"token": next_ids[:, 0].cpu().numpy(), "log_prob": logprobs[:, t].cpu().numpy()}
+            # The one CPU-GPU sync of a token
+            tokens, log_probs = torch.stack([next_ids[:, 0].double(), logprobs[:, t].double()]).cpu().numpy()
+            action = {"token": tokens.astype(np.int64), "log_prob": log_probs}
             obs, episode_rewards, terminated, truncated, infos = envs.step(action)
             if (terminated | truncated).all():
                 break
+            with autocast:
+                logits = next_logits(agent.policy, next_ids, obs["attention_mask"][:, first : P + t + 1], cache)
         rollout_time = time.perf_counter() - start
 
-        # The batch: whole replies, (num_envs, P + T) and (num_envs, T)
-        b_obs = torch.from_numpy(obs["input_ids"]).to(device)
-        b_mask = torch.from_numpy(obs["attention_mask"]).to(device)
-        reply_mask = b_mask[:, P:].float()
+        # The batch: whole replies, (num_envs, T)
+        reply_mask = torch.from_numpy(obs["attention_mask"][:, P:]).to(device).float()
+        actions = torch.from_numpy(obs["input_ids"][:, P:]).to(device)
         rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
+        values = torch.zeros_like(rewards)
         with torch.no_grad(), autocast:
-            last = int(obs["attention_mask"].any(0).nonzero()[0][-1]) + 1
-            values = torch.zeros_like(rewards)
-            values[:, : last - P] = agent.value(b_obs[:, first:last], b_mask[:, first:last], P - first)
+            value = agent.value(*pack(obs["input_ids"], obs["attention_mask"], P, K, device)).float()
+            value = value.view(args.num_envs, -1)
+            values[:, : value.shape[1]] = value
 
         # Generalised advantage estimation (arXiv:1506.02438); the reply's end is final, so nothing is bootstrapped
         advantages = torch.zeros_like(rewards)
@@ -299,30 +341,31 @@ if __name__ == "__main__":
         std = (((advantages - mean) * reply_mask).pow(2).sum() / num_tokens).sqrt()
         advantages = (advantages - mean) / (std + 1e-8) * reply_mask
 
-        # Update on whole replies: one forward gives all log-probabilities and values of a reply
-        lengths = obs["attention_mask"].sum(1)
+        # Update on whole replies: one forward gives all log-probabilities and values of a context's K replies
+        lengths = obs["attention_mask"].sum(1).reshape(-1, K).max(1)
         stats = []
         for _ in range(args.update_epochs):
-            for mb_inds in minibatches(lengths, args.num_minibatches, rng):
-                used = obs["attention_mask"][mb_inds].any(0).nonzero()[0]
-                mb_first, mb_last = int(used[0]), int(used[-1]) + 1
-                mb_mask = reply_mask[mb_inds, : mb_last - P]  # (minibatch, replies), as all below
-                mb_tokens = mb_mask.sum()
+            for mb_contexts in minibatches(lengths, args.num_minibatches, rng):
+                mb_inds = (mb_contexts[:, None] * K + np.arange(K)).ravel()  # rows
+                packed = pack(obs["input_ids"][mb_inds], obs["attention_mask"][mb_inds], P, K, device)
                 with autocast:
-                    newlogprobs, newvalue = agent(
-                        b_obs[mb_inds, mb_first:mb_last], b_mask[mb_inds, mb_first:mb_last], P - mb_first
-                    )
-                    actions = b_obs[mb_inds, P:mb_last].unsqueeze(-1)
-                    newlogprob = newlogprobs.gather(-1, actions).squeeze(-1)
-                    entropy = -(newlogprobs.exp() * newlogprobs).sum(-1)
-                logratio = (newlogprob - logprobs[mb_inds, : mb_last - P]) * mb_mask
+                    newlogits, newvalue = agent(*packed)
+                newvalue = newvalue.float().view(len(mb_inds), -1)  # (minibatch, replies), as all below
+                newlogits = newlogits.float().view(*newvalue.shape, -1)
+                mb_mask = reply_mask[mb_inds, : newvalue.shape[1]]
+                mb_actions = actions[mb_inds, : newvalue.shape[1]]
+                mb_tokens = mb_mask.sum()
+                newlogprob = -cross_entropy(newlogits.transpose(1, 2), mb_actions, reduction="none")
+                with torch.set_grad_enabled(args.ent_coef != 0):
+                    entropy = Categorical(logits=newlogits, validate_args=False).entropy()
+                logratio = (newlogprob - logprobs[mb_inds, : newvalue.shape[1]]) * mb_mask
                 ratio = logratio.exp()
 
-                mb_advantages = advantages[mb_inds, : mb_last - P]
+                mb_advantages = advantages[mb_inds, : newvalue.shape[1]]
                 pg_loss1 = -mb_advantages * ratio
                 pg_loss2 = -mb_advantages * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
                 pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
-                v_loss = 0.5 * ((newvalue - returns[mb_inds, : mb_last - P]) * mb_mask).pow(2).sum() / mb_tokens
+                v_loss = 0.5 * ((newvalue - returns[mb_inds, : newvalue.shape[1]]) * mb_mask).pow(2).sum() / mb_tokens
                 entropy_loss = (entropy * mb_mask).sum() / mb_tokens
                 loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
 

@@ -17,6 +17,7 @@ from dailydialog_gym.data import load_samples
 from dailydialog_gym.rewards import Episodes, Meteor
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
+from dailydialog_gym.tokenizer import EOU
 
 BATCH, ROUNDS = 64, 12
 PROMPT, REPLY = 128, 20
@@ -27,9 +28,9 @@ def finished_episodes(samples, agent, sample_ids, seed) -> Episodes:
     mdp = TokenMDP(samples, len(sample_ids), REPLY, lockstep=True)
     mdp.reset(slice(None), sample_ids)
     texts = agent.reply([samples.prompts[i] for i in sample_ids], sample=True, seed=seed)
-    tokens = [[*ids, samples.tokenizer.eos_id][:REPLY] for ids in samples.tokenizer.encode(texts)]
+    tokens = samples.tokenizer.encode([f"{text} {EOU}" for text in texts])
     for t in range(REPLY):
-        mdp.step(np.array([ids[t] if t < len(ids) else samples.tokenizer.eos_id for ids in tokens]))
+        mdp.step(np.array([ids[t] if t < len(ids) else 0 for ids in tokens]))  # of ended rows ignored
     info = mdp.final_info(slice(None))
     episodes = Episodes.from_info(mdp.observation(), info, REPLY)
     return replace(episodes, log_probs=np.full(episodes.reply_mask.shape, -2.0))

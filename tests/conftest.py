@@ -6,34 +6,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
+from shapes import SHAPES
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dailydialog_gym.tokenizer import ASSETS
-
-SHAPES = {
-    "gpt2": (GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 160}),
-    "opt": (
-        OPTConfig,
-        {
-            "hidden_size": 16,
-            "word_embed_proj_dim": 16,
-            "ffn_dim": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 160,
-        },
-    ),
-    "llama": (
-        LlamaConfig,
-        {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 160,
-        },
-    ),
-}
 
 
 @pytest.fixture(scope="session")

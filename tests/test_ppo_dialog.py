@@ -7,20 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
-VOCABULARY = 50
-
-
 SCRIPT = ROOT / "ppo_dialog.py"
-ppo_dialog = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 @pytest.fixture
@@ -38,34 +32,6 @@ def run(tmp_path, monkeypatch):
 
 
 SMALL = ("--num-envs", "8", "--total-episodes", "16", "--num-minibatches", "2", "--eval-samples", "8")
-
-
-@pytest.mark.parametrize("critic", ["separate", "shared"])
-@pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama"])
-def test_left_padded_rows_give_what_single_rows_give(tiny_models, architecture, critic):
-    """Log-probabilities and values, whatever the padding before the prompt and after the reply."""
-    torch.manual_seed(0)
-    agent = ppo_dialog.Agent(tiny_models[architecture], critic, VOCABULARY)
-    torch.nn.init.normal_(agent.value_head.weight)
-    prompt_columns, reply_columns, prompts, replies = 12, 6, [12, 3, 7, 1], [6, 2, 4, 1]
-    ids = torch.randint(VOCABULARY, (4, prompt_columns + reply_columns))
-    mask = torch.zeros_like(ids)
-    for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-        mask[row, prompt_columns - prompt : prompt_columns + reply] = 1
-    with torch.no_grad():
-        logprobs, values = agent(ids, mask, prompt_columns)
-        assert torch.allclose(agent.value(ids, mask, prompt_columns), values, atol=1e-5)
-        for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-            single = ids[row : row + 1, prompt_columns - prompt : prompt_columns + reply]
-            row_logprobs, row_values = agent(single, torch.ones_like(single), prompt)
-            assert torch.allclose(logprobs[row, :reply], row_logprobs[0], atol=1e-4)
-            assert torch.allclose(values[row, :reply], row_values[0], atol=1e-4)
-
-
-def test_minibatches_hold_every_row_once():
-    lengths = np.random.default_rng(0).integers(1, 148, 37)
-    parts = ppo_dialog.minibatches(lengths, 5, np.random.default_rng(1))
-    assert sorted(np.concatenate(parts)) == list(range(37))
 
 
 @pytest.mark.parametrize(
@@ -134,10 +100,17 @@ def test_wandb_logs_offline_without_a_login(run, tiny_model, monkeypatch, tmp_pa
     [
         (("--dataset", "nothing.jsonl"), "unknown dataset 'nothing.jsonl'"),
         (("--eval-split", "tset"), "unknown split 'tset'"),
-        (("--num-minibatches", "9", "--num-envs", "8"), "num_minibatches (9) <= num_envs (8)"),
+        (
+            ("--num-minibatches", "9", "--num-envs", "8"),
+            "num_envs (8) / replies_per_prompt (1), that is whole and at least num_minibatches (9)",
+        ),
+        (("--num-envs", "8", "--replies-per-prompt", "3"), "num_envs (8) / replies_per_prompt (3), that is whole"),
+        (("--replies-per-prompt", "0"), "replies_per_prompt (0), that is whole"),
         (("--max-prompt-length", "300"), "reads 256 tokens, but max_prompt_length 300 + max_new_tokens 20 = 320"),
         (("--model", "{weightless}"), "a folder with config.json and model.safetensors"),
         (("--intent-model", "{weightless}"), "cannot load intent classifier"),
+        (("--reward", "brevity=1"), "reward 'brevity=1' is not of the form module:callable=weight"),
+        (("--kl-coef", "-1"), "coef of a KL coefficient"),
     ],
 )
 def test_bad_flags_are_named_before_anything_is_written(run, tiny_model, tmp_path, flags, message):

@@ -1,0 +1,231 @@
+"""ppo_dialog.py against a slow, obviously right implementation: a token at a time, unpadded rows, float64."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shapes import SHAPES
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ppo_dialog import Agent, minibatches, pack
+
+SCRIPT = Path(__file__).parents[1] / "ppo_dialog.py"
+P, T, VOCAB = 9, 5, 50
+
+
+# Packed rows
+
+
+def ragged_rows(contexts, K, seed=0):
+    """Left-padded prompts, K replies of 1 to T tokens to each, and each row again as an unpadded list."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(1, VOCAB, (contexts * K, P + T))
+    ids[:, :P] = ids[::K, :P].repeat(K, axis=0)
+    prompt_lengths = rng.integers(1, P - 1, contexts).repeat(K)
+    reply_lengths = rng.integers(1, T, contexts * K)
+    columns = np.arange(P + T)
+    mask = (columns >= P - prompt_lengths[:, None]) & (columns < P + reply_lengths[:, None])
+    rows = [row[there] for row, there in zip(ids, mask, strict=True)]
+    return ids * mask, mask.astype(np.int64), rows, prompt_lengths
+
+
+def make_agent(kind, critic):
+    config, sizes = SHAPES[kind]
+    torch.manual_seed(0)
+    folder_free = AutoModelForCausalLM.from_config(config(vocab_size=VOCAB, **sizes)).eval()
+    for parameter in folder_free.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    agent = Agent.__new__(Agent)
+    torch.nn.Module.__init__(agent)
+    agent.policy, agent.vocab_size = folder_free, VOCAB
+    agent.critic = AutoModelForCausalLM.from_config(folder_free.config).eval().base_model if critic else None
+    agent.value_head = torch.nn.Linear(16, 1)
+    return agent.double()
+
+
+def slow_outputs(agent, row, prompt_length):
+    """Log-probabilities of the reply's tokens, and values before them, by a forward of each prefix."""
+    log_probs, values = [], []
+    for t in range(prompt_length, len(row)):
+        prefix = torch.from_numpy(row[None, :t])
+        out = agent.policy(prefix, output_hidden_states=True)
+        hidden = out.hidden_states[-1] if agent.critic is None else agent.critic(prefix)[0]
+        log_probs.append(out.logits[0, -1, : agent.vocab_size].log_softmax(-1)[row[t]])
+        values.append(agent.value_head(hidden[0, -1])[0])
+    return torch.stack(log_probs), torch.stack(values)
+
+
+@pytest.mark.parametrize("critic", [True, False], ids=["separate", "shared"])
+@pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.parametrize("kind", list(SHAPES))
+def test_packed_rows_equal_rows_alone(kind, K, critic):
+    """Log-probabilities, values and gradients, to 1e-5: Llama's norms and rotations are float32 in every model."""
+    agent = make_agent(kind, critic)
+    ids, mask, rows, prompt_lengths = ragged_rows(4, K)
+    packed = pack(ids, mask, P, K, "cpu")
+    logits, values = agent(*packed)
+    log_probs = logits.reshape(len(rows), -1, VOCAB).log_softmax(-1)
+    values = values.reshape(len(rows), -1)
+    assert log_probs.shape[1] == mask[:, P:].any(0).sum() < T
+    assert packed[0].shape[1] < P + K * T  # padding of all rows is cut
+    torch.testing.assert_close(agent.value(*packed).reshape(len(rows), -1), values)
+    loss = slow_loss = 0
+    for i, (row, prompt_length) in enumerate(zip(rows, prompt_lengths, strict=True)):
+        reply = torch.from_numpy(row[prompt_length:])
+        ours = log_probs[i, range(len(reply)), reply]
+        expected, expected_values = slow_outputs(agent, row, prompt_length)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(values[i, : len(reply)], expected_values, rtol=0, atol=1e-5)
+        weights = torch.sin(torch.arange(len(reply)) + i)
+        loss += (weights * (ours + values[i, : len(reply)])).sum()
+        slow_loss += (weights * (expected + expected_values)).sum()
+    parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    slow_gradients = torch.autograd.grad(slow_loss, parameters, allow_unused=True)
+    used = 0
+    for gradient, expected in zip(gradients, slow_gradients, strict=True):
+        if expected is not None:
+            used += 1
+            torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5)
+    assert used > 20
+
+
+def test_minibatches_are_a_partition_of_similar_lengths():
+    lengths = np.random.default_rng(0).integers(10, 148, 64)
+    parts = minibatches(lengths, 5, np.random.default_rng(0))
+    assert sorted(np.concatenate(parts)) == list(range(64))
+    assert np.mean([np.ptp(lengths[part]) for part in parts]) < np.ptp(lengths) / 2
+
+
+# A whole iteration
+
+FLAGS = {
+    "total_episodes": 12,
+    "num_envs": 12,
+    "num_minibatches": 1,
+    "update_epochs": 3,
+    "max_prompt_length": 24,
+    "max_new_tokens": 10,
+    "eval_samples": 2,
+    "learning_rate": 3e-4,
+    "critic_learning_rate": 3e-3,
+    "ent_coef": 0.01,
+    "gamma": 0.98,
+    "gae_lambda": 0.9,
+    "clip_coef": 0.02,
+    "meteor_weight": 3.0,
+}
+
+
+@pytest.fixture(scope="module")
+def lively_model(tiny_model, tmp_path_factory):
+    """A random model that has opinions, and that ends replies early, and late."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    model.get_input_embeddings().weight.data[model.config.eos_token_id] *= 4
+    folder = tmp_path_factory.mktemp("lively")
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return str(folder)
+
+
+def run_script(tmp_path, monkeypatch, **flags):
+    """The script's global variables at its end."""
+    arguments = [f"--{key.replace('_', '-')}={value}" for key, value in (FLAGS | flags).items()]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    return runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def slow_update(run, critic, flags):
+    """What one iteration does to an agent, by the formulas of the papers."""
+    agent = Agent(flags["model"], critic, run["vocab_size"]).double()
+    obs, width = run["obs"], flags["max_prompt_length"]
+    rows = [ids[mask == 1] for ids, mask in zip(obs["input_ids"], obs["attention_mask"], strict=True)]
+    prompt_lengths = obs["attention_mask"][:, :width].sum(1)
+    rewards = run["infos"]["token_rewards"]
+    gamma, lam, clip = flags["gamma"], flags["gae_lambda"], flags["clip_coef"]
+
+    old, advantages, returns = [], [], []
+    for row, start, reward in zip(rows, prompt_lengths, rewards, strict=True):
+        with torch.no_grad():
+            log_probs, values = slow_outputs(agent, row, start)
+        values = [*values.tolist(), 0.0]
+        n = len(log_probs)
+        deltas = [reward[t] + gamma * values[t + 1] - values[t] for t in range(n)]
+        advantage = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, n)) for t in range(n)]
+        old.append(log_probs)
+        advantages += advantage
+        returns += [a + v for a, v in zip(advantage, values, strict=False)]
+    advantages, returns = torch.tensor(advantages, dtype=torch.double), torch.tensor(returns, dtype=torch.double)
+    whitened = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+    old = torch.cat(old)
+
+    policy = list(agent.policy.parameters())
+    other = [*agent.value_head.parameters(), *(agent.critic.parameters() if agent.critic else ())]
+    groups = [{"params": policy, "lr": flags["learning_rate"]}, {"params": other, "lr": flags["critic_learning_rate"]}]
+    optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
+    losses, ratios = [], []
+    for _ in range(flags["update_epochs"]):
+        new, values, entropies = [], [], []
+        for row, start in zip(rows, prompt_lengths, strict=True):
+            log_probs, value = slow_outputs(agent, row, start)
+            new.append(log_probs)
+            values.append(value)
+            logits = agent.policy(torch.from_numpy(row[None])).logits[0, start - 1 : -1]
+            probabilities = logits.softmax(-1)
+            entropies.append(-(probabilities * probabilities.log()).sum(-1))
+        ratio = (torch.cat(new) - old).exp()
+        surrogate = torch.min(ratio * whitened, ratio.clamp(1 - clip, 1 + clip) * whitened)
+        value_loss = 0.5 * (torch.cat(values) - returns).pow(2).mean()
+        loss = -surrogate.mean() + 0.5 * value_loss - flags["ent_coef"] * torch.cat(entropies).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy, 1.0)
+        torch.nn.utils.clip_grad_norm_(other, 1.0)
+        optimizer.step()
+        losses.append((-surrogate.mean().item(), value_loss.item()))
+        ratios.append(ratio.detach())
+    return agent, old, advantages, whitened, returns, losses, ratios
+
+
+@pytest.mark.parametrize(("critic", "K"), [("separate", 1), ("separate", 3), ("shared", 1)])
+def test_an_iteration_equals_the_slow_reference(critic, K, lively_model, tmp_path, monkeypatch):
+    flags = FLAGS | {"model": lively_model, "critic": critic, "replies_per_prompt": K}
+    run = run_script(tmp_path, monkeypatch, **flags)
+    there = run["reply_mask"].bool()
+    assert len(set(there.sum(1).tolist())) > 2  # replies of several lengths
+    if K > 1:
+        prompts = run["infos"]["prompt"]
+        assert len(set(prompts)) == 12 / K and (prompts[::K] == prompts[1::K]).all()
+    agent, old, advantages, whitened, returns, losses, ratios = slow_update(run, critic, flags)
+
+    # Before any update the ratio is 1: what the KV cache drew is what whole replies give.
+    torch.testing.assert_close(run["logprobs"][there].double(), old, rtol=0, atol=1e-5)
+    torch.testing.assert_close(run["advantages"][there].double(), whitened, rtol=0, atol=1e-4)
+    torch.testing.assert_close(run["returns"][there].double(), returns, rtol=0, atol=1e-4)
+    assert advantages.std() > 0.03
+    np.testing.assert_allclose([float(row[0]) for row in run["stats"]], [row[0] for row in losses], atol=1e-4)
+    np.testing.assert_allclose([float(row[1]) for row in run["stats"]], [row[1] for row in losses], atol=1e-4)
+    assert ((ratios[-1] - 1).abs() > flags["clip_coef"]).any()  # the clip was at work
+    moved = 0.0
+    before = Agent(lively_model, critic, run["vocab_size"])
+    for name, expected in agent.named_parameters():
+        ours = run["agent"].get_parameter(name).double()
+        rate = flags["learning_rate"] if name.startswith("policy") else flags["critic_learning_rate"]
+        # Adam divides by the gradient's size, so where that is rounding error, so is the step.
+        assert (ours - expected).abs().max() < 0.1 * rate, name
+        moved = max(moved, (expected - before.get_parameter(name)).abs().max() / rate)
+    assert moved > 1.5
+
+
+def test_every_reward_of_the_stack_is_in_the_token_rewards(tmp_path, monkeypatch):
+    infos = run_script(tmp_path, monkeypatch)["infos"]
+    total = 3.0 * infos["reward/meteor"] + 0.5 * infos["reward/intent"] - 0.05 * infos["reward/kl"]
+    np.testing.assert_allclose(infos["token_rewards"].sum(1), total, atol=1e-6)
+    assert infos["reward/kl"] == pytest.approx(0, abs=1e-4)  # at first the policy is the reference
