@@ -102,7 +102,7 @@ def test_wandb_logs_offline_without_a_login(run, tiny_model, monkeypatch, tmp_pa
         (("--eval-split", "tset"), "unknown split 'tset'"),
         (
             ("--num-minibatches", "9", "--num-envs", "8"),
-            "num_envs (8) / replies_per_prompt (1), that is whole and at least num_minibatches (9)",
+            "that is whole and at least num_minibatches (9)",
         ),
         (("--num-envs", "8", "--replies-per-prompt", "3"), "num_envs (8) / replies_per_prompt (3), that is whole"),
         (("--replies-per-prompt", "0"), "replies_per_prompt (0), that is whole"),
