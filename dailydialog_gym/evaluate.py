@@ -87,6 +87,13 @@ class Evaluation:
             "Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches)."
         )
 
+    @classmethod
+    def restore(cls, attributes: dict[str, Any]) -> Evaluation:
+        """An earlier evaluation from its ``vars()``, as a checkpoint holds them."""
+        evaluation = cls.__new__(cls)
+        vars(evaluation).update(attributes)
+        return evaluation
+
 
 def main(args: Args) -> None:
     samples = load_samples(

@@ -44,6 +44,21 @@ class AdaptiveCoefficient:
             self.value = float(self.value * (1 + self.rate * error))
             self._episodes, self._kl, self._tokens = 0, 0.0, 0
 
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps: the value, and what was counted since it last moved."""
+        return {
+            "value": self.value,
+            "episodes": self._episodes,
+            "kl": float(self._kl),
+            "tokens": int(self._tokens),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on from an earlier `state_dict`."""
+        self.value, self._episodes, self._kl, self._tokens = (
+            state_dict[key] for key in ("value", "episodes", "kl", "tokens")
+        )
+
 
 class KLLedger:
     """Books the log-probabilities of ``num_envs`` rows' tokens, and pays for the divergence when episodes end."""
