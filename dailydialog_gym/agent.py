@@ -76,9 +76,15 @@ class DialogueAgent:
         self.context_size, self.max_prompt_length, self.max_new_tokens = context_size, max_prompt_length, max_new_tokens
 
     @classmethod
-    def load(cls, name: str, device: str = "cpu", **kwargs: int) -> DialogueAgent:
-        """From an agent folder, a hub id or ``"builtin"``; ``kwargs`` as in the constructor."""
-        return cls(load_model(name).to(device), load_tokenizer(name), **kwargs)
+    def load(
+        cls,
+        name: str,
+        device: str = "cpu",
+        model_class: type[PreTrainedModel] = AutoModelForCausalLM,
+        **kwargs: int,
+    ) -> DialogueAgent:
+        """From an agent folder, a hub id or ``"builtin"``; ``model_class`` as in `load_model`, the rest as above."""
+        return cls(load_model(name, model_class).to(device), load_tokenizer(name), **kwargs)
 
     @torch.no_grad()
     def reply(

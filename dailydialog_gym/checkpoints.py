@@ -117,7 +117,9 @@ class Checkpoints:
             write_folder(target, write)
         except Exception as error:  # each library has its own for a full disk: OSError, RuntimeError, SafetensorError
             whole = f"the last checkpoint, {last}, is whole" if last else "there is none before it"
-            raise SystemExit(f"cannot save checkpoint {target}: {error}; {whole}") from error
+            # torch hides the system's error behind one of its own
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise SystemExit(f"cannot save checkpoint {target}: {reason}; {whole}") from error
         for path in self.folder.iterdir():
             if path != target:
                 shutil.rmtree(path)
