@@ -8,6 +8,7 @@ arXiv:1909.08593): a token is an action, a reply an episode, and the divergence 
 token. The names are CleanRL's (https://github.com/vwxyzjn/cleanrl/blob/master/cleanrl/ppo.py).
 """
 
+import copy
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -20,12 +21,15 @@ import tyro
 from torch import nn
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
-from dailydialog_gym.agent import DialogueAgent, load_model, save_agent
+from dailydialog_gym.agent import DialogueAgent, load_model
+from dailydialog_gym.checkpoints import RandomState
+from dailydialog_gym.config import parse_args
 from dailydialog_gym.data import load_samples
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
+from dailydialog_gym.objects import import_object
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
@@ -35,8 +39,7 @@ from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorRewar
 
 
 @dataclass
-class Args:
-    # Model and dialogues
+class ModelArgs:
     model: str = "builtin"
     """the policy to start from: "builtin", or a Hugging Face causal language model by folder or hub id"""
     dataset: str = "builtin"
@@ -49,7 +52,14 @@ class Args:
     """tokens of context"""
     max_new_tokens: int = 20
     """tokens of reply"""
-    # Rewards
+    policy_class: str | None = None
+    """MODULE:CLASS of your own policy, which `CLASS.from_pretrained(model)` loads"""
+    critic_class: str | None = None
+    """MODULE:CLASS of your own critic, loaded in the same way; README shows both"""
+
+
+@dataclass
+class RewardArgs:
     meteor_weight: float = 0.5
     """what a METEOR of 1 against the reference reply is worth"""
     intent_weight: float = 0.5
@@ -68,7 +78,10 @@ class Args:
     """the divergence, in nats, that the coefficient steers to: a token, or a reply for Ziegler's rule (his was 6)"""
     kl_estimator: Literal["k1", "k3"] = "k1"
     """of the logged divergence: k1 is what is paid, k3 has less variance"""
-    # PPO
+
+
+@dataclass
+class PPOArgs:
     total_episodes: int = 1920
     """replies to train on"""
     num_envs: int = 64
@@ -103,9 +116,14 @@ class Args:
     """automatic mixed precision: bfloat16 where the device has it, else float16 with loss scaling"""
     seed: int = 1
     """of everything"""
-    # The run
+
+
+@dataclass
+class RunArgs:
     run_name: str | None = None
     """the run's folder under runs/"""
+    checkpoint_every: int = 10
+    """save a checkpoint every so many iterations (and at the end, and on Ctrl-C)"""
     sample_every: int = 10
     """print two replies every so many iterations"""
     eval_split: str = "test"
@@ -122,13 +140,23 @@ class Args:
     """its team"""
 
 
+@dataclass
+class Args(RunArgs, PPOArgs, RewardArgs, ModelArgs):  # one flat namespace here, four groups in --help
+    pass
+
+
 class Agent(nn.Module):
     """A policy, and a critic that estimates the return before each token of the reply."""
 
-    def __init__(self, model: str, critic: str, vocab_size: int):
+    def __init__(self, model: str, critic: str, vocab_size: int, policy_class=AutoModelForCausalLM, critic_class=None):
         super().__init__()
-        self.policy = load_model(model)  # in eval mode for good: with dropout the first ratio would not be 1
-        self.critic = load_model(model).base_model if critic == "separate" else None
+        # In eval mode for good: with dropout the first ratio would not be 1
+        self.policy = load_model(model, policy_class)
+        self.critic = None
+        if critic == "separate":
+            self.critic = (
+                load_model(model, critic_class) if critic_class else load_model(model, policy_class).base_model
+            )
         self.value_head = nn.Linear(self.policy.get_output_embeddings().in_features, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -203,7 +231,7 @@ def minibatches(lengths, num_minibatches, rng):
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args, description=__doc__)
+    args, resume = parse_args(Args, __doc__)
     transformers.utils.logging.disable_progress_bar()
     K = args.replies_per_prompt
     num_contexts = args.num_envs // max(K, 1)
@@ -235,7 +263,12 @@ if __name__ == "__main__":
     samples = envs.unwrapped.samples
     eval_samples = load_samples(args.dataset, args.eval_split, args.model, **shape)
     vocab_size = samples.tokenizer.vocab_size
-    agent = Agent(args.model, args.critic, vocab_size).to(device)
+    own = {
+        f"{part}_class": import_object(name, f"--{part}-class")
+        for part, name in (("policy", args.policy_class), ("critic", args.critic_class))
+        if name
+    }
+    agent = Agent(args.model, args.critic, vocab_size, **own).to(device)
     longest = getattr(agent.policy.config, "max_position_embeddings", P + T)
     if longest < P + T:
         raise SystemExit(
@@ -243,14 +276,14 @@ if __name__ == "__main__":
         )
     reward_amp_dtype = amp_dtype if args.use_amp else None
     intent = IntentMatch(args.intent_model, device, args.intent_labels, amp_dtype=reward_amp_dtype)
-    reference = KLDivergence(load_model(args.model), vocab_size, device, reward_amp_dtype)
+    reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, reward_amp_dtype)
     rules = {"openrl": AdaptiveCoefficient, "ziegler": ZieglerCoefficient}
     fixed = args.kl_rule == "fixed"
     coefficient = FixedCoefficient(args.kl_coef) if fixed else rules[args.kl_rule](args.kl_coef, args.kl_target)
     envs = MeteorReward(envs, args.meteor_weight)
     envs = IntentReward(envs, intent, args.intent_weight)
-    for own in map(load_scorer, args.reward):
-        envs = ScoreReward(envs, own.scorer, own.weight, own.name)
+    for scorer, weight, name in map(load_scorer, args.reward):
+        envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, coefficient, args.kl_estimator)
 
     policy_params = list(agent.policy.parameters())
@@ -267,7 +300,7 @@ if __name__ == "__main__":
     scaler = torch.amp.GradScaler(device.type, enabled=args.use_amp and amp_dtype == torch.float16)
     autocast = torch.autocast(device.type, amp_dtype, enabled=args.use_amp)
 
-    run = Run(args, num_iterations * args.num_envs)
+    run = Run(args, num_iterations * args.num_envs, resume)
     run.describe(
         policy=f"{args.model}, {sum(p.numel() for p in policy_params):,} parameters, critic {args.critic}",
         dialogues=f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in {args.eval_split}",
@@ -280,10 +313,17 @@ if __name__ == "__main__":
     talker = DialogueAgent(agent.policy, samples.tokenizer, args.context_size, P, T)
     eval_ids = evenly_spread(eval_samples, args.eval_samples)
     decoding = {"sample": True, "top_k": args.eval_top_k, "seed": args.seed}
-    before = Evaluation(talker, eval_samples, eval_ids, intent, **decoding)
-
-    run.start()
-    for iteration in range(1, num_iterations + 1):
+    run.keep(
+        agent.policy,
+        agent=agent,
+        optimizer=optimizer,
+        scaler=scaler,
+        envs=envs.unwrapped,
+        kl_coef=envs.ledger.coefficient,
+        random=RandomState(rng),
+    )
+    run.start(run.before or Evaluation(talker, eval_samples, eval_ids, intent, **decoding))
+    for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()
         if args.anneal_lr:
             frac = 1.0 - (iteration - 1.0) / num_iterations
@@ -371,9 +411,12 @@ if __name__ == "__main__":
 
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
-                for params in (policy_params, critic_params):
-                    nn.utils.clip_grad_norm_(params, args.max_grad_norm)
-                scaler.step(optimizer)
+                norms = [
+                    nn.utils.clip_grad_norm_(params, args.max_grad_norm) for params in (policy_params, critic_params)
+                ]
+                sound = run.check_step(loss, *norms, loss_scale=scaler.get_scale())
+                if sound:
+                    scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 with torch.no_grad():
@@ -383,7 +426,7 @@ if __name__ == "__main__":
                 stats.append(torch.stack([pg_loss, v_loss, entropy_loss, approx_kl, clipfrac]).detach())
 
         # Logs: what the wrappers put into the final info, as means over the batch, and the algorithm's own
-        pg_loss, v_loss, entropy_loss, approx_kl, clipfrac = torch.stack(stats).mean(0).tolist()
+        pg_loss, v_loss, entropy_loss, approx_kl, clipfrac = torch.stack(stats).nanmean(0).tolist()
         residual = ((returns - values) * reply_mask)[reply_mask.bool()].var()
         seconds = time.perf_counter() - start
         run.log(
@@ -405,7 +448,7 @@ if __name__ == "__main__":
         )
         if iteration % args.sample_every == 0:
             run.show(infos["prompt"][:2], infos["response"][:2], episode_rewards[:2])
+        run.checkpoint(iteration)
 
-    save_agent(agent.policy, args.model, run.folder / "agent")
-    run.finish(before, Evaluation(talker, eval_samples, eval_ids, intent, **decoding))
+    run.finish(Evaluation(talker, eval_samples, eval_ids, intent, **decoding))
     envs.close()

@@ -19,15 +19,19 @@ def resolve(name: str) -> str:
     return str(ASSETS / "policy") if name == "builtin" else name
 
 
-def load_model(name: str) -> PreTrainedModel:
+def load_model(name: str, model_class: type[PreTrainedModel] = AutoModelForCausalLM) -> PreTrainedModel:
     """A causal language model in float32: ``"builtin"``, a folder (safetensors only: no pickle is read), or a hub id.
+
+    Args:
+        name: where its configuration and weights are.
+        model_class: loads them; without it the class is the one that the configuration names.
 
     Raises:
         ValueError: there is no such model, or a folder lacks its configuration or weights.
     """
     here = Path(resolve(name)).is_dir()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = model_class.from_pretrained(
             resolve(name),
             dtype=torch.float32,
             use_safetensors=True if here else None,
@@ -72,9 +76,15 @@ class DialogueAgent:
         self.context_size, self.max_prompt_length, self.max_new_tokens = context_size, max_prompt_length, max_new_tokens
 
     @classmethod
-    def load(cls, name: str, device: str = "cpu", **kwargs: int) -> DialogueAgent:
-        """From an agent folder, a hub id or ``"builtin"``; ``kwargs`` as in the constructor."""
-        return cls(load_model(name).to(device), load_tokenizer(name), **kwargs)
+    def load(
+        cls,
+        name: str,
+        device: str = "cpu",
+        model_class: type[PreTrainedModel] = AutoModelForCausalLM,
+        **kwargs: int,
+    ) -> DialogueAgent:
+        """From an agent folder, a hub id or ``"builtin"``; ``model_class`` as in `load_model`, the rest as above."""
+        return cls(load_model(name, model_class).to(device), load_tokenizer(name), **kwargs)
 
     @torch.no_grad()
     def reply(

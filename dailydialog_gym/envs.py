@@ -267,6 +267,17 @@ class DailyDialogVectorEnv(VectorEnv):
             return tuple(self.mdp.transcript(row) for row in range(self.num_envs))
         return None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps between episodes: the rows' random generators."""
+        return {"rngs": [rng.bit_generator.state for rng in self._rngs]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Draw the next samples as the environment of the `state_dict` would have; call `reset` next, unseeded."""
+        self._rngs = [np_random()[0] for _ in range(self.num_envs)]
+        for rng, state in zip(self._rngs, state_dict["rngs"], strict=True):
+            rng.bit_generator.state = state
+        self._ended[:] = True
+
     def _end(self, rows: np.ndarray, infos: dict[str, Any]) -> None:
         final_info = self.mdp.final_info(rows)
         if self.render_mode == "human":

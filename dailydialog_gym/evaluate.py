@@ -14,10 +14,12 @@ import numpy as np
 import torch
 import transformers
 import tyro
+from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.data import Samples, load_samples
 from dailydialog_gym.metrics import score_replies, table
+from dailydialog_gym.objects import import_object
 from dailydialog_gym.rewards.intent import IntentMatch
 
 
@@ -25,6 +27,8 @@ from dailydialog_gym.rewards.intent import IntentMatch
 class Args:
     agent: Annotated[str, tyro.conf.Positional] = "builtin"
     """what to evaluate: an agent folder, a hub id, or "builtin\""""
+    policy_class: str | None = None
+    """MODULE:CLASS of the agent, where it was trained with one"""
     baseline: str | None = None
     """a second model, which the table compares the agent with"""
     dataset: str = "builtin"
@@ -89,6 +93,13 @@ class Evaluation:
             f"intent model finds the act of {ceiling:.1%} of the reference replies."
         )
 
+    @classmethod
+    def restore(cls, attributes: dict[str, Any]) -> Evaluation:
+        """An earlier evaluation from its ``vars()``, as a checkpoint holds them."""
+        evaluation = cls.__new__(cls)
+        vars(evaluation).update(attributes)
+        return evaluation
+
 
 def main(args: Args) -> None:
     samples = load_samples(
@@ -103,11 +114,15 @@ def main(args: Args) -> None:
     ids = evenly_spread(samples, args.samples)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     intent = IntentMatch(args.intent_model, device, args.intent_labels)
+    model_class = AutoModelForCausalLM
+    if args.policy_class:
+        model_class = import_object(args.policy_class, "--policy-class")
     evaluations = {}
     for name in filter(None, (args.baseline, args.agent)):
         agent = DialogueAgent.load(
             name,
             device,
+            model_class if name == args.agent else AutoModelForCausalLM,
             context_size=args.context_size,
             max_prompt_length=args.max_prompt_length,
             max_new_tokens=args.max_new_tokens,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import signal
+import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +18,52 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from dailydialog_gym.agent import save_agent
+from dailydialog_gym.checkpoints import Checkpoints, Stateful, write_folder, write_text
 from dailydialog_gym.evaluate import Evaluation
 from dailydialog_gym.metrics import table
+from dailydialog_gym.report import plot_curves, side_by_side
 from dailydialog_gym.tokenizer import EOU
+
+MAX_BAD_STEPS = 3
 
 
 class Run:
-    """The folder ``runs/<name>`` of one training run, its logs and its progress bar.
+    """The folder ``runs/<name>`` of one training run, its logs, checkpoints and progress bar.
 
-    It comes to hold ``config.json``, ``metrics.jsonl`` (a line an iteration), TensorBoard events, ``agent/`` (written
-    by the script), ``evaluation.json``, ``samples.md`` and ``curves.png``.
+    It comes to hold ``config.json``, ``metrics.jsonl`` (a line an iteration), TensorBoard events, ``checkpoints/``,
+    ``agent/``, ``evaluation.json``, ``samples.md`` and ``curves.png``.
 
     Args:
-        args: the script's arguments, a dataclass with ``run_name``, ``seed``, ``track``, ``wandb_project_name`` and
-            ``wandb_entity``.
+        args: the script's arguments, a dataclass with ``model``, ``run_name``, ``seed``, ``checkpoint_every``,
+            ``track``, ``wandb_project_name`` and ``wandb_entity``.
         total_episodes: how many replies the run is to train on.
+        resume: the folder of the run to go on with, or None for a new one.
+
+    Attributes:
+        folder: where everything is.
+        iteration: how many are done.
+        before: the evaluation before training, where a resumed run has one.
+        history: the metrics of each iteration.
     """
 
-    def __init__(self, args: Any, total_episodes: int):
+    def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
         name = args.run_name or f"ppo_dialog__{args.seed}__{int(time.time())}"
-        self.folder = Path("runs") / name
-        if self.folder.exists():
-            raise FileExistsError(f"{self.folder} exists: choose another --run-name, or remove it")
-        self.folder.mkdir(parents=True)
-        config = asdict(args)
-        (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        self._wandb = _start_wandb(args, name, config) if args.track else None
-        self._writer = SummaryWriter(self.folder)
-        self._writer.add_text("config", "\n".join(f"- {key}: {value}" for key, value in config.items()))
-        self._total_episodes = total_episodes
+        self.folder = resume or Path("runs") / name
+        if resume is None:
+            if self.folder.exists():
+                raise FileExistsError(
+                    f"{self.folder} exists: choose another --run-name, go on with it by --resume {self.folder}, or "
+                    "remove it"
+                )
+            config = json.dumps(asdict(replace(args, run_name=name)), indent=2) + "\n"
+            write_folder(self.folder, lambda folder: (folder / "config.json").write_text(config))
+        self.args, self._total_episodes = args, total_episodes
+        self.iteration, self.before = 0, None
         self.history: list[dict[str, float]] = []
+        self._wandb, self._wandb_id = None, None
+        self._skipped, self._bad_steps = 0, 0
+        self._training, self._signal = False, 0
 
     def describe(self, **facts: str) -> None:
         """Print what was loaded, and how to get the full thing where it is the embedded default."""
@@ -52,23 +72,80 @@ class Run:
         if any(fact.startswith("builtin") for fact in facts.values()):
             print(
                 "builtin is the small embedded default. The full dataset and GPT-2, from the hub: "
-                "--dataset daily_dialog --model rajkumarrrk/gpt2-fine-tuned-on-daily-dialog"
+                "--config configs/openrl.yaml"
             )
 
-    def start(self) -> None:
-        """Show the progress bar, from which the time left is told."""
-        self._bar = tqdm(total=self._total_episodes, unit="reply", dynamic_ncols=True)
+    def keep(self, policy: torch.nn.Module, **parts: Stateful) -> None:
+        """Say what a checkpoint is made of, the policy as an agent folder beside; a resumed run loads its last one."""
+        self._checkpoints = Checkpoints(
+            self.folder / "checkpoints", lambda folder: save_agent(policy, self.args.model, folder), parts
+        )
+        self.iteration, progress = self._checkpoints.load()
+        if progress:
+            self.before = Evaluation.restore(progress["before"])
+            self.history, self._bad_steps = progress["history"], progress["bad_steps"]
+            self._wandb_id = progress["wandb_id"]
+            print(f"resumed   {self._checkpoints.last}, after {self.history[-1]['episodes']:,} replies")
+
+    def start(self, before: Evaluation) -> None:
+        """Open the logs, show the progress bar, and from now on finish the iteration when asked to stop."""
+        self.before = before
+        done = self.history[-1]["episodes"] if self.history else 0
+        # What was logged after the checkpoint is logged again
+        write_text(self.folder / "metrics.jsonl", "".join(_line(row) for row in self.history))
+        self._writer = SummaryWriter(self.folder, purge_step=done + 1)
+        self._writer.add_text("config", "\n".join(f"- {key}: {value}" for key, value in asdict(self.args).items()))
+        if self.args.track:
+            self._wandb = _start_wandb(self.args, self.folder, self._wandb_id)
+            self._wandb_id = self._wandb.id
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._training = True
+        self._bar = tqdm(
+            total=self._total_episodes,
+            initial=done,
+            unit="reply",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every state of the line
+        )
+
+    def check_step(self, *numbers: torch.Tensor, loss_scale: float) -> bool:
+        """Whether to take an optimizer's step: not where the loss or a gradient's norm isn't finite.
+
+        Args:
+            numbers: the loss and the norms, one number each.
+            loss_scale: of a `GradScaler`, 1 without. While it is larger than 1, a gradient that overflows is the
+                scale's fault, which the scaler then halves; such a step is left out, but doesn't end the run.
+
+        Raises:
+            SystemExit: this is the third bad step in a row; the message names the last checkpoint.
+        """
+        if torch.stack([number.detach().float() for number in numbers]).isfinite().all():
+            self._bad_steps = 0
+            return True
+        self._skipped += 1
+        self._bad_steps += loss_scale <= 1
+        if self._bad_steps == MAX_BAD_STEPS:
+            self._bar.close()
+            last = self._checkpoints.last
+            raise SystemExit(
+                f"stopped: the loss or the gradient was not finite {MAX_BAD_STEPS} times in a row. Begin again with a "
+                "lower --learning-rate or another --seed. "
+                + (f"The last good checkpoint is {last}, its agent {last}/agent" if last else "No checkpoint was saved")
+            )
+        return False
 
     def log(self, metrics: dict[str, float], episodes: int) -> None:
         """Log an iteration's metrics by the number of replies trained on so far, and move the progress bar."""
+        metrics = {**{key: float(value) for key, value in metrics.items()}, "losses/skipped_steps": self._skipped}
+        self._skipped = 0
         row = {"episodes": episodes, **metrics}
         self.history.append(row)
         with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, episodes)
         if self._wandb:
-            self._wandb.log(row)
+            self._wandb.log(row, step=episodes)  # wandb leaves out the steps that it has from before a resume
         self._bar.set_postfix_str(
             f"reward {metrics['charts/episodic_return']:.3f}, KL/token {metrics['metric/kl_per_token']:.3f}, "
             f"{metrics['charts/FPS']:.0f} tokens/s"
@@ -80,33 +157,68 @@ class Run:
         for prompt, response, reward in zip(prompts, responses, rewards, strict=True):
             tqdm.write(f"  {prompt.split(EOU)[-2].strip()}\n  > {response}   [{reward:+.3f}]")
 
-    def finish(self, before: Evaluation, after: Evaluation) -> None:
-        """Write the evaluation, the samples and the curves, and print the table and where everything is."""
-        self._bar.close()
-        self._writer.close()
-        rows = {"before": before.scores, "after": after.scores}
-        (self.folder / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
-        (self.folder / "samples.md").write_text(_side_by_side(before, after))
-        self._plot()
+    def checkpoint(self, iteration: int) -> None:
+        """Save a checkpoint where it is due: every so many iterations, at the end, and when asked to stop.
+
+        Raises:
+            SystemExit: the run was asked to stop, or the checkpoint can't be written.
+        """
+        self.iteration = iteration
+        ended = self.history[-1]["episodes"] == self._total_episodes
+        if ended or self._signal or iteration % self.args.checkpoint_every == 0:
+            self._writer.flush()  # after a kill, nothing from before the checkpoint is missing there either
+            self._checkpoints.save(
+                iteration,
+                {
+                    "before": vars(self.before),
+                    "history": self.history,
+                    "bad_steps": self._bad_steps,
+                    "wandb_id": self._wandb_id,
+                },
+            )
+        if ended or self._signal:
+            self._training = False
+            self._bar.close()
+        if self._signal:
+            self._stop()
+
+    def _on_signal(self, signum: int, _frame: Any) -> None:
+        self._signal = signum
+        if not self._training:
+            self._stop()
+        for other in self._handlers:
+            signal.signal(other, signal.SIG_DFL)
+        # Not print, which must not be entered again while it is interrupted
+        os.write(2, b"\nstopping after this iteration and a checkpoint; once more to quit at once\n")
+
+    def _stop(self) -> None:
+        done = self.history[-1]["episodes"] if self.history else 0
+        print(f"\nstopped after {done:,} of {self._total_episodes:,} replies; go on with", file=sys.stderr)
+        print(f"    python {sys.argv[0]} --resume {self.folder}", file=sys.stderr)
+        self._close()
+        raise SystemExit(128 + self._signal)  # as a shell says of a process that a signal ended
+
+    def finish(self, after: Evaluation) -> None:
+        """Write the agent, the evaluation, the samples and the curves; print the table and where everything is."""
+        last = self._checkpoints.last
+        write_folder(self.folder / "agent", lambda folder: shutil.copytree(last / "agent", folder, dirs_exist_ok=True))
+        rows = {"before": self.before.scores, "after": after.scores}
+        write_text(self.folder / "evaluation.json", json.dumps(rows, indent=2) + "\n")
+        write_text(self.folder / "samples.md", side_by_side(self.before, after))
+        plot_curves(self.history, self.folder / "curves.png")
         if self._wandb:
             self._wandb.log({f"eval/{key}": value for key, value in after.scores.items()})
-            self._wandb.finish()
-        print(f"\n{table(rows)}\n\n{before.manner}\n")
+        self._close()
+        print(f"\n{table(rows)}\n\n{self.before.manner}\n")
         print(f"agent     {self.folder}/agent\nsamples   {self.folder}/samples.md\ncurves    {self.folder}/curves.png")
         print(f"logs      tensorboard --logdir {self.folder.parent}")
 
-    def _plot(self) -> None:
-        from matplotlib.figure import Figure  # not pyplot: no window system, no global state
-
-        keys = ["charts/episodic_return", *(key for key in self.history[0] if key.startswith(("reward/", "metric/")))]
-        figure = Figure(figsize=(4 * len(keys), 3), layout="constrained")
-        episodes = [row["episodes"] for row in self.history]
-        for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-            values = [row[key] for row in self.history]
-            axis.plot(episodes, values, color="0.8")
-            axis.plot(episodes, _running_mean(values, max(1, len(values) // 10)), color="tab:blue")
-            axis.set(title=key, xlabel="replies")
-        figure.savefig(self.folder / "curves.png", dpi=120)
+    def _close(self) -> None:
+        self._writer.close()
+        if self._wandb:
+            self._wandb.finish()
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
 
 
 def describe_amp(device: torch.device, dtype: torch.dtype) -> str:
@@ -117,21 +229,12 @@ def describe_amp(device: torch.device, dtype: torch.dtype) -> str:
     return f"{dtype} mixed precision"
 
 
-def _running_mean(values: list[float], width: int) -> list[float]:
-    return [float(np.mean(values[max(0, i + 1 - width) : i + 1])) for i in range(len(values))]
+def _line(row: dict[str, float]) -> str:
+    """A line of metrics.jsonl; JSON has no NaN, so a number that isn't finite is null."""
+    return json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}) + "\n"
 
 
-def _side_by_side(before: Evaluation, after: Evaluation) -> str:
-    lines = ["# Replies before and after\n"]
-    for i in range(min(20, len(before.prompts))):
-        context = "".join(f"> {utterance.strip()}\n>\n" for utterance in before.prompts[i].split(EOU)[:-1])
-        lines.append(
-            f"{context}\n- before: {before.replies[i]}\n- after: {after.replies[i]}\n- people: {before.references[i]}\n"
-        )
-    return "\n".join(lines)
-
-
-def _start_wandb(args: Any, name: str, config: dict[str, Any]):
+def _start_wandb(args: Any, folder: Path, run_id: str | None):
     import wandb
 
     # Without a login wandb would ask for one and wait; what is logged offline can be uploaded later.
@@ -139,5 +242,12 @@ def _start_wandb(args: Any, name: str, config: dict[str, Any]):
     if mode:
         print("wandb: not logged in, so this run is logged offline; `wandb sync` uploads it")
     return wandb.init(
-        project=args.wandb_project_name, entity=args.wandb_entity, name=name, config=config, mode=mode, dir="runs"
+        project=args.wandb_project_name,
+        entity=args.wandb_entity,
+        name=folder.name,
+        config=asdict(args),
+        mode=mode,
+        dir="runs",
+        id=run_id,
+        resume="allow",
     )

@@ -19,6 +19,12 @@ class Coefficient(Protocol):
     def observe(self, kl: np.ndarray, tokens: np.ndarray, every: int) -> None:
         """Count finished episodes, ``(n,)`` KL divergences in nats and numbers of tokens; move after each ``every``."""
 
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps: the value, and what was counted since it last moved."""
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on from an earlier `state_dict`."""
+
 
 class FixedCoefficient:
     """Always the same.
@@ -32,6 +38,12 @@ class FixedCoefficient:
 
     def observe(self, kl: np.ndarray, tokens: np.ndarray, every: int) -> None:
         pass
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.value = state_dict["value"]
 
 
 class AdaptiveCoefficient:
@@ -57,6 +69,14 @@ class AdaptiveCoefficient:
         if self._episodes >= every:
             self.value *= 1 + self._change(self._kl, self._tokens, self._episodes)
             self._episodes, self._kl, self._tokens = 0, 0.0, 0
+
+    def state_dict(self) -> dict[str, float]:
+        counted = {"episodes": self._episodes, "kl": float(self._kl), "tokens": int(self._tokens)}
+        return {"value": self.value, **counted}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        keys = ("value", "episodes", "kl", "tokens")
+        self.value, self._episodes, self._kl, self._tokens = (state_dict[key] for key in keys)
 
     def _change(self, kl: float, tokens: int, episodes: int) -> float:
         return float(self.rate * np.clip((kl / tokens - self.target) / self.target, -self.clip, self.clip))
