@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
 
-from dailydialog_gym.tokenizer import ASSETS
+from dailydialog_gym.embedded import ASSETS
 
 SHAPES = {
     "gpt2": (GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 160}),
