@@ -285,7 +285,7 @@ def main(args: Args) -> None:
         if row["bits_per_character"] < best:
             best = row["bits_per_character"]
             copy.deepcopy(model).half().save_pretrained(args.out)
-        _save_atomically(
+        save_atomically(
             {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -301,7 +301,7 @@ def main(args: Args) -> None:
     print(f"best validation: {best:.4f} bits per character; model in {args.out}")
 
 
-def _save_atomically(state: dict, path: Path) -> None:
+def save_atomically(state: dict, path: Path) -> None:
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
