@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dailydialog_gym.data import format_prompt, left_pad
+from dailydialog_gym.embedded import ASSETS, asset
 from dailydialog_gym.text import join_punctuation, space_punctuation
-from dailydialog_gym.tokenizer import ASSETS, ReplyTokenizer, hub_is_off, load_tokenizer
+from dailydialog_gym.tokenizer import ReplyTokenizer, hub_is_off, load_tokenizer
 
 
 def resolve(name: str) -> str:
@@ -29,10 +30,13 @@ def load_model(name: str, model_class: type[PreTrainedModel] = AutoModelForCausa
     Raises:
         ValueError: there is no such model, or a folder lacks its configuration or weights.
     """
-    here = Path(resolve(name)).is_dir()
+    if name == "builtin":
+        with asset("policy") as folder:
+            return load_model(str(folder), model_class)
+    here = Path(name).is_dir()
     try:
         model = model_class.from_pretrained(
-            resolve(name),
+            name,
             dtype=torch.float32,
             use_safetensors=True if here else None,
             local_files_only=here or hub_is_off(),

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dailydialog_gym.tokenizer import ASSETS, EOU, ReplyTokenizer, hub_is_off, load_tokenizer
+from dailydialog_gym.embedded import asset
+from dailydialog_gym.tokenizer import EOU, ReplyTokenizer, hub_is_off, load_tokenizer
 
 SPLITS = ("train", "validation", "test")
 # DailyDialog's own numbers (its readme.txt); 0 is no act.
@@ -185,7 +186,8 @@ Rows = Iterator[tuple[str, list[str], list[int]]]
 
 def _read(dataset: str, split: str) -> Rows | None:
     if dataset == "builtin":
-        return _read_jsonl(ASSETS / "dialogues.jsonl", split)
+        with asset("dialogues.jsonl") as path:
+            return _read_jsonl(path, split)
     path = Path(dataset).expanduser()
     if path.is_file():
         if path.suffix != ".jsonl":

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-ASSETS = Path(__file__).parent / "assets"
+from dailydialog_gym.embedded import ASSETS as ASSETS
+from dailydialog_gym.embedded import asset
+
 EOU = "<EOU>"
 
 
@@ -112,8 +114,9 @@ def load_tokenizer(name: str) -> ReplyTokenizer:
         ValueError: the name can't be loaded, has no fast backend, or can't write ``<EOU>``.
     """
     if name == "builtin":
-        backend = Tokenizer.from_file(str(ASSETS / "policy" / "tokenizer.json"))
-        config = json.loads((ASSETS / "policy" / "tokenizer_config.json").read_text())
+        with asset("policy") as folder:
+            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            config = json.loads((folder / "tokenizer_config.json").read_text())
         eos_id, pad_id = (backend.token_to_id(config[key]) for key in ("eos_token", "pad_token"))
         return ReplyTokenizer(name, backend, eos_id, pad_id, [])
 

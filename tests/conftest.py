@@ -9,7 +9,7 @@ import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dailydialog_gym.tokenizer import ASSETS
+from dailydialog_gym.embedded import ASSETS
 
 
 @pytest.fixture(scope="session")

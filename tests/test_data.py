@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dailydialog_gym.data import ACTS, SPLITS, Dialogue, format_prompt, load_dialogues, load_samples
-from dailydialog_gym.tokenizer import ASSETS, hub_is_off
+from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.tokenizer import hub_is_off
 
 DAILYDIALOG = Path(__file__).parents[2] / "shared" / "data" / "dailydialog"
 needs_dailydialog = pytest.mark.skipif(

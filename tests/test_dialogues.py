@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dailydialog_gym.data import load_dialogues
+from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.text import space_punctuation
-from dailydialog_gym.tokenizer import ASSETS, EOU
+from dailydialog_gym.tokenizer import EOU
 
 DAILYDIALOG = Path(__file__).parents[2] / "shared" / "data" / "dailydialog"
 RECORDS = [json.loads(line) for line in (ASSETS / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -11,10 +11,10 @@ from nltk.tokenize import word_tokenize
 from nltk.translate.meteor_score import single_meteor_score
 
 from dailydialog_gym.data import load_dialogues
+from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.recipes import synonyms as recipe
 from dailydialog_gym.rewards.meteor import meteor
 from dailydialog_gym.rewards.synonyms import Synonyms
-from dailydialog_gym.tokenizer import ASSETS
 
 TABLE = ASSETS / "synonyms.txt.gz"
 WORDNET = Path("/usr/share/wordnet")

@@ -3,8 +3,8 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.text import join_punctuation, space_punctuation
-from dailydialog_gym.tokenizer import ASSETS
 
 UTTERANCES = [
     utterance

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, ByT5Tokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from dailydialog_gym.data import load_dialogues, load_samples
-from dailydialog_gym.tokenizer import ASSETS, EOU, ReplyTokenizer, hub_is_off, load_tokenizer
+from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.tokenizer import EOU, ReplyTokenizer, hub_is_off, load_tokenizer
 
 GPT2 = Path(__file__).parents[2] / "shared" / "data" / "gpt2-tokenizer"
 

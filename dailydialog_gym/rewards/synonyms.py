@@ -8,13 +8,14 @@ from functools import cache, lru_cache
 
 from nltk.corpus.reader.wordnet import POS_LIST, WordNetCorpusReader
 
-from dailydialog_gym.tokenizer import ASSETS
+from dailydialog_gym.embedded import asset
 
 
 @cache
 def _table() -> dict[str, tuple[dict[str, str], dict[str, str]]]:
     """For each part of speech: word -> names in its synsets; irregular form -> base forms. Both apart by blanks."""
-    blocks = gzip.decompress((ASSETS / "synonyms.txt.gz").read_bytes()).decode().split("\n\n")[1:]
+    with asset("synonyms.txt.gz") as path:
+        blocks = gzip.decompress(path.read_bytes()).decode().split("\n\n")[1:]
     table = {}
     for part, synsets, exceptions in zip(POS_LIST, blocks[::2], blocks[1::2], strict=True):
         names: dict[str, str] = {}

@@ -1,0 +1,57 @@
+"""Embedded files: each is what the manifest says, and a damaged one is named."""
+
+import pytest
+
+from dailydialog_gym import embedded
+from dailydialog_gym.agent import load_model
+from dailydialog_gym.data import load_dialogues
+from dailydialog_gym.embedded import ASSETS, asset, damaged
+from dailydialog_gym.rewards import synonyms
+from dailydialog_gym.tokenizer import load_tokenizer
+
+FILES = sorted(str(path.relative_to(ASSETS)) for path in ASSETS.rglob("*") if path.is_file())
+# Each without its cache.
+LOADERS = {
+    "policy/tokenizer.json": lambda: load_tokenizer.__wrapped__("builtin"),
+    "policy/tokenizer_config.json": lambda: load_tokenizer.__wrapped__("builtin"),
+    "policy/config.json": lambda: load_model("builtin"),
+    "policy/model.safetensors": lambda: load_model("builtin"),
+    "dialogues.jsonl": lambda: load_dialogues.__wrapped__("builtin", "train"),
+    "synonyms.txt.gz": lambda: synonyms._table.__wrapped__(),
+}
+
+
+def test_the_manifest_lists_every_file_with_its_checksum():
+    listed = [line.split("  ")[1] for line in (ASSETS / "MANIFEST").read_text().splitlines()]
+    assert listed == [file for file in FILES if file not in ("MANIFEST", "README.md")]
+    assert damaged() == []
+
+
+def test_embedded_files_take_less_than_24_megabytes():
+    assert sum((ASSETS / file).stat().st_size for file in FILES) < 24e6
+    assert sum((ASSETS / file).stat().st_size for file in FILES if file.endswith(".safetensors")) < 20e6
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+@pytest.mark.parametrize("file", LOADERS)
+def test_a_missing_or_damaged_file_is_named_with_its_cure(file, harm, tmp_path, monkeypatch):
+    for other in FILES:
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).symlink_to(ASSETS / other)
+    (tmp_path / file).unlink()
+    if harm == "cut":
+        whole = (ASSETS / file).read_bytes()
+        (tmp_path / file).write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(embedded, "ASSETS", tmp_path)
+    name = file.split("/")[0]
+    with pytest.raises(ValueError) as error:
+        LOADERS[file]()
+    assert str(error.value) == (
+        f"missing or damaged in the installed package: {tmp_path / file}. Restore with "
+        f"'git checkout -- dailydialog_gym/assets/{name}', or reinstall the package"
+    )
+
+
+def test_an_error_with_whole_files_stays_itself():
+    with pytest.raises(KeyError, match="elsewhere"), asset("dialogues.jsonl"):
+        raise KeyError("elsewhere")
