@@ -7,11 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dailydialog_gym.data import ACTS
+from dailydialog_gym.embedded import asset
 from dailydialog_gym.rewards.episodes import Episodes
-from dailydialog_gym.tokenizer import ASSETS, EOU, hub_is_off
+from dailydialog_gym.tokenizer import EOU, hub_is_off
+
+
+def _load(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    here = Path(model).is_dir()
+    source = {"local_files_only": here or hub_is_off()}
+    try:
+        return (
+            AutoModelForSequenceClassification.from_pretrained(
+                model, dtype=torch.float32, use_safetensors=True if here else None, **source
+            ),
+            # Where the text is too long for the model, the reply is what must stay.
+            AutoTokenizer.from_pretrained(model, truncation_side="left", **source),
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load intent classifier {model!r}: expected 'builtin', a folder or a hub id ({error})"
+        ) from error
 
 
 def _act_of_label(labels: Sequence[str], name: str) -> np.ndarray:
@@ -56,19 +74,11 @@ class IntentMatch:
         amp_dtype: torch.dtype | None = None,
         batch_size: int = 64,
     ):
-        path = str(ASSETS / "intent") if model == "builtin" else model
-        try:
-            here = Path(path).is_dir()
-            source = {"local_files_only": here or hub_is_off()}
-            self.classifier = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True if here else None, **source
-            )
-            # Where the text is too long for the model, the reply is what must stay.
-            self.tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left", **source)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"cannot load intent classifier {model!r}: expected 'builtin', a folder or a hub id ({error})"
-            ) from error
+        if model == "builtin":
+            with asset("intent") as folder:
+                self.classifier, self.tokenizer = _load(str(folder))
+        else:
+            self.classifier, self.tokenizer = _load(model)
         self.classifier.to(device).eval()
         id2label = self.classifier.config.id2label
         if labels is not None and len(labels) != len(id2label):
