@@ -100,6 +100,8 @@ class PPOArgs:
     """lower both linearly to zero"""
     critic: Literal["separate", "shared"] = "separate"
     """"separate": a second copy of the model estimates values; "shared": a value head on the policy does"""
+    top_k: int = 20
+    """replies are drawn from the likeliest K tokens, which the update then chooses among, as in NLPO; 0 is all"""
     gamma: float = 1.0
     """discount"""
     gae_lambda: float = 0.95
@@ -223,6 +225,11 @@ def pack(input_ids, attention_mask, P, K, device):
     return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
 
 
+def narrow(logits, allowed):
+    """Logits of the tokens that may be drawn: (..., top_k) of those in ``allowed``, or all where it is None."""
+    return logits if allowed is None else logits.gather(-1, allowed)
+
+
 def minibatches(lengths, num_minibatches, rng):
     """Numbers of contexts in random order, those of similar length together: little of a minibatch is padding then."""
     order = np.argsort(lengths + rng.uniform(0, 8, len(lengths)))
@@ -240,6 +247,8 @@ if __name__ == "__main__":
             f"expected a number of contexts, num_envs ({args.num_envs}) / replies_per_prompt ({K}), that is whole and "
             f"at least num_minibatches ({args.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
         )
+    if not args.top_k >= 0:
+        raise SystemExit(f"top_k is at least 0, got {args.top_k}")
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)
@@ -342,12 +351,22 @@ if __name__ == "__main__":
         cache.batch_repeat_interleave(K)
         logits = logits.repeat_interleave(K, dim=0)
         logprobs = torch.zeros(args.num_envs, T, device=device)
+        choices = torch.zeros(args.num_envs, T, dtype=torch.long, device=device)  # positions in allowed, or tokens
+        allowed = torch.zeros(args.num_envs, T, args.top_k, dtype=torch.long, device=device)
         for t in range(T):
-            distribution = logits[:, :vocab_size].float().log_softmax(-1)  # (num_envs, vocab_size)
-            next_ids = torch.multinomial(distribution.exp(), 1)  # (num_envs, 1)
-            logprobs[:, t] = distribution.gather(1, next_ids).squeeze(1)
+            logits = logits[:, :vocab_size].float()
+            if args.top_k:
+                allowed[:, t] = logits.topk(args.top_k).indices
+            drawable = allowed[:, t] if args.top_k else None
+            distribution = narrow(logits, drawable).log_softmax(-1)  # (num_envs, top_k or vocab_size)
+            choice = torch.multinomial(distribution.exp(), 1)  # (num_envs, 1)
+            choices[:, t] = choice.squeeze(1)
+            logprobs[:, t] = distribution.gather(1, choice).squeeze(1)
+            next_ids = drawable.gather(1, choice) if args.top_k else choice
+            # The divergence from the reference is one of whole distributions
+            whole_logprob = logits.gather(1, next_ids).squeeze(1) - logits.logsumexp(1)
             # The one CPU-GPU sync of a token
-            tokens, log_probs = torch.stack([next_ids[:, 0].double(), logprobs[:, t].double()]).cpu().numpy()
+            tokens, log_probs = torch.stack([next_ids[:, 0].double(), whole_logprob.double()]).cpu().numpy()
             action = {"token": tokens.astype(np.int64), "log_prob": log_probs}
             obs, episode_rewards, terminated, truncated, infos = envs.step(action)
             if (terminated | truncated).all():
@@ -358,7 +377,6 @@ if __name__ == "__main__":
 
         # The batch: whole replies, (num_envs, T)
         reply_mask = torch.from_numpy(obs["attention_mask"][:, P:]).to(device).float()
-        actions = torch.from_numpy(obs["input_ids"][:, P:]).to(device)
         rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
         values = torch.zeros_like(rewards)
         with torch.no_grad(), autocast:
@@ -391,11 +409,12 @@ if __name__ == "__main__":
                 with autocast:
                     newlogits, newvalue = agent(*packed)
                 newvalue = newvalue.float().view(len(mb_inds), -1)  # (minibatch, replies), as all below
-                newlogits = newlogits.float().view(*newvalue.shape, -1)
+                drawable = allowed[mb_inds, : newvalue.shape[1]] if args.top_k else None
+                newlogits = narrow(newlogits.view(*newvalue.shape, -1), drawable).float()
                 mb_mask = reply_mask[mb_inds, : newvalue.shape[1]]
-                mb_actions = actions[mb_inds, : newvalue.shape[1]]
+                mb_choices = choices[mb_inds, : newvalue.shape[1]]
                 mb_tokens = mb_mask.sum()
-                newlogprob = -cross_entropy(newlogits.transpose(1, 2), mb_actions, reduction="none")
+                newlogprob = -cross_entropy(newlogits.transpose(1, 2), mb_choices, reduction="none")
                 with torch.set_grad_enabled(args.ent_coef != 0):
                     entropy = Categorical(logits=newlogits, validate_args=False).entropy()
                 logratio = (newlogprob - logprobs[mb_inds, : newvalue.shape[1]]) * mb_mask
