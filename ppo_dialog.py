@@ -240,6 +240,8 @@ if __name__ == "__main__":
             f"expected a number of contexts, num_envs ({args.num_envs}) / replies_per_prompt ({K}), that is whole and "
             f"at least num_minibatches ({args.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
         )
+    if args.critic_class and args.critic == "shared":
+        raise SystemExit("--critic-class and --critic shared contradict each other")
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)
