@@ -32,7 +32,7 @@ class RandomState:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         torch.set_rng_state(state_dict["torch"])
-        if state_dict["cuda"]:
+        if state_dict["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state_dict["cuda"])
         self.rng.bit_generator.state = state_dict["numpy"]
 

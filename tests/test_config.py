@@ -10,7 +10,8 @@ from typing import Literal
 
 import pytest
 
-from dailydialog_gym.config import import_object, parse_args
+from dailydialog_gym.config import parse_args
+from dailydialog_gym.objects import import_object
 
 ROOT = Path(__file__).parents[1]
 # A module of the system's, because tyro looks for the flags' docstrings in its source

@@ -17,13 +17,14 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def train(tmp_path, tiny_intent_model, monkeypatch):
     """Runs the script with some flags in an empty folder; gives the run's folder."""
     monkeypatch.chdir(tmp_path)
 
     def train(*flags):
         small = ("--num-envs", "4", "--total-episodes", "8", "--num-minibatches", "2", "--eval-samples", "4")
-        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", "--run-name", "run", *small, *flags])
+        rewards = ("--intent-model", tiny_intent_model)
+        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", "--run-name", "run", *small, *rewards, *flags])
         runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
         return tmp_path / "runs/run"
 
@@ -57,7 +58,7 @@ def my_models(tmp_path, monkeypatch):
     sys.modules.pop("my_models", None)
 
 
-def test_the_readmes_own_classes_train_and_are_evaluated(train, my_models, tiny_model, capsys):
+def test_the_readmes_own_classes_train_and_are_evaluated(train, my_models, tiny_model, tiny_intent_model, capsys):
     commands = re.findall(r"(--policy-class \S+)(?: (--critic-class \S+))?", (ROOT / "README.md").read_text())
     (training,) = [" ".join(command) for command in commands if command[1]]
     folder = train("--model", tiny_model, *training.split(), "--learning-rate", "0", "--critic-learning-rate", "1e-2")
@@ -72,7 +73,8 @@ def test_the_readmes_own_classes_train_and_are_evaluated(train, my_models, tiny_
     ids = torch.tensor([[5, 6, 7]])
     plain = AutoModelForCausalLM.from_pretrained(folder / "agent")(ids).logits
     assert not torch.allclose(policy(ids).logits, plain)
-    evaluate.main(evaluate.Args(agent=str(folder / "agent"), policy_class="my_models:MyPolicy", samples=2))
+    mine = {"agent": str(folder / "agent"), "policy_class": "my_models:MyPolicy", "intent_model": tiny_intent_model}
+    evaluate.main(evaluate.Args(**mine, samples=2))
     assert "METEOR" in capsys.readouterr().out
 
 
