@@ -247,7 +247,7 @@ def _start_wandb(args: Any, folder: Path, run_id: str | None):
         name=folder.name,
         config=asdict(args),
         mode=mode,
-        dir="runs",
+        dir=folder.parent.absolute(),
         id=run_id,
         resume="allow",
     )
