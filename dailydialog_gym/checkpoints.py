@@ -64,9 +64,13 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
 def write_text(target: Path, text: str) -> None:
     """Replace the file ``target``; it is whole at any time, as a folder of `write_folder` is."""
     fresh = target.with_name(f".{target.name}.new")
-    fresh.write_text(text)
-    _sync(fresh)
-    fresh.replace(target)
+    try:
+        fresh.write_text(text)
+        _sync(fresh)
+        fresh.replace(target)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _sync(path: Path) -> None:

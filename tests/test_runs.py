@@ -81,10 +81,8 @@ def test_a_resumed_run_goes_on_in_weights_and_biases_under_its_id(script, no_log
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = make_dataclass("Args", ["model", "run_name", "seed", "checkpoint_every", "track"])(
-        "builtin", "run", 1, 1, False
-    )
-    run = Run(args, 8)
+    args = {"model": "builtin", "run_name": "run", "seed": 1, "checkpoint_every": 1, "sample_every": 1, "track": False}
+    run = Run(make_dataclass("Args", args)(**args), 8)
     run.keep(torch.nn.Linear(1, 1))
     run.start(SimpleNamespace())
     yield run
