@@ -249,6 +249,8 @@ if __name__ == "__main__":
         )
     if not args.top_k >= 0:
         raise SystemExit(f"top_k is at least 0, got {args.top_k}")
+    if args.critic_class and args.critic == "shared":
+        raise SystemExit("--critic-class and --critic shared contradict each other")
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)

@@ -107,10 +107,11 @@ def dialogues(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_model, dialogues) -> list[str]:
+def flags(tiny_model, tiny_intent_model, dialogues) -> list[str]:
     flags = {"model": tiny_model, "dataset": dialogues, "num-envs": 4, "total-episodes": 32, "num-minibatches": 2}
+    flags |= {"replies-per-prompt": 2}
     flags |= {"eval-samples": 4, "max-prompt-length": 16, "max-new-tokens": 6, "sample-every": 100}
-    flags |= {"checkpoint-every": 2, "update-epochs": 1}
+    flags |= {"checkpoint-every": 2, "update-epochs": 1, "intent-model": tiny_intent_model}
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
@@ -197,6 +198,7 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags
     (checkpoint,) = (tmp_path / "runs/run/checkpoints").iterdir()
     assert lines(tmp_path / "runs/run/metrics.jsonl") == int(checkpoint.name)
     assert f"stopped after {4 * int(checkpoint.name)} of 32 replies" in log
+    assert f"the agent so far is runs/run/checkpoints/{checkpoint.name}/agent" in log
     assert isinstance(DialogueAgent.load(str(checkpoint / "agent"), max_new_tokens=2).chat("Hello ."), str)
     (command,) = re.findall(r"python \S*ppo_dialog.py (--resume .*)", log)
     server.start(tmp_path, *command.split(), "--checkpoint-every", "2")
@@ -248,6 +250,9 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     assert [path.name for path in target.iterdir()] == ["a"]
     write_folder(target, lambda folder: (folder / "b").write_text("new"))
     assert [path.name for path in target.iterdir()] == ["b"]
+    with pytest.raises(UnicodeEncodeError):
+        write_text(target / "b", "half a character: \ud800")
+    assert [path.read_text() for path in target.iterdir()] == ["new"]
     write_text(target / "b", "newer")
     assert [path.read_text() for path in target.iterdir()] == ["newer"]
 

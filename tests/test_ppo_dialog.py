@@ -111,6 +111,7 @@ def test_wandb_logs_offline_without_a_login(run, tiny_model, monkeypatch, tmp_pa
         (("--intent-model", "{weightless}"), "cannot load intent classifier"),
         (("--reward", "brevity=1"), "reward 'brevity=1' is not of the form module:callable=weight"),
         (("--kl-coef", "-1"), "coef of a KL coefficient"),
+        (("--checkpoint-every", "0"), "--checkpoint-every must be at least 1, got 0"),
     ],
 )
 def test_bad_flags_are_named_before_anything_is_written(run, tiny_model, tmp_path, flags, message):

@@ -51,12 +51,13 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(tiny_model, tmp_path,
     assert events.Scalars("reward/brevity")[-1].value == pytest.approx(rows[-1]["reward/brevity"], rel=1e-6)
 
 
-def test_every_logged_metric_is_defined_and_every_file_listed(tiny_model, tmp_path, monkeypatch):
+def test_every_logged_metric_is_defined_and_every_file_listed(tiny_model, tiny_intent_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = ["--model", tiny_model, "--num-envs", "4", "--total-episodes", "4", "--eval-samples", "4"]
+    flags = ["--model", tiny_model, "--intent-model", tiny_intent_model]
+    flags += ["--num-envs", "4", "--total-episodes", "4", "--eval-samples", "4"]
     monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *flags])
     run = runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")["run"]
-    logged = set(run.history[0]) - {"episodes"}
+    logged = set(json.loads((run.folder / "metrics.jsonl").read_text())) - {"episodes"}
     defined = set(re.findall(r"`((?:charts|time|reward|metric|losses)/\w+)`", README))
     assert logged == defined - {"reward/brevity", "metric/question_share"}
     rows = README.split("| file | what |")[1].split("\n\n")[0].splitlines()
