@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,17 @@ class DialogueAgent:
                 raise reply.error
         return [self.reply_text(reply.ids) for reply in replies]
 
+    def chat_stream(self, message: str, history: Sequence[str] = (), **decoding: Any) -> Iterator[str]:
+        """The reply of `chat` as it grows: its whole text so far after every token."""
+        reply = self.open_reply([*history, message], Decoding(**{"max_new_tokens": self.max_new_tokens, **decoding}))
+        batch = self.decoding_batch()
+        batch.add([reply])
+        while batch.replies:
+            if reply.error:
+                raise reply.error
+            yield self.reply_text(reply.ids)
+            batch.step()
+
     def decoding_batch(self) -> DecodingBatch:
         """An empty batch for this agent's replies."""
         return DecodingBatch(self.model, min(self.tokenizer.vocab_size, self._model_vocabulary))
@@ -243,6 +254,13 @@ class DialogueAgent:
             text = join_punctuation(self.tokenizer.decode([np.array(ids[: self._read(ids)[0]])])[0])
         return text.rstrip("\ufffd").strip()
 
+    def messages(self, utterances: Sequence[str]) -> list[dict[str, str]]:
+        """What an agent with a chat template is given of a conversation, the last utterance of which is the user's."""
+        utterances = list(utterances)[-self.context_size :]
+        if len(utterances) % 2 == 0:
+            utterances = utterances[1:]  # a template's first turn is the user's, as its last is
+        return [{"role": "assistant" if turn % 2 else "user", "content": text} for turn, text in enumerate(utterances)]
+
     def _is_whole(self, ids: Sequence[int]) -> bool:
         return ids[-1] in self._template_ends if self.template else self._read(ids)[1]
 
@@ -262,12 +280,7 @@ class DialogueAgent:
             prompt = format_prompt([space_punctuation(text) for text in utterances])
             input_ids, mask = left_pad(self.tokenizer, [prompt], self.max_prompt_length)
             return input_ids[mask].tolist()
-        if len(utterances) % 2 == 0:
-            utterances = utterances[1:]  # a template's first turn is the user's, as its last is
-        messages = [
-            {"role": "assistant" if turn % 2 else "user", "content": self._disarm(text)}
-            for turn, text in enumerate(utterances)
-        ]
+        messages = [{**m, "content": self._disarm(m["content"])} for m in self.messages(utterances)]
         while True:
             ids = self.template.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             if len(ids) <= self.max_prompt_length:
