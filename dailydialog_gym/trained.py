@@ -17,6 +17,7 @@ class TrainedAgent:
         model: what `DialogueAgent.load` is to load.
         title: what to call it.
         story: where it comes from, in a sentence.
+        home: the folder for what belongs to the agent, such as votes.
         run: the folder of the run that trained it.
         baseline: the model that the run started from.
         shape: the run's ``context_size``, ``max_prompt_length`` and ``max_new_tokens``.
@@ -25,6 +26,7 @@ class TrainedAgent:
     model: str
     title: str
     story: str
+    home: Path = Path()
     run: Path | None = None
     baseline: str | None = None
     shape: dict[str, int] = field(default_factory=dict)
@@ -43,7 +45,7 @@ def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
     if name is None:
         finished = sorted(runs.glob("*/evaluation.json"), key=lambda path: path.stat().st_mtime)
         if finished:
-            return _of_run(finished[-1].parent, "The newest finished run.")
+            return _of_run(finished[-1].parent, "The newest finished run")
         return TrainedAgent(
             "builtin",
             "the embedded policy",
@@ -54,11 +56,11 @@ def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
         return TrainedAgent(name, "the embedded policy", "The policy that comes with the package.")
     folder = Path(name)
     if (folder / "metrics.jsonl").exists() or (folder / "agent").is_dir():
-        return _of_run(folder, "A run.")
+        return _of_run(folder, "A run")
     if folder.name == "agent" and (folder.parent / "config.json").exists():
-        return _of_run(folder.parent, "A run.")
+        return _of_run(folder.parent, "A run")
     if folder.is_dir():
-        return TrainedAgent(name, folder.resolve().name, f"The model in {name}.")
+        return TrainedAgent(name, folder.resolve().name, f"The model in {name}.", folder.parent)
     return TrainedAgent(name, name, "A model of the Hugging Face hub.")
 
 
@@ -73,11 +75,12 @@ def _of_run(folder: Path, story: str) -> TrainedAgent:
             f"cannot read {folder}/config.json: expected the flags of a run, with 'model' ({error!r})"
         ) from error
     shape = {key: config[key] for key in ("context_size", "max_prompt_length", "max_new_tokens") if key in config}
-    state = "" if (folder / "evaluation.json").exists() else " It has not finished."
+    story += "" if (folder / "evaluation.json").exists() else " that has not finished"
     return TrainedAgent(
         str(folder / "agent"),
         f"runs/{folder.resolve().name}" if folder.resolve().parent.name == "runs" else str(folder),
-        f"{story} It started from {baseline}.{state}",
+        f"{story}, started from {baseline}.",
+        folder,
         folder,
         baseline,
         shape,
@@ -91,7 +94,7 @@ def training_page(run: Path) -> str:
         ("Before and after, in numbers", "evaluation.json", _table),
         ("Before and after, in words", "samples.md", _samples),
     )
-    return "".join(f"<h2>{title}</h2>{_part(run / name, draw)}" for title, name, draw in parts)
+    return "".join(f'<h2 class="run-part">{title}</h2>{_part(run / name, draw)}' for title, name, draw in parts)
 
 
 def _part(path: Path, draw: Callable[[str], str]) -> str:
@@ -127,12 +130,13 @@ def _curve(name: str, xs: list[float], ys: list[float]) -> str:
             for x, y in zip(xs, values, strict=True)
         )
 
-    label = f"{name}: from {ys[0]:.3g} to {means[-1]:.3g}"
+    first, last, top, least = (f"{round(value, 4) + 0.0:.3g}" for value in (ys[0], means[-1], high, low))
+    label = f"{name}: from {first} to {last}"
     return (
         f'<figure><figcaption>{escape(label)}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(label)}"><polyline class="raw" points="{points(ys)}"/>'
         f'<polyline class="mean" points="{points(means)}"/>'
-        f'<text x="4" y="16">{high:.3g}</text><text x="4" y="{height - bottom - 4}">{low:.3g}</text>'
+        f'<text x="4" y="16">{top}</text><text x="4" y="{height - bottom - 4}">{least}</text>'
         f'<text x="{width - 8}" y="{height - 5}" text-anchor="end">{max(xs):,.0f} replies</text></svg></figure>'
     )
 

@@ -1,6 +1,6 @@
 // The conversation on the page. Gradio runs this with `element`, `props`, `trigger`, `server` and `watch`.
 //
-// props.value: {turns: [{role: "user" | "agent", text, note, pieces: [[text, probability], ...]}], busy, notice}
+// props.value: {turns: [{role: "user" | "agent", text, note, pieces: [[text, probability], ...]}], busy, notice, speaker}
 // props.openers: example messages; props.limit: the longest message; props.composer: whether one can write here;
 // props.acts: whether `server.read_act([previous, reply])` can be asked.
 //
@@ -86,7 +86,7 @@ function details(turn, previous) {
 
 function drawTurn(turn, previous, writing) {
   const node = make("li", `talk-turn talk-${turn.role}`);
-  node.append(make("span", "talk-who", turn.role === "user" ? "You" : props.speaker));
+  node.append(make("span", "talk-who", turn.role === "user" ? "You" : props.value.speaker || "Agent"));
   const text = make("div", "talk-text", turn.text);
   text.dir = "auto";
   if (writing) text.classList.add("talk-writing");
@@ -149,7 +149,7 @@ function draw() {
     }
     turns.forEach((turn, i) => {
       const writing = Boolean(props.value.busy) && i === turns.length - 1;
-      const json = JSON.stringify([turn, writing]);
+      const json = JSON.stringify([turn, writing, props.value.speaker]);
       if (drawn[i] === json) return;
       const node = drawTurn(turn, i ? turns[i - 1].text : "", writing);
       if (list.children[i]) list.children[i].replaceWith(node);
@@ -176,7 +176,8 @@ if (props.composer) {
   );
   box = make("textarea", "talk-box");
   box.rows = 2;
-  box.placeholder = "Say something. Enter sends, Shift+Enter starts a new line.";
+  box.placeholder = "Say something";
+  box.title = "Enter sends, Shift+Enter starts a new line, Escape stops a reply";
   box.setAttribute("aria-label", "Your message");
   box.addEventListener("input", count);
   box.addEventListener("keydown", (event) => {
