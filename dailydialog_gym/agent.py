@@ -41,13 +41,17 @@ def load_model(
             return load_model(str(folder), model_class, trust_remote_code)
     here = Path(name).is_dir()
     try:
-        model = model_class.from_pretrained(
+        model, report = model_class.from_pretrained(
             name,
+            output_loading_info=True,
             dtype=torch.float32,
             use_safetensors=True if here else None,
             local_files_only=here or hub_is_off(),
             trust_remote_code=trust_remote_code,
         )
+        # transformers makes up what is missing, which only a class of the user's own can mean
+        if report["missing_keys"] and model_class is AutoModelForCausalLM:
+            raise ValueError(f"the weights lack {len(report['missing_keys'])} tensors of a {type(model).__name__}")
     # safetensors and JSON raise their own errors for half a file; torch's is of weights in other shapes
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(

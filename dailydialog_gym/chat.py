@@ -70,25 +70,29 @@ class Chat:
 
     async def stream_both(self, utterances: Sequence[str], decoding: Decoding) -> AsyncIterator[dict[str, Reply]]:
         """The growing replies of both agents, by side, from when both have a first token."""
-        changed: asyncio.Queue[tuple[str, Reply | None]] = asyncio.Queue()
+        changed: asyncio.Queue[tuple[str, Reply | Exception]] = asyncio.Queue()
 
         async def pump(side: str) -> None:
-            async with aclosing(self.stream(utterances, decoding, getattr(self, side))) as growing:
-                async for reply in growing:
-                    changed.put_nowait((side, reply))
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(pump(side)) for side in SIDES]
-            replies: dict[str, Reply] = {}
             try:
-                while not (len(replies) == 2 and all(reply.done for reply in replies.values())):
-                    side, reply = await changed.get()
-                    replies[side] = reply
-                    if len(replies) == 2:
-                        yield replies
-            finally:
-                for task in tasks:
-                    task.cancel()
+                async with aclosing(self.stream(utterances, decoding, getattr(self, side))) as growing:
+                    async for reply in growing:
+                        changed.put_nowait((side, reply))
+            except Exception as error:  # raised again below, where somebody listens
+                changed.put_nowait((side, error))
+
+        replies: dict[str, Reply] = {}
+        pumps = [asyncio.create_task(pump(side)) for side in SIDES]
+        try:
+            while len(replies) < 2 or not all(reply.done for reply in replies.values()):
+                side, reply = await changed.get()
+                if isinstance(reply, Exception):
+                    raise reply
+                replies[side] = reply
+                if len(replies) == 2:
+                    yield replies
+        finally:
+            for task in pumps:
+                task.cancel()
 
     def read_act(self, previous: str, reply: str) -> str:
         """The act, a word of `ACTS`, that the intent model finds in a reply to an utterance."""
