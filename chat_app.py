@@ -18,7 +18,6 @@ import tyro
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat import Chat, check_message
-from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.text import visible
 from dailydialog_gym.tokenizer import ASSETS
 from dailydialog_gym.trained import find_agent
@@ -100,10 +99,12 @@ def main(args: Args) -> None:
     if baseline is not None:
         start = DialogueAgent.load(baseline, device, use_template=agent.template is not None, **options)
     votes = args.votes or trained.home / "votes.jsonl"
+    # These take seconds to import, which --terminal need not wait for.
+    from dailydialog_gym.page import build_page, launch
+    from dailydialog_gym.rewards.intent import IntentMatch
+
     intent = IntentMatch(args.intent_model, device) if args.intent_model else None
     chat = Chat(agent, start, intent, votes)
-    from dailydialog_gym.page import build_page, launch  # Gradio takes seconds, which --terminal need not wait for
-
     print(f"votes     {votes}" if start else "compare   nothing to compare with; name a model with --baseline")
     launch(build_page(chat, trained), args.host, args.port, args.share, args.auth)
 

@@ -11,14 +11,16 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.data import ACTS, format_prompt
 from dailydialog_gym.generation import Decoding, Reply, ReplyWorker
-from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.text import space_punctuation, visible
 from dailydialog_gym.tokenizer import EOU
+
+if TYPE_CHECKING:
+    from dailydialog_gym.rewards.intent import IntentMatch
 
 MAX_MESSAGE = 1000  # characters; the embedded policy reads the last 128 tokens anyway
 SIDES = ("start", "trained")
@@ -178,16 +180,16 @@ def make_decoding(sample: Any, temperature: Any, top_k: Any, top_p: Any, longest
 
     Args:
         sample, temperature, top_k, top_p, longest: as in `Decoding`; numbers of any kind.
-        seed: None is another each time.
+        seed: a number or its digits; None and "" are another each time.
 
     Raises:
         ValueError: a value is no number, or out of its range.
     """
     try:
-        seed = random.getrandbits(32) if seed is None else int(seed)
+        seed = random.getrandbits(32) if seed in (None, "") else int(seed)
         return Decoding(bool(sample), float(temperature), int(top_k), float(top_p), int(longest), seed)
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"a setting is no number ({error})") from error
+        raise ValueError(f"a setting is not a number ({error})") from error
 
 
 def take_turn(turns: list[dict[str, Any]], request: Any) -> tuple[list[dict[str, Any]], str | None]:

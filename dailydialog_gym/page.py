@@ -80,10 +80,10 @@ def settings_form(agent: DialogueAgent) -> list[gr.components.Component]:
             label="Longest reply",
             info=f"In tokens; it learnt to write {agent.max_new_tokens}.",
         )
-        seed = gr.Number(
-            None,
-            precision=0,
-            minimum=0,
+        seed = gr.Textbox(
+            "",
+            max_lines=1,
+            max_length=18,
             label="Seed",
             info="Empty: another each time. A number: the same replies again.",
         )
@@ -185,7 +185,7 @@ def compare_tab(chat: Chat, settings: list) -> None:
         return *views(talks, [BEFORE_AND_AFTER[side] for side in sides]), *locked(True), say(kept), None
 
     outputs = [*panes, *buttons, note, pair]
-    message.submit(compare, [message, blind, *settings], outputs, trigger_mode="once", **QUIET)
+    message.submit(compare, [message, blind, *settings], outputs, api_name="page_compare", trigger_mode="once", **QUIET)
     for choice, button in enumerate(buttons):
         button.click(partial(vote, choice=choice), pair, outputs, **QUIET)
 
@@ -276,8 +276,9 @@ def build_page(chat: Chat, trained: TrainedAgent) -> gr.Blocks:
                 else:
                     compare_tab(chat, settings)
             with gr.Tab("Training"):
-                tell = (lambda: training_page(trained.run)) if trained.run else f'<p class="page-note">{NO_RUN}</p>'
-                gr.HTML(tell, apply_default_css=False)  # a function: read anew for each visitor
+                training = gr.HTML(f'<p class="page-note">{NO_RUN}</p>', apply_default_css=False)
+                if trained.run:  # read anew for each visitor: the run may still go on
+                    page.load(partial(training_page, trained.run), outputs=training, **QUIET)
         drawer.render()
         add_endpoints(chat, trained)
     return page
