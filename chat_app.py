@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 import transformers
 import tyro
+from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat import Chat, check_message
+from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.objects import import_object
 from dailydialog_gym.text import visible
-from dailydialog_gym.tokenizer import ASSETS
 from dailydialog_gym.trained import find_agent
 
 
@@ -29,8 +31,12 @@ class Args:
     """a run folder, an agent folder, "builtin" or a Hugging Face name; by default the newest finished run"""
     baseline: str | None = None
     """what Compare sets beside the agent; by default the model that its run started from"""
+    policy_class: str | None = None
+    """MODULE:CLASS of the agent, where it was trained with one"""
     intent_model: str | None = "builtin" if (ASSETS / "intent").is_dir() else None
-    """a sequence classifier of the four acts, by folder or hub id, that reads replies on demand"""
+    """reads the acts of replies on demand: "builtin", a sequence classifier by folder or hub id, or None"""
+    intent_labels: tuple[str, ...] | None = None
+    """what the classifier's outputs stand for, where its configuration doesn't say it"""
     votes: Path | None = None
     """where votes go; by default votes.jsonl in the run's folder, beside an agent folder, or here"""
     terminal: bool = False
@@ -90,7 +96,8 @@ def main(args: Args) -> None:
     trained = find_agent(args.agent)
     baseline = args.baseline or trained.baseline
     options = {"trust_remote_code": args.trust_remote_code, **trained.shape}
-    agent = DialogueAgent.load(trained.model, device, use_template=trained.run is None, **options)
+    model_class = import_object(args.policy_class, "--policy-class") if args.policy_class else AutoModelForCausalLM
+    agent = DialogueAgent.load(trained.model, device, model_class, use_template=trained.run is None, **options)
     print(f"agent     {trained.title}: {trained.story}")
     if args.terminal:
         talk_in_terminal(agent, args.greedy, args.seed)
@@ -103,7 +110,7 @@ def main(args: Args) -> None:
     from dailydialog_gym.page import build_page, launch
     from dailydialog_gym.rewards.intent import IntentMatch
 
-    intent = IntentMatch(args.intent_model, device) if args.intent_model else None
+    intent = IntentMatch(args.intent_model, device, args.intent_labels) if args.intent_model else None
     chat = Chat(agent, start, intent, votes)
     print(f"votes     {votes}" if start else "compare   nothing to compare with; name a model with --baseline")
     launch(build_page(chat, trained), args.host, args.port, args.share, args.auth)

@@ -96,10 +96,11 @@ class Chat:
             for task in pumps:
                 task.cancel()
 
-    def read_act(self, previous: str, reply: str) -> str:
-        """The act, a word of `ACTS`, that the intent model finds in a reply to an utterance."""
-        texts = [space_punctuation(check_message(text)) for text in (previous, reply)]
-        return ACTS[int(self.intent.classify([" ".join(texts)])[0])]
+    def read_act(self, previous: str, reply: str) -> tuple[str, float]:
+        """The act, a word of `ACTS`, that the intent model finds in a reply to an utterance, and its probability."""
+        previous, reply = (space_punctuation(check_message(text)) for text in (previous, reply))
+        probabilities = self.intent.probabilities([format_prompt([previous])], [reply])[0]
+        return ACTS[int(probabilities.argmax()) + 1], float(probabilities.max())
 
     def offer(self, utterances: Sequence[str], replies: dict[str, str]) -> str:
         """Remember two replies, by side, that can be voted on; returns their ticket."""

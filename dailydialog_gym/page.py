@@ -1,4 +1,4 @@
-"""The chat page: a Gradio app whose conversations are drawn by assets/page/talk.js, and its endpoints."""
+"""The chat page: a Gradio app whose conversations are drawn by static/talk.js, and its endpoints."""
 
 import os
 import random
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 from html import escape
+from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -15,9 +16,9 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat import MAX_MESSAGE, SIDES, Chat, check_message, context, make_decoding, reply_turn, take_turn
 from dailydialog_gym.generation import Decoding
 from dailydialog_gym.text import visible
-from dailydialog_gym.tokenizer import ASSETS
 from dailydialog_gym.trained import TrainedAgent, training_page
 
+STATIC = Path(__file__).parent / "static"
 OPENERS = ["Hi! How are you today?", "What are you doing this weekend?", "Can you help me? I lost my wallet."]
 ACT_WORDS = {"inform": "it informs", "question": "it asks", "directive": "it directs", "commissive": "it commits"}
 BEFORE_AND_AFTER = {"start": "Before training", "trained": "After training"}
@@ -41,18 +42,18 @@ def headline(trained: TrainedAgent, chat: Chat) -> str:
 
 
 def conversation(chat: Chat, empty: str, composer: bool, **kwargs: Any) -> gr.HTML:
-    """A conversation, drawn by assets/page/talk.js."""
+    """A conversation, drawn by static/talk.js."""
 
     def read_act(utterance_and_reply: list[str]) -> str:
-        act = chat.read_act(*utterance_and_reply)
-        return f"The intent model reads: {act} ({ACT_WORDS[act]})."
+        act, probability = chat.read_act(*utterance_and_reply)
+        return f"The intent model reads: {act} ({ACT_WORDS[act]}), {probability:.0%} sure."
 
     return gr.HTML(
         {"turns": []},
         # A value in the template itself would be run as code: Gradio's templates are JavaScript.
         html_template='<div class="talk"><ol class="talk-list" role="log" tabindex="0" aria-label="Conversation"></ol>'
         '<div class="talk-foot"></div></div>',
-        js_on_load=(ASSETS / "page" / "talk.js").read_text(),
+        js_on_load=(STATIC / "talk.js").read_text(),
         apply_default_css=False,
         server_functions=[read_act] if chat.intent else None,
         empty=empty,
@@ -317,7 +318,7 @@ def launch(page: gr.Blocks, host: str, port: int, share: bool, auth: str | None,
         share=share,
         auth=tuple(auth.split(":", 1)) if auth else None,
         theme=make_theme(),
-        css=(ASSETS / "page" / "style.css").read_text(),
-        footer_links=["api"],
+        css=(STATIC / "style.css").read_text(),
+        footer_links=[],
         **options,
     )

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GlmConfig
 
 from dailydialog_gym.agent import DialogueAgent, load_model, save_agent
+from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.generation import Decoding
-from dailydialog_gym.tokenizer import ASSETS
 
 GLM_TEMPLATE = (
     "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"

@@ -18,9 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat import Chat
+from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.page import build_page, launch
 from dailydialog_gym.rewards.intent import IntentMatch
-from dailydialog_gym.tokenizer import ASSETS
 from dailydialog_gym.trained import TrainedAgent
 
 CHROMIUM = shutil.which("chromium")

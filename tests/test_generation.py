@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig
 
 from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.generation import Decoding, Reply, ReplyWorker
-from dailydialog_gym.tokenizer import ASSETS
 
 MESSAGES = ["Hi !", "What time does the train to Oslo leave , please ?", "No .", "I lost my wallet , can you help ?"]
 

@@ -1,0 +1,97 @@
+"""How long people wait for the embedded policy in chat_app.py: python benchmarks/chat_speed.py
+
+Alone and 20 at once, in process and through the page's endpoint.
+"""
+
+import asyncio
+import socket
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from threading import Barrier
+
+import torch
+import transformers
+from gradio_client import Client
+
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.chat import Chat
+from dailydialog_gym.generation import Decoding
+from dailydialog_gym.page import build_page, launch
+from dailydialog_gym.trained import find_agent
+
+MESSAGE = "I was thinking about going to the cinema on Friday. Would you like to come with me?"
+HISTORY = ["Good morning! How are you?", "Fine, thanks. And you?", "Very well. It's a lovely day.", "Yes, it is."]
+
+
+async def in_process(chat: Chat, people: int) -> list[tuple[float, float]]:
+    """Seconds to the first token, and tokens a second from the request on, for each."""
+
+    async def talk(seed: int) -> tuple[float, float]:
+        start, first = time.perf_counter(), None
+        how = Decoding(sample=True, top_k=20, max_new_tokens=60, seed=seed)
+        async with aclosing(chat.stream([*HISTORY, MESSAGE], how)) as growing:
+            async for reply in growing:
+                first = first or time.perf_counter() - start
+        return first, len(reply.ids) / (time.perf_counter() - start)
+
+    return await asyncio.gather(*(talk(seed) for seed in range(people)))
+
+
+def through_endpoint(clients: list[Client]) -> list[float]:
+    """Seconds to the first words, for each."""
+    ready = Barrier(len(clients))
+
+    def talk(seed: int) -> float:
+        ready.wait()
+        start = time.perf_counter()
+        job = clients[seed].submit(MESSAGE, HISTORY, seed=seed, api_name="/chat")
+        next(iter(job))
+        first = time.perf_counter() - start
+        job.result()
+        return first
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        return list(pool.map(talk, range(len(clients))))
+
+
+def main() -> None:
+    transformers.utils.logging.disable_progress_bar()
+    chat = Chat(DialogueAgent.load("builtin"), None, None, Path())
+    asyncio.run(in_process(chat, 2))  # the first forward pass of a process takes longer
+    print(f"{torch.get_num_threads()} threads")
+    alone = [asyncio.run(in_process(chat, 1))[0] for _ in range(10)]
+    print(
+        f"alone, in process: first token {1e3 * statistics.median(first for first, _ in alone):.0f} ms (median of 10, "
+        f"worst {1e3 * max(first for first, _ in alone):.0f}), {statistics.median(speed for _, speed in alone):.0f} "
+        "tokens/s"
+    )
+    many = asyncio.run(in_process(chat, 20))
+    print(
+        f"20 at once, in process: first token {1e3 * max(first for first, _ in many):.0f} ms for the last, "
+        f"{sum(speed for _, speed in many):.0f} tokens/s together"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = build_page(chat, find_agent("builtin"))
+    launch(page, "127.0.0.1", port, share=False, auth=None, prevent_thread_lock=True, quiet=True)
+    clients = [Client(f"http://127.0.0.1:{port}/", verbose=False) for _ in range(20)]
+    through_endpoint(clients[:1])
+    first = [through_endpoint(clients[:1])[0] for _ in range(10)]
+    print(
+        f"alone, through the endpoint: first words {1e3 * statistics.median(first):.0f} ms (median of 10, "
+        f"worst {1e3 * max(first):.0f})"
+    )
+    first = through_endpoint(clients)
+    print(
+        f"20 at once, through the endpoint: first words {1e3 * statistics.median(first):.0f} ms (median), "
+        f"{1e3 * max(first):.0f} ms for the last"
+    )
+    page.close()
+
+
+if __name__ == "__main__":
+    main()
