@@ -17,7 +17,7 @@ import transformers
 from gradio_client import Client
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.chat import Chat
+from dailydialog_gym.chat import Chat, choose_threads
 from dailydialog_gym.generation import Decoding
 from dailydialog_gym.page import build_page, launch
 from dailydialog_gym.trained import find_agent
@@ -30,11 +30,13 @@ async def in_process(chat: Chat, people: int) -> list[tuple[float, float]]:
     """Seconds to the first token, and tokens a second from the request on, for each."""
 
     async def talk(seed: int) -> tuple[float, float]:
-        start, first = time.perf_counter(), None
+        start = time.perf_counter()
         how = Decoding(sample=True, top_k=20, max_new_tokens=60, seed=seed)
         async with aclosing(chat.stream([*HISTORY, MESSAGE], how)) as growing:
-            async for reply in growing:
-                first = first or time.perf_counter() - start
+            reply = await anext(growing)
+            first = time.perf_counter() - start
+            async for _ in growing:
+                pass
         return first, len(reply.ids) / (time.perf_counter() - start)
 
     return await asyncio.gather(*(talk(seed) for seed in range(people)))
@@ -60,6 +62,7 @@ def through_endpoint(clients: list[Client]) -> list[float]:
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     chat = Chat(DialogueAgent.load("builtin"), None, None, Path())
+    choose_threads(chat.trained.model)
     asyncio.run(in_process(chat, 2))  # the first forward pass of a process takes longer
     print(f"{torch.get_num_threads()} threads")
     alone = [asyncio.run(in_process(chat, 1))[0] for _ in range(10)]

@@ -13,6 +13,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import PreTrainedModel
+
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.data import ACTS, format_prompt
 from dailydialog_gym.generation import Decoding, Reply, ReplyWorker
@@ -144,6 +147,12 @@ class Chat:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             with open(self.votes, encoding="utf-8") as file:
                 return sum(1 for _ in file)
+
+
+def choose_threads(model: PreTrainedModel) -> None:
+    """Give a small model one thread: it gains nothing from more, and serving its words needs the other cores."""
+    if sum(parameter.numel() for parameter in model.parameters()) < 20e6:
+        torch.set_num_threads(1)
 
 
 def reply_turn(agent: DialogueAgent, reply: Reply) -> dict[str, Any]:
