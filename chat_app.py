@@ -18,7 +18,7 @@ import tyro
 from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.chat import Chat, check_message
+from dailydialog_gym.chat import Chat, check_message, choose_threads
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.text import visible
@@ -98,6 +98,7 @@ def main(args: Args) -> None:
     options = {"trust_remote_code": args.trust_remote_code, **trained.shape}
     model_class = import_object(args.policy_class, "--policy-class") if args.policy_class else AutoModelForCausalLM
     agent = DialogueAgent.load(trained.model, device, model_class, use_template=trained.run is None, **options)
+    choose_threads(agent.model)
     print(f"agent     {trained.title}: {trained.story}")
     if args.terminal:
         talk_in_terminal(agent, args.greedy, args.seed)

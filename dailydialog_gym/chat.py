@@ -13,6 +13,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import PreTrainedModel
+
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.data import ACTS, format_prompt
 from dailydialog_gym.generation import Decoding, Reply, ReplyWorker
@@ -43,55 +46,58 @@ class Chat:
         self._pairs: OrderedDict[str, dict[str, Any]] = OrderedDict()  # shown, and not voted on yet
         self._file = threading.Lock()
 
-    async def stream(
-        self, utterances: Sequence[str], decoding: Decoding, agent: DialogueAgent | None = None
-    ) -> AsyncIterator[Reply]:
-        """The growing reply of the trained agent, or another, each time there is more of it.
+    async def stream(self, reply: Reply, agent: DialogueAgent | None = None) -> AsyncIterator[None]:
+        """Have a reply written, and yield each time there is more of it, last when it is done.
 
-        Close the iterator (`contextlib.aclosing`) to stop: the worker then turns to others before its next token.
+        Cancel the reply to end it there, or close the iterator (`contextlib.aclosing`): the worker then turns to
+        others before its next token.
 
         Args:
-            utterances: the conversation so far, the message to answer last.
-            decoding: how to choose the tokens.
-            agent: one of the two.
+            reply: opened by the agent, `DialogueAgent.open_reply`.
+            agent: one of the two, by default the trained one.
+
+        Raises:
+            Exception: whatever the model raised.
         """
-        agent = agent or self.trained
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        reply = agent.open_reply(utterances, decoding)
         reply.on_change = lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)
-        self.worker.submit(self._batches[agent], reply)
+        self.worker.submit(self._batches[agent or self.trained], reply)
+        if reply.done:
+            changed.set()  # cancelled before it began
         try:
-            while not reply.done:
+            done = False
+            while not done:
                 await changed.wait()
                 changed.clear()
                 if reply.error:
                     raise reply.error
-                yield reply
+                done = reply.done  # not after the yield, during which the last token may come
+                yield
         finally:
             reply.cancel()
 
     async def stream_both(self, utterances: Sequence[str], decoding: Decoding) -> AsyncIterator[dict[str, Reply]]:
-        """The growing replies of both agents, by side, from when both have a first token."""
-        changed: asyncio.Queue[tuple[str, Reply | Exception]] = asyncio.Queue()
+        """The growing replies of both agents, by side; last when both are done."""
+        agents: dict[str, DialogueAgent] = {"start": self.start, "trained": self.trained}
+        replies = {side: agent.open_reply(utterances, decoding) for side, agent in agents.items()}
+        news: asyncio.Queue[Exception | None] = asyncio.Queue()
 
         async def pump(side: str) -> None:
             try:
-                async with aclosing(self.stream(utterances, decoding, getattr(self, side))) as growing:
-                    async for reply in growing:
-                        changed.put_nowait((side, reply))
+                async with aclosing(self.stream(replies[side], agents[side])) as growing:
+                    async for _ in growing:
+                        news.put_nowait(None)
             except Exception as error:  # raised again below, where somebody listens
-                changed.put_nowait((side, error))
+                news.put_nowait(error)
 
-        replies: dict[str, Reply] = {}
         pumps = [asyncio.create_task(pump(side)) for side in SIDES]
         try:
-            while len(replies) < 2 or not all(reply.done for reply in replies.values()):
-                side, reply = await changed.get()
-                if isinstance(reply, Exception):
-                    raise reply
-                replies[side] = reply
-                if len(replies) == 2:
-                    yield replies
+            done = False
+            while not done:
+                if error := await news.get():
+                    raise error
+                done = all(reply.done for reply in replies.values())
+                yield replies
         finally:
             for task in pumps:
                 task.cancel()
@@ -146,16 +152,25 @@ class Chat:
                 return sum(1 for _ in file)
 
 
+def choose_threads(model: PreTrainedModel) -> None:
+    """Give a small model one thread: it gains nothing from more, and serving its words needs the other cores."""
+    if sum(parameter.numel() for parameter in model.parameters()) < 20e6:
+        torch.set_num_threads(1)
+
+
 def reply_turn(agent: DialogueAgent, reply: Reply) -> dict[str, Any]:
     """A reply as a turn of a conversation: its text, and once it is whole each token with its probability."""
     turn: dict[str, Any] = {"role": "agent", "text": visible(agent.reply_text(reply.ids))}
     if reply.done:
-        texts = agent.tokenizer.backend.decode_batch([[i] for i in reply.ids], skip_special_tokens=True)
+        ids = list(reply.ids)  # one more may come yet where the reply was cancelled; its probability comes first
+        texts = agent.tokenizer.backend.decode_batch([[i] for i in ids], skip_special_tokens=True)
         turn["pieces"] = [
             (visible(text) or "(end)", round(probability, 4))
-            for text, probability in zip(texts, reply.probabilities, strict=True)
+            for text, probability in zip(texts, reply.probabilities[: len(ids)], strict=True)
         ]
-        if not turn["text"]:
+        if reply.cancelled:
+            turn["note"] = "Stopped."
+        elif not turn["text"]:
             turn["note"] = "The agent ended its reply at once, without a word."
     return turn
 

@@ -56,12 +56,13 @@ class Reply:
         prompt_ids: the tokens before it, at least one.
         decoding: how to choose its tokens.
         ends: whether these tokens of it are a whole reply.
-        on_change: called without arguments, from the thread that writes, when `ids`, `done` or `error` changed.
+        on_change: called without arguments, from any thread, when `ids`, `done` or `error` changed.
 
     Attributes:
         ids: the tokens so far.
         probabilities: what the model gave each of them before temperature, top-k and top-p.
         done: nothing more will come.
+        cancelled: because nobody wants more.
         error: why the reply could not be written.
     """
 
@@ -72,14 +73,17 @@ class Reply:
     ids: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     done: bool = False
+    cancelled: bool = False
     error: Exception | None = None
 
     def __post_init__(self):
         self._generator = torch.Generator().manual_seed(self.decoding.seed)
 
     def cancel(self) -> None:
-        """Ask for no more tokens: the batch drops the reply before its next token."""
-        self.done = True
+        """Ask for no more tokens: the batch drops the reply before its next token. Nothing, once it is done."""
+        if not self.done:
+            self.done = self.cancelled = True
+            self.on_change()
 
     def take(self, logits: torch.Tensor) -> None:
         """Choose the next token from ``(vocabulary,)`` logits."""

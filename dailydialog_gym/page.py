@@ -14,7 +14,7 @@ import gradio as gr
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat import MAX_MESSAGE, SIDES, Chat, check_message, context, make_decoding, reply_turn, take_turn
-from dailydialog_gym.generation import Decoding
+from dailydialog_gym.generation import Decoding, Reply
 from dailydialog_gym.text import visible
 from dailydialog_gym.trained import TrainedAgent, training_page
 
@@ -96,7 +96,9 @@ def chat_tab(chat: Chat, settings: list) -> None:
     turns = gr.State([])
     talk = conversation(chat, "Say something, or begin with one of these.", composer=True)
 
-    async def say(event: gr.EventData, turns: list[dict], *settings: Any):
+    writing: dict[str, Reply] = {}  # by session
+
+    async def say(event: gr.EventData, session: gr.Request, turns: list[dict], *settings: Any):
         before = turns
         try:
             before, message = take_turn(turns, event._data)
@@ -107,20 +109,23 @@ def chat_tab(chat: Chat, settings: list) -> None:
             asked = {"role": "user", "text": message}
             now = [*before, asked, {"role": "agent", "text": ""}]
             yield now, {"turns": now, "busy": True}
-            async with aclosing(chat.stream(context(before, message), decoding)) as growing:
-                async for reply in growing:
+            reply = writing[session.session_hash] = chat.trained.open_reply(context(before, message), decoding)
+            async with aclosing(chat.stream(reply)) as growing:
+                async for _ in growing:
                     now = [*before, asked, reply_turn(chat.trained, reply)]
                     yield now, {"turns": now, "busy": "pieces" not in now[-1]}
         except ValueError as error:
             yield before, {"turns": before, "notice": f"That did not work: {error}."}
+        finally:
+            writing.pop(session.session_hash, None)
 
-    def halt(turns: list[dict]):
-        if turns and "pieces" not in turns[-1]:
-            turns = [*turns[:-1], {**turns[-1], "note": "Stopped."}]
-        return turns, {"turns": turns}
+    def halt(session: gr.Request) -> None:
+        # Not Gradio's `cancels`: what the cancelled event sent last may arrive after what this one sends.
+        if session.session_hash in writing:
+            writing[session.session_hash].cancel()
 
-    saying = talk.say(say, [turns, *settings], [turns, talk], trigger_mode="once", **QUIET)
-    talk.halt(halt, turns, [turns, talk], cancels=[saying], **QUIET)
+    talk.say(say, [turns, *settings], [turns, talk], trigger_mode="once", **QUIET)
+    talk.halt(halt, **QUIET)
 
 
 def compare_tab(chat: Chat, settings: list) -> None:
@@ -224,8 +229,9 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
         """Answer a message, after the utterances of the history; the reply so far, again and again."""
         utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
         try:
-            async with aclosing(chat.stream(utterances, decoding)) as growing:
-                async for reply in growing:
+            reply = chat.trained.open_reply(utterances, decoding)
+            async with aclosing(chat.stream(reply)) as growing:
+                async for _ in growing:
                     yield visible(chat.trained.reply_text(reply.ids))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error

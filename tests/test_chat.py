@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import runpy
 import subprocess
 import sys
 from contextlib import aclosing
@@ -129,9 +130,11 @@ def test_whatever_people_send_is_answered_or_refused_with_a_sentence(agents, tal
 
 def test_twenty_people_at_once_get_their_own_replies(chat):
     async def talk(number):
-        async with aclosing(chat.stream([f"I am number {number}."], Decoding(sample=True, seed=number))) as growing:
-            replies = [reply async for reply in growing]
-        return chat.trained.reply_text(replies[-1].ids)
+        reply = chat.trained.open_reply([f"I am number {number}."], Decoding(sample=True, seed=number))
+        async with aclosing(chat.stream(reply)) as growing:
+            seen = [len(reply.ids) async for _ in growing]
+        assert reply.done and seen[-1] == len(reply.ids)
+        return chat.trained.reply_text(reply.ids)
 
     async def everybody():
         return await asyncio.gather(*(talk(number) for number in range(20)))
@@ -142,11 +145,29 @@ def test_twenty_people_at_once_get_their_own_replies(chat):
 
 def test_leaving_a_stream_frees_the_worker(chat):
     async def leave():
-        async with aclosing(chat.stream(["Hi!"], Decoding(max_new_tokens=32))) as growing:
-            return await anext(growing)
+        reply = chat.trained.open_reply(["Hi!"], Decoding(max_new_tokens=32))
+        async with aclosing(chat.stream(reply)) as growing:
+            await anext(growing)
+        return reply
 
     reply = asyncio.run(leave())
-    assert reply.done and len(reply.ids) < 32
+    assert reply.cancelled and len(reply.ids) < 32
+
+
+def test_a_reply_that_is_cancelled_ends_its_stream(chat):
+    async def cancel_at(count):
+        reply = chat.trained.open_reply(["Hi!"], Decoding(max_new_tokens=32))
+        if count == 0:
+            reply.cancel()
+        async with aclosing(chat.stream(reply)) as growing:
+            async for _ in growing:
+                if len(reply.ids) >= count:
+                    reply.cancel()
+        return reply_turn(chat.trained, reply)
+
+    for count in (0, 2):
+        turn = asyncio.run(cancel_at(count))
+        assert turn["note"] == "Stopped." and len(turn["pieces"]) < 32
 
 
 def test_both_agents_answer_and_an_error_is_raised(chat, agents):
@@ -296,7 +317,7 @@ def test_the_terminal_talks_over_a_pipe():
     assert "(the message is empty)" in ended.stdout and "never read" not in ended.stdout
 
 
-def test_an_agent_that_is_not_there_is_one_clear_line(tmp_path):
-    ended = in_terminal("", "--agent", str(tmp_path))
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: cannot load model") and "Traceback" not in ended.stderr
+def test_an_agent_that_is_not_there_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["chat_app.py", "--agent", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: cannot load model"):
+        runpy.run_path(str(ROOT / "chat_app.py"), run_name="__main__")

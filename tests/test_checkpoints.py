@@ -27,6 +27,8 @@ import json, os, resource, runpy, sys, tempfile, traceback
 from dailydialog_gym.agent import load_model
 from dailydialog_gym.rewards.meteor import meteor
 script, model = sys.argv[1:]
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what libraries print is no answer
 runpy.run_path(script)
 meteor("a", "a")
 with tempfile.TemporaryDirectory() as folder:
@@ -54,8 +56,8 @@ for line in sys.stdin:
             code = 1
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code or 0)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    print(pid, file=answers, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
 """
 
 
@@ -77,7 +79,18 @@ class Server:
         request = {"cwd": str(cwd), "flags": flags, "file_size": file_size}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        self._pid = int(self._process.stdout.readline())
+        return self._pid
+
+    def wait_until(self, condition, what: str) -> None:
+        """Wait for something that the started script does."""
+        deadline = time.monotonic() + 300
+        while not condition():
+            if time.monotonic() > deadline:
+                os.kill(self._pid, signal.SIGKILL)  # else nothing could be started after it
+                self.wait()
+                raise TimeoutError(f"no {what}")
+            time.sleep(0.01)
 
     def wait(self) -> int:
         """The exit code of what was started; minus the signal's number where one ended it."""
@@ -161,13 +174,6 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def wait_for(condition, what: str):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.01)
-
-
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, flags, uninterrupted, tmp_path):
     expected, duration = uninterrupted
     moments = random.Random(0)
@@ -193,7 +199,7 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, fla
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags, uninterrupted, tmp_path, signum):
     pid = server.start(tmp_path, *flags, "--run-name", "run", "--checkpoint-every", "1000")
-    wait_for(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
+    server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
     os.kill(pid, signum)
     assert server.wait() == 128 + signum
     log = (tmp_path / "log.txt").read_text()
@@ -212,16 +218,16 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags
 
 def test_asked_twice_it_quits_at_once(server, flags, tmp_path):
     pid = server.start(tmp_path, *flags, "--run-name", "run", "--update-epochs", "1000000")
-    wait_for(lambda: "0/32" in (tmp_path / "log.txt").read_text(), "progress bar")
+    server.wait_until(lambda: "0/32" in (tmp_path / "log.txt").read_text(), "progress bar")
     os.kill(pid, signal.SIGINT)
-    wait_for(lambda: "once more to quit at once" in (tmp_path / "log.txt").read_text(), "message")
+    server.wait_until(lambda: "once more to quit at once" in (tmp_path / "log.txt").read_text(), "message")
     os.kill(pid, signal.SIGINT)
     assert server.wait() == -signal.SIGINT
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(server, flags, uninterrupted, tmp_path):
     pid = server.start(tmp_path, *flags, "--run-name", "run")
-    wait_for(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
+    server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
     os.kill(pid, signal.SIGTERM)
     server.wait()
     (last,) = (tmp_path / "runs/run/checkpoints").iterdir()
