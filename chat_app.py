@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat import Chat, check_message, choose_threads
-from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.text import visible
 from dailydialog_gym.trained import find_agent
@@ -33,7 +32,7 @@ class Args:
     """what Compare sets beside the agent; by default the model that its run started from"""
     policy_class: str | None = None
     """MODULE:CLASS of the agent, where it was trained with one"""
-    intent_model: str | None = "builtin" if (ASSETS / "intent").is_dir() else None
+    intent_model: str | None = "builtin"
     """reads the acts of replies on demand: "builtin", a sequence classifier by folder or hub id, or None"""
     intent_labels: tuple[str, ...] | None = None
     """what the classifier's outputs stand for, where its configuration doesn't say it"""

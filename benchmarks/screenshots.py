@@ -55,7 +55,7 @@ def main(agent: str, out: Path = ROOT / "docs") -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = open_page(browser, 900, 860)
-            for text in ("Good morning! How are you?", "Do you have any plans for the weekend?"):
+            for text in ("Good morning! How are you?", "Can you help me with my homework?"):
                 say(page, text)
             page.locator("summary").last.click()
             page.wait_for_timeout(1500)

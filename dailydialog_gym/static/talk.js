@@ -10,6 +10,7 @@ const list = element.querySelector(".talk-list");
 const foot = element.querySelector(".talk-foot");
 let drawn = []; // by turn: the JSON it was drawn from
 let waiting = false; // asked the server, no answer yet
+let stopping = false; // Stop was pressed, perhaps before the server had begun
 let box, send, notice, actions;
 
 function make(tag, className, text) {
@@ -35,6 +36,11 @@ function say(data) {
   waiting = true;
   trigger("say", data);
   draw();
+}
+
+function stop() {
+  stopping = true;
+  trigger("halt");
 }
 
 function submit() {
@@ -186,19 +192,21 @@ if (props.composer) {
       submit();
     }
   });
-  send = button("Send", "talk-main", () => (busy() ? trigger("halt") : submit()));
+  send = button("Send", "talk-main", () => (busy() ? stop() : submit()));
   notice = make("p", "talk-notice");
   notice.setAttribute("role", "status");
   const row = make("div", "talk-row talk-composer");
   row.append(box, send);
   foot.append(actions, row, notice);
   element.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && busy()) trigger("halt");
+    if (event.key === "Escape" && busy()) stop();
   });
 }
 
 watch("value", () => {
   waiting = false;
+  stopping = stopping && busy();
+  if (stopping) trigger("halt");
   draw();
 });
 draw();
