@@ -97,6 +97,8 @@ class Server:
         return int(self._process.stdout.readline())
 
     def close(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)  # where a test failed, it may still run
         self._process.stdin.close()
         self._process.wait()
 
@@ -218,9 +220,10 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags
 
 def test_asked_twice_it_quits_at_once(server, flags, tmp_path):
     pid = server.start(tmp_path, *flags, "--run-name", "run", "--update-epochs", "1000000")
-    server.wait_until(lambda: "0/32" in (tmp_path / "log.txt").read_text(), "progress bar")
+    log = tmp_path / "log.txt"
+    server.wait_until(lambda: log.exists() and "0/32" in log.read_text(), "progress bar")
     os.kill(pid, signal.SIGINT)
-    server.wait_until(lambda: "once more to quit at once" in (tmp_path / "log.txt").read_text(), "message")
+    server.wait_until(lambda: "once more to quit at once" in log.read_text(), "message")
     os.kill(pid, signal.SIGINT)
     assert server.wait() == -signal.SIGINT
 
