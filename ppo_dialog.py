@@ -130,8 +130,8 @@ class RunArgs:
     """print two replies every so many iterations"""
     eval_split: str = "test"
     """split of the table at the end; use validation while tuning"""
-    eval_samples: int = 500
-    """replies of that table, spread evenly over the split; 0 is all"""
+    eval_samples: int = 1000
+    """replies of that table, spread evenly over the split, several to a context where it is smaller; 0 is all once"""
     eval_top_k: int = 20
     """the table's replies are drawn from the likeliest K tokens, as in RL4LMs and OpenRL; 0 is all"""
     track: bool = False
@@ -306,6 +306,7 @@ if __name__ == "__main__":
         ],
         eps=1e-5,
         weight_decay=0.0,
+        fused=True,
     )
     initial_lrs = [group["lr"] for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(device.type, enabled=args.use_amp and amp_dtype == torch.float16)
