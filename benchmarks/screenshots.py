@@ -23,7 +23,7 @@ def open_page(browser: Browser, width: int, height: int, dark: bool = False) -> 
     ).new_page()
     page.goto(URL)
     page.get_by_role("button", name="Settings of the replies").click()
-    page.get_by_label("Seed").fill("4")
+    page.get_by_label("Seed").fill("3")
     page.get_by_role("button", name="Settings of the replies").click()
     return page
 
@@ -55,7 +55,7 @@ def main(agent: str, out: Path = ROOT / "docs") -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = open_page(browser, 900, 860)
-            for text in ("Good morning! How are you?", "Can you help me with my homework?"):
+            for text in ("Good morning! How are you?", "Do you have any plans for the weekend?"):
                 say(page, text)
             page.locator("summary").last.click()
             page.wait_for_timeout(1500)
