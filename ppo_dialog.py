@@ -147,36 +147,45 @@ class Args(RunArgs, PPOArgs, RewardArgs, ModelArgs):  # one flat namespace here,
     pass
 
 
+class Critic(nn.Module):
+    """Estimates the return before each token of the reply: a model without its language-model head, and a value head."""
+
+    def __init__(self, body: nn.Module, width: int):
+        super().__init__()
+        self.body = body
+        self.value_head = nn.Linear(width, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, input_ids, attention_mask, position_ids, before):
+        """Values (B, K * T) before each reply token of packed rows, see `pack`."""
+        hidden = self.body(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)[0]
+        return self.value_head(hidden[:, before]).squeeze(-1)
+
+
 class Agent(nn.Module):
-    """A policy, and a critic that estimates the return before each token of the reply."""
+    """A policy and a critic, which may share the policy's body."""
 
     def __init__(self, model: str, critic: str, vocab_size: int, policy_class=AutoModelForCausalLM, critic_class=None):
         super().__init__()
         # In eval mode for good: with dropout the first ratio would not be 1
         self.policy = load_model(model, policy_class)
-        self.critic = None
-        if critic == "separate":
-            self.critic = (
-                load_model(model, critic_class) if critic_class else load_model(model, policy_class).base_model
-            )
-        self.value_head = nn.Linear(self.policy.get_output_embeddings().in_features, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.shared = critic == "shared"
+        body = self.policy.base_model
+        if not self.shared:
+            body = load_model(model, critic_class) if critic_class else load_model(model, policy_class).base_model
+        self.critic = Critic(body, self.policy.get_output_embeddings().in_features)
         self.vocab_size = vocab_size
 
     def forward(self, input_ids, attention_mask, position_ids, before):
         """Logits (B, K * T, vocab_size) and values (B, K * T) before each reply token of packed rows, see `pack`."""
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
-        shared = self.critic is None
-        outputs = self.policy(input_ids, **inputs, logits_to_keep=before, output_hidden_states=shared)
-        hidden = outputs.hidden_states[-1] if shared else self.critic(input_ids, **inputs)[0]
-        return outputs.logits[..., : self.vocab_size], self.value_head(hidden[:, before]).squeeze(-1)
-
-    def value(self, input_ids, attention_mask, position_ids, before):
-        """The values of `forward` alone."""
-        body = self.policy.base_model if self.critic is None else self.critic
-        hidden = body(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)[0]
-        return self.value_head(hidden[:, before]).squeeze(-1)
+        outputs = self.policy(input_ids, **inputs, logits_to_keep=before, output_hidden_states=self.shared)
+        if self.shared:
+            values = self.critic.value_head(outputs.hidden_states[-1][:, before]).squeeze(-1)
+        else:
+            values = self.critic(input_ids, attention_mask, position_ids, before)
+        return outputs.logits[..., : self.vocab_size], values
 
 
 @torch.no_grad()
@@ -298,7 +307,7 @@ if __name__ == "__main__":
     envs = KLPenalty(envs, reference, coefficient, args.kl_estimator)
 
     policy_params = list(agent.policy.parameters())
-    critic_params = [*agent.value_head.parameters(), *(agent.critic.parameters() if agent.critic else ())]
+    critic_params = list((agent.critic.value_head if agent.shared else agent.critic).parameters())
     optimizer = torch.optim.AdamW(
         [
             {"params": policy_params, "lr": args.learning_rate},
@@ -383,7 +392,7 @@ if __name__ == "__main__":
         rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
         values = torch.zeros_like(rewards)
         with torch.no_grad(), autocast:
-            value = agent.value(*pack(obs["input_ids"], obs["attention_mask"], P, K, device)).float()
+            value = agent.critic(*pack(obs["input_ids"], obs["attention_mask"], P, K, device)).float()
             value = value.view(args.num_envs, -1)
             values[:, : value.shape[1]] = value
 

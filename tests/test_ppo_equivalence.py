@@ -10,7 +10,7 @@ import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ppo_dialog import Agent, minibatches, pack
+from ppo_dialog import Agent, Critic, minibatches, pack
 
 SCRIPT = Path(__file__).parents[1] / "ppo_dialog.py"
 P, T, VOCAB = 9, 5, 50
@@ -41,8 +41,11 @@ def make_agent(kind, critic):
     agent = Agent.__new__(Agent)
     torch.nn.Module.__init__(agent)
     agent.policy, agent.vocab_size = folder_free, VOCAB
-    agent.critic = AutoModelForCausalLM.from_config(folder_free.config).eval().base_model if critic else None
-    agent.value_head = torch.nn.Linear(16, 1)
+    agent.shared = not critic
+    agent.critic = Critic(
+        (AutoModelForCausalLM.from_config(folder_free.config).eval() if critic else folder_free).base_model, 16
+    )
+    agent.critic.value_head = torch.nn.Linear(16, 1)
     return agent.double()
 
 
@@ -52,14 +55,14 @@ def slow_outputs(agent, row, prompt_length, allowed=None):
     for t in range(prompt_length, len(row)):
         prefix = torch.from_numpy(row[None, :t])
         out = agent.policy(prefix, output_hidden_states=True)
-        hidden = out.hidden_states[-1] if agent.critic is None else agent.critic(prefix)[0]
+        hidden = out.hidden_states[-1] if agent.shared else agent.critic.body(prefix)[0]
         logits = out.logits[0, -1, : agent.vocab_size]
         if allowed is not None:
             others = torch.ones(agent.vocab_size, dtype=bool)
             others[allowed[t - prompt_length]] = False
             logits = logits.masked_fill(others, -torch.inf)
         log_probs.append(logits.log_softmax(-1)[row[t]])
-        values.append(agent.value_head(hidden[0, -1])[0])
+        values.append(agent.critic.value_head(hidden[0, -1])[0])
     return torch.stack(log_probs), torch.stack(values)
 
 
@@ -76,7 +79,7 @@ def test_packed_rows_equal_rows_alone(kind, K, critic):
     values = values.reshape(len(rows), -1)
     assert log_probs.shape[1] == mask[:, P:].any(0).sum() < T
     assert packed[0].shape[1] < P + K * T  # padding of all rows is cut
-    torch.testing.assert_close(agent.value(*packed).reshape(len(rows), -1), values)
+    torch.testing.assert_close(agent.critic(*packed).reshape(len(rows), -1), values)
     loss = slow_loss = 0
     for i, (row, prompt_length) in enumerate(zip(rows, prompt_lengths, strict=True)):
         reply = torch.from_numpy(row[prompt_length:])
@@ -177,7 +180,7 @@ def slow_update(run, critic, flags):
     old = torch.cat(old)
 
     policy = list(agent.policy.parameters())
-    other = [*agent.value_head.parameters(), *(agent.critic.parameters() if agent.critic else ())]
+    other = list((agent.critic.value_head if agent.shared else agent.critic).parameters())
     groups = [{"params": policy, "lr": flags["learning_rate"]}, {"params": other, "lr": flags["critic_learning_rate"]}]
     optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
     losses, ratios = [], []
