@@ -148,7 +148,7 @@ class Args(RunArgs, PPOArgs, RewardArgs, ModelArgs):  # one flat namespace here,
 
 
 class Critic(nn.Module):
-    """Estimates the return before each token of the reply: a model without its language-model head, and a value head."""
+    """Estimates the return before each token of the reply: a model without its language-model head, a value head."""
 
     def __init__(self, body: nn.Module, width: int):
         super().__init__()

@@ -110,6 +110,12 @@ def test_minibatches_are_a_partition_of_similar_lengths():
 
 # A whole iteration
 
+
+def waves(episodes):
+    """A reward for every token, so that every advantage differs."""
+    return np.sin(episodes.reply_ids)
+
+
 FLAGS = {
     "total_episodes": 12,
     "num_envs": 12,
@@ -124,7 +130,7 @@ FLAGS = {
     "gamma": 0.98,
     "gae_lambda": 0.9,
     "clip_coef": 0.02,
-    "meteor_weight": 3.0,
+    "reward": "test_ppo_equivalence:waves=0.5",
 }
 
 
@@ -239,6 +245,6 @@ def test_an_iteration_equals_the_slow_reference(critic, K, top_k, lively_model, 
 
 def test_every_reward_of_the_stack_is_in_the_token_rewards(tmp_path, monkeypatch):
     infos = run_script(tmp_path, monkeypatch)["infos"]
-    total = 3.0 * infos["reward/meteor"] + 0.5 * infos["reward/intent"] - 0.05 * infos["reward/kl"]
+    total = 0.5 * (infos["reward/meteor"] + infos["reward/intent"] + infos["reward/waves"]) - 0.05 * infos["reward/kl"]
     np.testing.assert_allclose(infos["token_rewards"].sum(1), total, atol=1e-6)
     assert infos["reward/kl"] == pytest.approx(0, abs=1e-4)  # at first the policy is the reference
