@@ -21,13 +21,14 @@ class Meter:
 
     Attributes:
         iterations: of each, what `report` writes.
+        hook: counts the arithmetic of every module of this process until it is removed.
     """
 
     def __init__(self):
         self.iterations: list[dict] = []
         self._phase = None
         self._flops = 0
-        nn.modules.module.register_module_forward_hook(self._count)
+        self.hook = nn.modules.module.register_module_forward_hook(self._count)
 
     def begin(self, phase: str | None) -> None:
         """What follows is of this phase, until the next call; of none with None."""
