@@ -56,6 +56,7 @@ if __name__ == "__main__":
         "update-epochs": job["epochs"],
         "critic": job["critic"],
         "replies-per-prompt": job["replies_per_prompt"],
+        "top-k": 0,  # the others draw from the whole vocabulary too
         "eval-samples": 1,
         "run-name": "speed",
     }

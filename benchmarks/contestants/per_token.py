@@ -3,7 +3,7 @@
 This is not OpenRL but its arithmetic: the forwards and backwards that it runs for a token, over all 148 columns,
 without a cache. A comment names the place in OpenRL for each. Where theirs costs more without being arithmetic, this is
 cheaper: no deep copy of observations and no decoding of the reply so far for every token (`Observation.update`), no
-dropout in the critic, no popped-up copies between processes, one vector environment instead of many.
+dropout in the critic, no pipes between processes, one vector environment instead of many.
 
 A whole iteration (128 steps of 2 rows, 5 epochs of 20 minibatches) would take an hour with GPT-2 on two cores. So some
 steps and some minibatches are timed, and the minibatches scaled to the number that those steps' tokens would need.
@@ -96,9 +96,10 @@ if __name__ == "__main__":
             meter.begin("rewards")
             if finished["response"]:
                 intent.match(finished["prompt"], finished["response"], finished["intent"])  # `NLPReward.batch_rewards`
-            meter.begin("update")
+            meter.begin("rollout")
             value(right_aligned(observation, device))  # `OnPolicyDriver.compute_returns`
 
+        meter.begin("update")
         for i in range(minibatches):  # `PPOAlgorithm.ppo_update`: a row of 148 columns for every token
             # Which tokens are drawn changes no cost, nor does the advantage, for which this takes the reward.
             columns, actions, log_probs, values, rewards = stored[i % steps]
