@@ -1,0 +1,67 @@
+"""Runs the real ppo_dialog.py for `ppo_speed.py`, with prompts of the benchmark's choice and its phases timed."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+from meter import Meter, read_job
+
+import dailydialog_gym.runs
+from dailydialog_gym.envs import DailyDialogVectorEnv
+from dailydialog_gym.wrappers.vector import KLPenalty, ScoreReward
+
+
+def watch(meter: Meter, job: dict) -> None:
+    """Have the environment's reset begin an iteration, the scorers be the rewards, and the log end it."""
+    reset, log = DailyDialogVectorEnv.reset, dailydialog_gym.runs.Run.log
+    num_envs, copies = job["num_envs"], job["replies_per_prompt"]
+
+    def watched_reset(self, *, seed=None, options=None):
+        meter.begin("rollout")
+        start = len(meter.iterations) * num_envs
+        sample_ids = np.repeat(job["sample_ids"][start : start + num_envs // copies], copies)
+        return reset(self, seed=seed, options={"sample_id": sample_ids})
+
+    def watched(pay):
+        def watched_pay(*args):
+            meter.begin("rewards")
+            result = pay(*args)
+            meter.begin("update")  # or another scorer, at once
+            return result
+
+        return watched_pay
+
+    def watched_log(self, metrics, episodes):
+        meter.end(round(float(metrics["charts/episodic_length"]) * num_envs))
+        log(self, metrics, episodes)
+
+    DailyDialogVectorEnv.reset = watched_reset
+    ScoreReward._pay, KLPenalty._pay = watched(ScoreReward._pay), watched(KLPenalty._pay)
+    dailydialog_gym.runs.Run.log = watched_log
+
+
+if __name__ == "__main__":
+    job = read_job()
+    meter = Meter()
+    watch(meter, job)
+    flags = {
+        "model": job["model"],
+        "dataset": job["dataset"],
+        "context-size": job["context_size"],
+        "intent-model": job["intent_model"],
+        "num-envs": job["num_envs"],
+        "total-episodes": job["num_envs"] * job["iterations"],
+        "num-minibatches": job["num_minibatches"],
+        "update-epochs": job["epochs"],
+        "critic": job["critic"],
+        "replies-per-prompt": job["replies_per_prompt"],
+        "top-k": 0,  # the others draw from the whole vocabulary too
+        "eval-samples": 1,
+        "run-name": "speed",
+    }
+    sys.argv = ["ppo_dialog.py", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    if job["amp"]:
+        sys.argv.append("--use-amp")
+    runpy.run_path(str(Path(__file__).parents[2] / "ppo_dialog.py"), run_name="__main__")
+    meter.report(job)
