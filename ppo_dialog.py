@@ -146,7 +146,7 @@ class Args(RunArgs, PPOArgs, RewardArgs, ModelArgs):  # one flat namespace here,
 
 
 class Critic(nn.Module):
-    """Estimates the return before each token of the reply: a model without its language-model head, and a value head."""
+    """A model's body and a value head: they estimate the return before each token of the reply."""
 
     def __init__(self, body: nn.Module, width: int):
         super().__init__()
