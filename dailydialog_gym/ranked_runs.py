@@ -109,8 +109,8 @@ def _make_universal(source: Path, target: Path) -> None:
             ds_to_universal.main(Namespace(**options))
     except Exception as error:  # it raises what it likes
         raise SystemExit(
-            f"cannot go on with another number of ranks: DeepSpeed makes no universal checkpoint of {source} ({error}); "
-            "use as many ranks as before"
+            f"cannot go on with another number of ranks: DeepSpeed makes no universal checkpoint of {source} "
+            f"({error}); use as many ranks as before"
         ) from error
 
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 
 from dailydialog_gym.agent import DialogueAgent
 
@@ -102,8 +102,8 @@ def test_the_tutorial_s_files_are_accepted_as_they_are(tmp_path, world, steps):
         (
             TUTORIAL,
             {"num_minibatches": 4},
-            "train_batch_size 32 = train_micro_batch_size_per_gpu 16 * gradient_accumulation_steps 1 * ranks 2 = 32, and "
-            "must be the script's minibatch, num_envs 64 / num_minibatches 4 = 16",
+            "train_batch_size 32 = train_micro_batch_size_per_gpu 16 * gradient_accumulation_steps 1 * ranks 2 = 32, "
+            "and must be the script's minibatch, num_envs 64 / num_minibatches 4 = 16",
         ),
         ({"train_micro_batch_size_per_gpu": 5}, {}, "10, and must be the script's minibatch, num_envs 64"),
         ({"fp16": {"enabled": True}}, {}, "fp16 doesn't work on cpu"),
@@ -173,8 +173,14 @@ def drive(folder, processes, jobs):
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_models, request):
-    return FLAGS | {"model": tiny_models["gpt2"]}
+def flags(tiny_models, folder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "num_labels": 4, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    judge = GPT2ForSequenceClassification(GPT2Config(vocab_size=len(tokenizer), **sizes))
+    for made in (judge, tokenizer):
+        made.save_pretrained(folder / "judge")
+    return FLAGS | {"model": tiny_models["gpt2"], "intent-model": folder / "judge"}
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +222,119 @@ def one(flags, folder, two):
         "resumed3": {"flags": ["--resume", "runs/stage3-half"]},
     }
     return drive(folder, 1, jobs)
+
+
+UNLIKE = {"charts/FPS", "time/rollout", "losses/explained_variance"}  # the last is a mean over ranks
+
+
+def assert_same_rows(ours, expected, atol):
+    assert len(ours) == len(expected)
+    for row, other in zip(ours, expected, strict=True):
+        assert row.keys() == other.keys()
+        for key in row.keys() - UNLIKE:
+            assert row[key] == pytest.approx(other[key], abs=atol), key
+
+
+def assert_same(tensors, expected, atol):
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor.float(), expected[name].float(), rtol=0, atol=atol, msg=name)
+
+
+def test_one_process_at_stage_0_is_the_plain_script(one):
+    """The same tokens, losses and rewards over three iterations of four steps."""
+    assert len(one["plain"]["rows"]) == 3
+    assert_same_rows(one["drawn"]["rows"], one["plain"]["rows"], 1e-5)
+    assert one["drawn"]["rows"][0]["losses/policy_loss"] != 0
+    assert_same(one["drawn"]["policy"], one["plain"]["policy"], 1e-5)
+
+
+def test_two_processes_are_one_with_twice_the_episodes(one, two):
+    assert len(one["stage0"]["gradients"]) == 6  # policy and critic, three iterations
+    assert len(two["stage0"]["gradients"]) == 6
+    for ours, expected in zip(two["stage0"]["gradients"], one["stage0"]["gradients"], strict=True):
+        assert max(gradient.abs().max() for gradient in expected.values()) > 0.01
+        assert_same(ours, expected, 1e-4)
+    assert_same_rows(two["stage0"]["rows"], one["stage0"]["rows"], 1e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_stages_compute_the_same(two, stage):
+    ours, expected = two[f"stage{stage}"], two["stage0"]
+    assert bool(ours["partitioned"]) == (stage == 3)
+    for gradients, others in zip(ours["gradients"], expected["gradients"], strict=True):
+        assert_same(gradients, others, 1e-4)
+    assert_same_rows(ours["rows"], expected["rows"], 1e-4)
+    assert_same(ours["policy"], expected["policy"], 1e-3)
+
+
+def test_ranks_have_contexts_of_their_own_and_one_kl_coefficient(two):
+    first, second = two["stage0"]["prompts"]
+    assert len(first) == len(second) == 4
+    assert not {*first} & {*second}
+    coefficients = two["stage0"]["kl_coef"]
+    assert coefficients[0] == coefficients[1] != 0.05
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_resumed_run_ends_as_if_nothing_had_happened(two, stage):
+    assert_same_rows(two[f"resumed{stage}"]["rows"], two[f"stage{stage}"]["rows"], 1e-6)
+    assert_same(two[f"resumed{stage}"]["policy"], two[f"stage{stage}"]["policy"], 1e-6)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_of_two_ranks_goes_on_with_one(one, two, stage):
+    """Weights and moments: what the third iteration's steps do to the policy."""
+    assert_same_rows(one[f"resumed{stage}"]["rows"], two[f"stage{stage}"]["rows"], 1e-4)
+    assert_same(one[f"resumed{stage}"]["policy"], two[f"stage{stage}"]["policy"], 1e-3)
+
+
+def test_a_minibatch_in_parts_is_the_minibatch(two):
+    """Replies of one length, so that each part weighs the same."""
+    for ours, expected in zip(two["parts"]["gradients"], two["stage0"]["gradients"], strict=False):
+        assert_same(ours, expected, 1e-4)
+
+
+def test_an_optimizer_in_the_processor_s_memory_steps_as_any(two):
+    assert_same_rows(two["offload"]["rows"], two["stage0"]["rows"][:1], 1e-4)
+
+
+@pytest.mark.parametrize("name", ["stage0", "stage1", "stage2", "stage3"])
+def test_agents_of_all_stages_are_plain_folders(two, folder, name):
+    agent = AutoModelForCausalLM.from_pretrained(folder / "runs" / name / "agent")
+    assert_same(agent.state_dict(), two[name]["policy"], 0)
+    assert {path.suffix for path in (folder / "runs" / name / "agent").iterdir()} == {".json", ".safetensors"}
+
+
+def test_opt_trains_in_bfloat16_with_a_shared_critic(two, folder):
+    assert all(np.isfinite(value) for value in two["shared"]["rows"][0].values())
+    assert two["shared"]["partitioned"]
+    assert isinstance(DialogueAgent.load(str(folder / "runs/shared/agent")).chat("Hello ."), str)
+
+
+def test_fewer_episodes_than_ranks_are_refused(two):
+    assert "num_envs (1) / ranks (2) / replies_per_prompt (1), that is whole" in two["few"]["error"]
+
+
+def test_a_rank_that_dies_ends_the_job_with_its_own_error(flags, folder):
+    (folder / "faulty.py").write_text(FAULTY)
+    start = time.monotonic()
+    done = launch(folder, 2, SCRIPT, *words(flags), "--run-name", "faulty", "--reward", "faulty:dying=1")
+    assert time.monotonic() - start < 90  # of which the start takes a third
+    assert done.returncode != 0
+    assert "RuntimeError: a fault of rank 1" in done.stdout
+    (last,) = (folder / "runs/faulty/checkpoints").iterdir()
+    assert last.name == "000002"
+    assert isinstance(DialogueAgent.load(str(last / "agent")).chat("Hello ."), str)
+
+
+FAULTY = """
+import os
+import numpy as np
+calls = []
+def dying(episodes):
+    calls.append(len(episodes))
+    if os.environ["RANK"] == "1" and len(calls) == 3:
+        raise RuntimeError("a fault of rank 1")
+    return np.zeros(len(episodes))
+"""
