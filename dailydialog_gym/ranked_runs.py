@@ -141,12 +141,11 @@ class FirstRun(Run):
 class OtherRun:
     """The `Run` of a rank other than 0: silent, without a file of its own, it saves and stops together with rank 0."""
 
-    before = None
-
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
         self.folder = ranks.share()
         self.args, self._total_episodes = args, total_episodes
         self._episodes = 0
+        self.before = False
 
     def describe(self, **facts: str) -> None:
         """Rank 0 does it."""
@@ -154,9 +153,10 @@ class OtherRun:
     def keep(self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful) -> None:
         """As `Run.keep`."""
         self._checkpoints = _checkpoints(self.folder, self.args, policy, engines, parts)
-        self.iteration, _ = self._checkpoints.load()
+        self.iteration, progress = self._checkpoints.load()
+        self.before = bool(progress)  # whether rank 0 has it, and so won't evaluate
 
-    def start(self, before: None) -> None:
+    def start(self, before: bool | None) -> None:
         """Leave Ctrl-C, which the terminal sends to all, to rank 0."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -1,8 +1,8 @@
 """Runs a script several times in the processes of one `deepspeed` command, which would import torch anew for each.
 
-deepspeed_driver.py JOBS: a JSON list of {"script", "flags", "out", "same_draws"?, "half"?}. Rank 0 writes to `out` what
-the run came to. With `same_draws`, which token follows depends on the episode alone, not on the rank that has it; after
-two iterations `half` becomes a copy of the run's folder.
+deepspeed_driver.py JOBS: a JSON list of {"script", "flags", "out", "same_draws", "copy"?}. Rank 0 writes to `out` what the
+run came to. With `same_draws`, which token follows depends on the episode alone, not on the rank that has it. After two
+iterations NAME-half becomes a copy of the run's folder; `copy` are two folders, of which the second becomes the first.
 """
 
 import json
@@ -24,10 +24,10 @@ step = deepspeed.DeepSpeedEngine.step
 gradients: list[dict[str, torch.Tensor]] = []
 
 
-def same_draw(probabilities, count):
+def same_draw(probabilities, num_samples):
     script = sys._getframe(1).f_globals
     if script["__name__"] != "__main__":
-        return draw(probabilities, count)
+        return draw(probabilities, num_samples)
     episodes = np.random.default_rng([script["iteration"], script["t"]]).random(
         script["args"].num_envs * script["world"]
     )
@@ -46,7 +46,8 @@ def outcome(script):
     """What all ranks say of the run."""
     run, engines = script["run"], script.get("engines", [])
     with script["gathered"](*engines) if engines else torch.no_grad():
-        policy = {name: value.clone() for name, value in script["agent"].policy.state_dict().items()}
+        weights = script["agent"].policy.state_dict()
+        policy = {name.removeprefix("module."): value.clone() for name, value in weights.items()}
     return {
         "rows": getattr(run, "history", None),
         "policy": policy,
@@ -61,11 +62,14 @@ def main(jobs):
     deepspeed.DeepSpeedEngine.step = recorded_step
     rank = ranks.start()[0]
     for job in jobs:
-        torch.multinomial = same_draw if job.get("same_draws") else draw
+        torch.multinomial = same_draw if job["same_draws"] else draw
+        if "copy" in job and rank == 0:
+            shutil.copytree(*job["copy"])
+        distributed.barrier()
         gradients.clear()
         sys.argv = [job["script"], *job["flags"]]
         try:
-            script = runpy.run_path(job["script"], init_globals=job.get("globals"), run_name="__main__")
+            script = runpy.run_path(job["script"], run_name="__main__")
             result = outcome(script)
         except SystemExit as error:
             result = {"error": str(error)}
