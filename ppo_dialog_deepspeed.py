@@ -349,7 +349,6 @@ if __name__ == "__main__":
     else:
         agent.policy, agent.critic = engine(agent.policy, config, groups[:1]), engine(agent.critic, config, groups[1:])
         engines = [agent.policy, agent.critic]
-    groups = [group for each in engines for group in each.optimizer.param_groups]
     autocast = nullcontext()  # DeepSpeed's own precision
 
     run = start_run(whole, num_iterations * whole.num_envs, resume)
@@ -372,6 +371,7 @@ if __name__ == "__main__":
         kl_coef=envs.ledger.coefficient,
         random=RandomState(rng),
     )
+    groups = [group for each in engines for group in each.optimizer.param_groups]  # a checkpoint brings new ones
     run.start(run.before or evaluation(talker, eval_samples, eval_ids, intent, **decoding))
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()
