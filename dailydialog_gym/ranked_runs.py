@@ -103,7 +103,7 @@ class RankedCheckpoints(Checkpoints):
 
 def _make_universal(source: Path, target: Path) -> None:
     options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
-    options |= {"input_folder": str(source), "output_folder": str(target), "inject_missing_state": False}
+    options |= {"input_folder": str(source), "output_folder": str(target), "inject_missing_state": True}
     try:
         with redirect_stdout(StringIO()):
             ds_to_universal.main(Namespace(**options))
