@@ -106,6 +106,8 @@ class PPOArgs:
     """lower both linearly to zero"""
     critic: Literal["separate", "shared"] = "separate"
     """"separate": a second copy of the model estimates values; "shared": a value head on the policy does"""
+    top_k: int = 20
+    """replies are drawn from the likeliest K tokens, which the update then chooses among, as in NLPO; 0 is all"""
     gamma: float = 1.0
     """discount"""
     gae_lambda: float = 0.95
@@ -134,8 +136,8 @@ class RunArgs:
     """print two replies every so many iterations"""
     eval_split: str = "test"
     """split of the table at the end; use validation while tuning"""
-    eval_samples: int = 500
-    """replies of that table, spread evenly over the split; 0 is all"""
+    eval_samples: int = 1000
+    """replies of that table, spread evenly over the split, several to a context where it is smaller; 0 is all once"""
     eval_top_k: int = 20
     """the table's replies are drawn from the likeliest K tokens, as in RL4LMs and OpenRL; 0 is all"""
     track: bool = False
@@ -170,7 +172,7 @@ class Args(DeepSpeedArgs, RunArgs, PPOArgs, RewardArgs, ModelArgs):  # one flat 
 
 
 class Critic(nn.Module):
-    """A model's body and a value head: they estimate the return before each token of the reply."""
+    """Estimates the return before each token of the reply: a model without its language-model head, a value head."""
 
     def __init__(self, body: nn.Module, width: int):
         super().__init__()
@@ -256,6 +258,11 @@ def pack(input_ids, attention_mask, P, K, device):
     return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
 
 
+def narrow(logits, allowed):
+    """Logits of the tokens that may be drawn: (..., top_k) of those in ``allowed``, or all where it is None."""
+    return logits if allowed is None else logits.gather(-1, allowed)
+
+
 def minibatches(lengths, num_minibatches, rng):
     """Numbers of contexts in random order, those of similar length together: little of a minibatch is padding then."""
     order = np.argsort(lengths + rng.uniform(0, 8, len(lengths)))
@@ -287,6 +294,10 @@ if __name__ == "__main__":
             f"({K}), that is whole and at least num_minibatches * gradient_accumulation_steps "
             f"({args.num_minibatches}), and num_envs <= total_episodes ({whole.total_episodes})"
         )
+    if not args.top_k >= 0:
+        raise SystemExit(f"top_k is at least 0, got {args.top_k}")
+    if args.critic_class and args.critic == "shared":
+        raise SystemExit("--critic-class and --critic shared contradict each other")
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(whole.seed)  # the same on all ranks
     torch.manual_seed(args.seed)
@@ -394,12 +405,22 @@ if __name__ == "__main__":
         cache.batch_repeat_interleave(K)
         logits = logits.repeat_interleave(K, dim=0)
         logprobs = torch.zeros(args.num_envs, T, device=device)
+        choices = torch.zeros(args.num_envs, T, dtype=torch.long, device=device)  # positions in allowed, or tokens
+        allowed = torch.zeros(args.num_envs, T, args.top_k, dtype=torch.long, device=device)
         for t in range(T):
-            distribution = logits[:, :vocab_size].float().log_softmax(-1)  # (num_envs, vocab_size)
-            next_ids = torch.multinomial(distribution.exp(), 1)  # (num_envs, 1)
-            logprobs[:, t] = distribution.gather(1, next_ids).squeeze(1)
+            logits = logits[:, :vocab_size].float()
+            if args.top_k:
+                allowed[:, t] = logits.topk(args.top_k).indices
+            drawable = allowed[:, t] if args.top_k else None
+            distribution = narrow(logits, drawable).log_softmax(-1)  # (num_envs, top_k or vocab_size)
+            choice = torch.multinomial(distribution.exp(), 1)  # (num_envs, 1)
+            choices[:, t] = choice.squeeze(1)
+            logprobs[:, t] = distribution.gather(1, choice).squeeze(1)
+            next_ids = drawable.gather(1, choice) if args.top_k else choice
+            # The divergence from the reference is one of whole distributions
+            whole_logprob = logits.gather(1, next_ids).squeeze(1) - logits.logsumexp(1)
             # The one CPU-GPU sync of a token
-            tokens, log_probs = torch.stack([next_ids[:, 0].double(), logprobs[:, t].double()]).cpu().numpy()
+            tokens, log_probs = torch.stack([next_ids[:, 0].double(), whole_logprob.double()]).cpu().numpy()
             action = {"token": tokens.astype(np.int64), "log_prob": log_probs}
             obs, episode_rewards, terminated, truncated, infos = envs.step(action)
             if (terminated | truncated).all():
@@ -411,7 +432,6 @@ if __name__ == "__main__":
 
         # The batch: whole replies, (num_envs, T)
         reply_mask = torch.from_numpy(obs["attention_mask"][:, P:]).to(device).float()
-        actions = torch.from_numpy(obs["input_ids"][:, P:]).to(device)
         rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
         values = torch.zeros_like(rewards)
         with torch.no_grad(), autocast:
@@ -444,11 +464,12 @@ if __name__ == "__main__":
                 with autocast:
                     newlogits, newvalue = agent(*packed)
                 newvalue = newvalue.float().view(len(mb_inds), -1)  # (minibatch, replies), as all below
-                newlogits = newlogits.float().view(*newvalue.shape, -1)
+                drawable = allowed[mb_inds, : newvalue.shape[1]] if args.top_k else None
+                newlogits = narrow(newlogits.view(*newvalue.shape, -1), drawable).float()
                 mb_mask = reply_mask[mb_inds, : newvalue.shape[1]]
-                mb_actions = actions[mb_inds, : newvalue.shape[1]]
+                mb_choices = choices[mb_inds, : newvalue.shape[1]]
                 mb_tokens = ranks.mean(mb_mask.sum())
-                newlogprob = -cross_entropy(newlogits.transpose(1, 2), mb_actions, reduction="none")
+                newlogprob = -cross_entropy(newlogits.transpose(1, 2), mb_choices, reduction="none")
                 with torch.set_grad_enabled(args.ent_coef != 0):
                     entropy = Categorical(logits=newlogits, validate_args=False).entropy()
                 logratio = (newlogprob - logprobs[mb_inds, : newvalue.shape[1]]) * mb_mask

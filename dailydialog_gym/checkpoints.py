@@ -32,7 +32,7 @@ class RandomState:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         torch.set_rng_state(state_dict["torch"])
-        if state_dict["cuda"]:
+        if state_dict["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state_dict["cuda"])
         self.rng.bit_generator.state = state_dict["numpy"]
 
@@ -64,9 +64,13 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
 def write_text(target: Path, text: str) -> None:
     """Replace the file ``target``; it is whole at any time, as a folder of `write_folder` is."""
     fresh = target.with_name(f".{target.name}.new")
-    fresh.write_text(text)
-    _sync(fresh)
-    fresh.replace(target)
+    try:
+        fresh.write_text(text)
+        _sync(fresh)
+        fresh.replace(target)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -49,7 +49,7 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
 
     groups = {
         base.__name__.removesuffix("Args").lower(): base
-        for base in (*reversed(cls.__bases__), StartArgs)
+        for base in (StartArgs, *reversed(cls.__bases__))
         if is_dataclass(base)
     }
     grouped = make_dataclass("Grouped", [(name, group, field(default_factory=group)) for name, group in groups.items()])

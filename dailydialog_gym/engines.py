@@ -70,7 +70,7 @@ def engine(module: torch.nn.Module, config: dict[str, Any], groups: Sequence[dic
     """
     optimizer = None
     if groups and "optimizer" not in config:
-        optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)
     try:
         return deepspeed.initialize(
             model=module,

@@ -64,8 +64,11 @@ class Args:
 
 
 def evenly_spread(samples: Samples, count: int) -> np.ndarray:
-    """``count`` sample ids spread evenly over a split; all of them for 0 or where there are no more."""
-    count = min(count or len(samples), len(samples))
+    """``count`` sample ids spread evenly over a split, 0 for all of them once.
+
+    A larger count than there are samples answers some of them several times, for less noise where replies are drawn.
+    """
+    count = count or len(samples)
     return np.arange(count) * len(samples) // count
 
 
@@ -88,7 +91,8 @@ class Evaluation:
         ceiling = intent.match(self.prompts, self.references, acts).mean()
         drawing = f"sampled, top-k {decoding.get('top_k') or 'all'}" if decoding.get("sample") else "greedy"
         self.manner = (
-            f"{len(ids):,} replies of {samples.source[0]}, {samples.source[1]}; {drawing}. SacreBLEU in [0, 100], "
+            f"{len(ids):,} replies to {len(set(ids.tolist())):,} contexts of {samples.source[0]}, "
+            f"{samples.source[1]}; {drawing}. SacreBLEU in [0, 100], "
             "Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches). The "
             f"intent model finds the act of {ceiling:.1%} of the reference replies."
         )

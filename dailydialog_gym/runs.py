@@ -36,7 +36,7 @@ class Run:
 
     Args:
         args: the script's arguments, a dataclass with ``model``, ``run_name``, ``seed``, ``checkpoint_every``,
-            ``track``, ``wandb_project_name`` and ``wandb_entity``.
+            ``sample_every``, ``track``, ``wandb_project_name`` and ``wandb_entity``.
         total_episodes: how many replies the run is to train on.
         resume: the folder of the run to go on with, or None for a new one.
 
@@ -48,6 +48,9 @@ class Run:
     """
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
+        for every in ("checkpoint_every", "sample_every"):
+            if getattr(args, every) < 1:
+                raise SystemExit(f"--{every.replace('_', '-')} must be at least 1, got {getattr(args, every)}")
         name = args.run_name or f"ppo_dialog__{args.seed}__{int(time.time())}"
         self.folder = resume or Path("runs") / name
         if resume is None:
@@ -169,17 +172,12 @@ class Run:
         self.iteration = iteration
         ended = self.history[-1]["episodes"] == self._total_episodes
         stop = self._asked_to_stop()
-        if ended or stop or iteration % self.args.checkpoint_every == 0:
-            self._writer.flush()  # after a kill, nothing from before the checkpoint is missing there either
-            self._checkpoints.save(
-                iteration,
-                {
-                    "before": vars(self.before),
-                    "history": self.history,
-                    "bad_steps": self._bad_steps,
-                    "wandb_id": self._wandb_id,
-                },
-            )
+        if not (ended or stop or iteration % self.args.checkpoint_every == 0):
+            return
+        self._writer.flush()  # after a kill, nothing from before the checkpoint is missing there either
+        progress = {"before": vars(self.before), "history": self.history}
+        progress |= {"bad_steps": self._bad_steps, "wandb_id": self._wandb_id}
+        self._checkpoints.save(iteration, progress)
         if ended or stop:
             self._training = False
             self._bar.close()
@@ -202,6 +200,8 @@ class Run:
         done = self.history[-1]["episodes"] if self.history else 0
         print(f"\nstopped after {done:,} of {self._total_episodes:,} replies; go on with", file=sys.stderr)
         print(f"    python {sys.argv[0]} --resume {self.folder}", file=sys.stderr)
+        if self._checkpoints.last:
+            print(f"the agent so far is {self._checkpoints.last}/agent", file=sys.stderr)
         self._close()
         raise SystemExit(128 + self._signal)  # as a shell says of a process that a signal ended
 
@@ -254,7 +254,7 @@ def _start_wandb(args: Any, folder: Path, run_id: str | None):
         name=folder.name,
         config=asdict(args),
         mode=mode,
-        dir="runs",
+        dir=folder.parent.absolute(),
         id=run_id,
         resume="allow",
     )

@@ -105,10 +105,14 @@ def hub_is_off() -> bool:
 
 
 @lru_cache(maxsize=8)
-def load_tokenizer(name: str) -> ReplyTokenizer:
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> ReplyTokenizer:
     """Load the builtin tokenizer (``"builtin"``) or any Hugging Face tokenizer by hub id or folder.
 
     Everything but ``"builtin"`` is read by transformers' ``AutoTokenizer``, which must be installed.
+
+    Args:
+        name: of the tokenizer.
+        trust_remote_code: run Python code that comes with it. It can do anything you can.
 
     Raises:
         ValueError: the name can't be loaded, has no fast backend, or can't write ``<EOU>``.
@@ -123,7 +127,9 @@ def load_tokenizer(name: str) -> ReplyTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir() or hub_is_off())
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, local_files_only=Path(name).is_dir() or hub_is_off(), trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot load tokenizer {name!r}: expected 'builtin', a folder with a Hugging Face tokenizer, or a hub "

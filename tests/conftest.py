@@ -7,8 +7,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from shapes import SHAPES
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from dailydialog_gym.data import ACTS
 from dailydialog_gym.embedded import ASSETS
 
 
@@ -25,6 +26,21 @@ def tiny_models(tmp_path_factory) -> dict[str, str]:
         tokenizer.save_pretrained(folder)
         folders[name] = str(folder)
     return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_intent_model(tiny_model, tmp_path_factory) -> str:
+    """A random classifier of the four acts."""
+    config, shape = SHAPES["gpt2"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    acts = {"id2label": dict(enumerate(ACTS.values())), "label2id": {act: i for i, act in enumerate(ACTS.values())}}
+    folder = tmp_path_factory.mktemp("intent")
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(
+        config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape, **acts)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

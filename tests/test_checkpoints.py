@@ -23,12 +23,16 @@ SCRIPT = Path(__file__).parents[1] / "ppo_dialog.py"
 
 # Forks a process for each run, so that torch and transformers need not be imported again; itself it never trains.
 SERVER = """
-import json, os, resource, runpy, sys, traceback
+import json, os, resource, runpy, sys, tempfile, traceback
 from dailydialog_gym.agent import load_model
 from dailydialog_gym.rewards.meteor import meteor
 script, model = sys.argv[1:]
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what libraries print is no answer
 runpy.run_path(script)
-load_model(model), meteor("a", "a")
+meteor("a", "a")
+with tempfile.TemporaryDirectory() as folder:
+    load_model(model).save_pretrained(folder)  # both import much more
 for line in sys.stdin:
     request = json.loads(line)
     pid = os.fork()
@@ -52,8 +56,8 @@ for line in sys.stdin:
             code = 1
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code or 0)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    print(pid, file=answers, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
 """
 
 
@@ -75,13 +79,26 @@ class Server:
         request = {"cwd": str(cwd), "flags": flags, "file_size": file_size}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        self._pid = int(self._process.stdout.readline())
+        return self._pid
+
+    def wait_until(self, condition, what: str) -> None:
+        """Wait for something that the started script does."""
+        deadline = time.monotonic() + 300
+        while not condition():
+            if time.monotonic() > deadline:
+                os.kill(self._pid, signal.SIGKILL)  # else nothing could be started after it
+                self.wait()
+                raise TimeoutError(f"no {what}")
+            time.sleep(0.01)
 
     def wait(self) -> int:
         """The exit code of what was started; minus the signal's number where one ended it."""
         return int(self._process.stdout.readline())
 
     def close(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)  # where a test failed, it may still run
         self._process.stdin.close()
         self._process.wait()
 
@@ -107,10 +124,11 @@ def dialogues(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_model, dialogues) -> list[str]:
+def flags(tiny_model, tiny_intent_model, dialogues) -> list[str]:
     flags = {"model": tiny_model, "dataset": dialogues, "num-envs": 4, "total-episodes": 32, "num-minibatches": 2}
+    flags |= {"replies-per-prompt": 2}
     flags |= {"eval-samples": 4, "max-prompt-length": 16, "max-new-tokens": 6, "sample-every": 100}
-    flags |= {"checkpoint-every": 2, "update-epochs": 1}
+    flags |= {"checkpoint-every": 2, "update-epochs": 1, "intent-model": tiny_intent_model}
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
@@ -158,13 +176,6 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def wait_for(condition, what: str):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.01)
-
-
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, flags, uninterrupted, tmp_path):
     expected, duration = uninterrupted
     moments = random.Random(0)
@@ -190,13 +201,14 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, fla
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags, uninterrupted, tmp_path, signum):
     pid = server.start(tmp_path, *flags, "--run-name", "run", "--checkpoint-every", "1000")
-    wait_for(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
+    server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
     os.kill(pid, signum)
     assert server.wait() == 128 + signum
     log = (tmp_path / "log.txt").read_text()
     (checkpoint,) = (tmp_path / "runs/run/checkpoints").iterdir()
     assert lines(tmp_path / "runs/run/metrics.jsonl") == int(checkpoint.name)
     assert f"stopped after {4 * int(checkpoint.name)} of 32 replies" in log
+    assert f"the agent so far is runs/run/checkpoints/{checkpoint.name}/agent" in log
     assert isinstance(DialogueAgent.load(str(checkpoint / "agent"), max_new_tokens=2).chat("Hello ."), str)
     (command,) = re.findall(r"python \S*ppo_dialog.py (--resume .*)", log)
     server.start(tmp_path, *command.split(), "--checkpoint-every", "2")
@@ -208,16 +220,17 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags
 
 def test_asked_twice_it_quits_at_once(server, flags, tmp_path):
     pid = server.start(tmp_path, *flags, "--run-name", "run", "--update-epochs", "1000000")
-    wait_for(lambda: (tmp_path / "runs/run/metrics.jsonl").exists(), "start")
+    log = tmp_path / "log.txt"
+    server.wait_until(lambda: log.exists() and "0/32" in log.read_text(), "progress bar")
     os.kill(pid, signal.SIGINT)
-    wait_for(lambda: "once more to quit at once" in (tmp_path / "log.txt").read_text(), "message")
+    server.wait_until(lambda: "once more to quit at once" in log.read_text(), "message")
     os.kill(pid, signal.SIGINT)
     assert server.wait() == -signal.SIGINT
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(server, flags, uninterrupted, tmp_path):
     pid = server.start(tmp_path, *flags, "--run-name", "run")
-    wait_for(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
+    server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
     os.kill(pid, signal.SIGTERM)
     server.wait()
     (last,) = (tmp_path / "runs/run/checkpoints").iterdir()
@@ -248,6 +261,9 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     assert [path.name for path in target.iterdir()] == ["a"]
     write_folder(target, lambda folder: (folder / "b").write_text("new"))
     assert [path.name for path in target.iterdir()] == ["b"]
+    with pytest.raises(UnicodeEncodeError):
+        write_text(target / "b", "half a character: \ud800")
+    assert [path.read_text() for path in target.iterdir()] == ["new"]
     write_text(target / "b", "newer")
     assert [path.read_text() for path in target.iterdir()] == ["newer"]
 

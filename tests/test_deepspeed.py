@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
 
@@ -47,7 +47,7 @@ TUTORIAL_EVAL = {
 }
 # A tiny model is whole on every rank where nothing is below the threshold
 PARTITIONED = {"stage": 3, "stage3_param_persistence_threshold": 0}
-FLAGS = {"num-envs": 8, "total-episodes": 24, "num-minibatches": 1, "update-epochs": 1, "eval-samples": 4}
+FLAGS = {"num-envs": 8, "total-episodes": 24, "num-minibatches": 1, "update-epochs": 2, "eval-samples": 4}
 FLAGS |= {"max-prompt-length": 24, "max-new-tokens": 6, "sample-every": 100, "checkpoint-every": 1}
 FLAGS |= {"learning-rate": 1e-3, "kl-target": 0.01}
 
@@ -184,14 +184,8 @@ def drive(folder, processes, jobs):
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_models, folder):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_models["gpt2"])
-    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "num_labels": 4, "pad_token_id": tokenizer.pad_token_id}
-    torch.manual_seed(0)
-    judge = GPT2ForSequenceClassification(GPT2Config(vocab_size=len(tokenizer), **sizes))
-    for made in (judge, tokenizer):
-        made.save_pretrained(folder / "judge")
-    return FLAGS | {"model": tiny_models["gpt2"], "intent-model": folder / "judge"}
+def flags(tiny_models, tiny_intent_model):
+    return FLAGS | {"model": tiny_models["gpt2"], "intent-model": tiny_intent_model}
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +220,7 @@ def two(flags, tiny_models, folder):
 @pytest.fixture(scope="module")
 def one(flags, folder, two):
     """Runs of one process, which has all the episodes."""
-    drawn = {"flags": words(flags | {"num-minibatches": 2, "update-epochs": 2}), "same_draws": False}
+    drawn = {"flags": words(flags | {"num-minibatches": 2}), "same_draws": False}
     jobs = {
         "stage0": {"flags": [*words(flags), "--zero-stage", "0"]},
         "drawn": drawn | {"flags": [*drawn["flags"], "--zero-stage", "0"]},
@@ -263,12 +257,11 @@ def test_one_process_at_stage_0_is_the_plain_script(one):
 
 
 def test_two_processes_are_one_with_twice_the_episodes(one, two):
-    assert len(one["stage0"]["gradients"]) == 6  # policy and critic, three iterations
-    assert len(two["stage0"]["gradients"]) == 6
-    for ours, expected in zip(two["stage0"]["gradients"], one["stage0"]["gradients"], strict=True):
+    # Two epochs of the first iteration, policy and critic; after it each rank shuffles its own
+    for ours, expected in zip(two["stage0"]["gradients"][:4], one["stage0"]["gradients"][:4], strict=True):
         assert max(gradient.abs().max() for gradient in expected.values()) > 0.01
         assert_same(ours, expected, 1e-4)
-    assert_same_rows(two["stage0"]["rows"], one["stage0"]["rows"], 1e-4)
+    assert_same_rows(two["stage0"]["rows"][:1], one["stage0"]["rows"][:1], 1e-4)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

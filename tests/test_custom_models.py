@@ -1,0 +1,141 @@
+"""Models that are not ours: architectures of transformers, and classes of the user's own."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dailydialog_gym import evaluate
+from dailydialog_gym.agent import DialogueAgent, load_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def train(tmp_path, tiny_intent_model, monkeypatch):
+    """Runs the script with some flags in an empty folder; gives the run's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(*flags):
+        small = ("--num-envs", "4", "--total-episodes", "8", "--num-minibatches", "2", "--eval-samples", "4")
+        rewards = ("--intent-model", tiny_intent_model)
+        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", "--run-name", "run", *small, *rewards, *flags])
+        runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
+        return tmp_path / "runs/run"
+
+    return train
+
+
+def read_metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama"])
+def test_any_causal_language_model_trains_and_talks(train, tiny_models, architecture):
+    folder = train("--model", tiny_models[architecture], "--learning-rate", "1e-2", "--ent-coef", "0.1")
+    start, end = load_model(tiny_models[architecture]), load_model(str(folder / "agent"))
+    assert end.config.model_type == architecture
+    assert all((a != b).any() for a, b in zip(start.parameters(), end.parameters(), strict=True) if a.dim() == 2)
+    assert isinstance(DialogueAgent.load(str(folder / "agent"), max_new_tokens=3).chat("Hello!"), str)
+
+
+@pytest.fixture
+def my_models(tmp_path, monkeypatch):
+    """README's example as a module in the current folder."""
+    (example,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        if "# my_models.py" in block
+    )
+    (tmp_path / "my_models.py").write_text(example)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("my_models", None)
+
+
+def test_the_readmes_own_classes_train_and_are_evaluated(train, my_models, tiny_model, tiny_intent_model, capsys):
+    commands = re.findall(r"(--policy-class \S+)(?: (--critic-class \S+))?", (ROOT / "README.md").read_text())
+    (training,) = [" ".join(command) for command in commands if command[1]]
+    folder = train("--model", tiny_model, *training.split(), "--learning-rate", "0", "--critic-learning-rate", "1e-2")
+    my_models = sys.modules["my_models"]
+    for row in read_metrics(folder):
+        assert row["losses/approx_kl"] < 1e-9  # rollout, update and reference are of the same class
+        assert abs(row["reward/kl"]) < 1e-4
+    state = torch.load(folder / "checkpoints/000002/state.pt", weights_only=True)["parts"]["agent"]
+    assert any(key.startswith("critic.mlp.") for key in state)
+
+    policy = load_model(str(folder / "agent"), my_models.MyPolicy)
+    ids = torch.tensor([[5, 6, 7]])
+    plain = AutoModelForCausalLM.from_pretrained(folder / "agent")(ids).logits
+    assert not torch.allclose(policy(ids).logits, plain)
+    mine = {"agent": str(folder / "agent"), "policy_class": "my_models:MyPolicy", "intent_model": tiny_intent_model}
+    evaluate.main(evaluate.Args(**mine, samples=2))
+    assert "METEOR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--policy-class", "no_such_module:Policy"), "--policy-class 'no_such_module:Policy': expected module:name"),
+        (("--critic-class", "json:Critic"), "--critic-class 'json:Critic': expected module:name"),
+        (("--critic-class", "json:loads", "--critic", "shared"), "--critic-class and --critic shared contradict"),
+    ],
+)
+def test_bad_classes_are_named(train, tiny_model, flags, message):
+    with pytest.raises((ValueError, SystemExit), match=message):
+        train("--model", tiny_model, *flags)
+
+
+NAN = """
+import torch
+from transformers import GPT2LMHeadModel
+
+steps = []
+
+class Spoilt(torch.autograd.Function):
+    forward = staticmethod(lambda context, x: x.clone())
+
+    @staticmethod
+    def backward(context, gradient):
+        steps.append(len(steps) + 1)
+        return gradient * float("nan") if BAD(steps[-1]) else gradient
+
+class Policy(GPT2LMHeadModel):
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = Spoilt.apply(outputs.logits)
+        return outputs
+"""
+
+
+@pytest.fixture
+def spoilt(tmp_path, monkeypatch):
+    """A policy in the current folder whose gradient isn't finite in some of the steps, which are counted from 1."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def spoilt(bad: str):
+        (tmp_path / "spoilt.py").write_text(NAN.replace("BAD", f"(lambda step: {bad})"))
+        return "--policy-class", "spoilt:Policy"
+
+    yield spoilt
+    sys.modules.pop("spoilt", None)
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_left_out_and_counted(train, tiny_model, spoilt):
+    folder = train("--model", tiny_model, *spoilt("step in (2, 3, 5)"), "--update-epochs", "2")
+    assert [row["losses/skipped_steps"] for row in read_metrics(folder)] == [2, 1]
+    assert all(parameter.isfinite().all() for parameter in load_model(str(folder / "agent")).parameters())
+
+
+def test_three_in_a_row_stop_the_run_and_name_the_last_checkpoint(train, tiny_model, spoilt, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        train("--model", tiny_model, *spoilt("step > 3"), "--update-epochs", "2", "--checkpoint-every", "1")
+    assert "not finite 3 times in a row" in str(error.value)
+    assert "last good checkpoint is runs/run/checkpoints/000001" in str(error.value)
+    (last,) = (tmp_path / "runs/run/checkpoints").iterdir()
+    assert all(parameter.isfinite().all() for parameter in load_model(str(last / "agent")).parameters())
