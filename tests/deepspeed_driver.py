@@ -2,7 +2,7 @@
 
 deepspeed_driver.py JOBS: a JSON list of {"script", "flags", "out", "same_draws", "copy"?}. Rank 0 writes to `out` what
 the run came to. With `same_draws`, which token follows depends on the episode alone, not on the rank that has it. After
-two iterations NAME-half becomes a copy of the run's folder; `copy` are two folders, of which the second becomes the first.
+two iterations NAME-half becomes a copy of the run's folder; `copy` is such a folder and the one to copy it to.
 """
 
 import json

@@ -184,8 +184,8 @@ def drive(folder, processes, jobs):
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_models, tiny_intent_model):
-    return FLAGS | {"model": tiny_models["gpt2"], "intent-model": tiny_intent_model}
+def flags(tiny_models):
+    return FLAGS | {"model": tiny_models["gpt2"]}
 
 
 @pytest.fixture(scope="module")
