@@ -109,16 +109,9 @@ class Checkpoints:
         Raises:
             SystemExit: the disk is full or fails; the message names the last checkpoint, which stays whole.
         """
-
-        def write(folder: Path) -> None:
-            self._write_agent(folder / "agent")
-            state = {name: part.state_dict() for name, part in self._parts.items()}
-            with open(folder / "state.pt", "wb") as file:
-                torch.save({"iteration": iteration, "progress": progress, "parts": state}, file)
-
         last, target = self.last, self.folder / f"{iteration:06}"
         try:
-            write_folder(target, write)
+            write_folder(target, lambda folder: self._write(folder, iteration, progress))
         except Exception as error:  # each library has its own for a full disk: OSError, RuntimeError, SafetensorError
             whole = f"the last checkpoint, {last}, is whole" if last else "there is none before it"
             # torch hides the system's error behind one of its own
@@ -128,6 +121,12 @@ class Checkpoints:
             if path != target:
                 shutil.rmtree(path)
         return target
+
+    def _write(self, folder: Path, iteration: int, progress: dict[str, Any]) -> None:
+        self._write_agent(folder / "agent")
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        with open(folder / "state.pt", "wb") as file:
+            torch.save({"iteration": iteration, "progress": progress, "parts": state}, file)
 
     def load(self) -> tuple[int, dict[str, Any]]:
         """Put the newest checkpoint into the parts. Returns: its iteration and progress; 0 and {} where none is."""

@@ -80,9 +80,12 @@ class Run:
 
     def keep(self, policy: torch.nn.Module, **parts: Stateful) -> None:
         """Say what a checkpoint is made of, the policy as an agent folder beside; a resumed run loads its last one."""
-        self._checkpoints = Checkpoints(
-            self.folder / "checkpoints", lambda folder: save_agent(policy, self.args.model, folder), parts
+        self._restore(
+            Checkpoints(self.folder / "checkpoints", lambda folder: save_agent(policy, self.args.model, folder), parts)
         )
+
+    def _restore(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
         self.iteration, progress = self._checkpoints.load()
         if progress:
             self.before = Evaluation.restore(progress["before"])
@@ -168,17 +171,21 @@ class Run:
         """
         self.iteration = iteration
         ended = self.history[-1]["episodes"] == self._total_episodes
-        if not (ended or self._signal or iteration % self.args.checkpoint_every == 0):
-            return  # a signal that comes right now is seen an iteration later
+        stop = self._asked_to_stop()
+        if not (ended or stop or iteration % self.args.checkpoint_every == 0):
+            return
         self._writer.flush()  # after a kill, nothing from before the checkpoint is missing there either
         progress = {"before": vars(self.before), "history": self.history}
         progress |= {"bad_steps": self._bad_steps, "wandb_id": self._wandb_id}
         self._checkpoints.save(iteration, progress)
-        if ended or self._signal:
+        if ended or stop:
             self._training = False
             self._bar.close()
-        if self._signal:
+        if stop:
             self._stop()
+
+    def _asked_to_stop(self) -> int:
+        return self._signal
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
         self._signal = signum

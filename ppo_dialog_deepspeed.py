@@ -1,0 +1,524 @@
+"""ppo_dialog.py on DeepSpeed, from one process to many machines; `diff` the two files to see what that takes.
+
+    deepspeed ppo_dialog_deepspeed.py                           # all GPUs of this machine
+    deepspeed --hostfile hosts ppo_dialog_deepspeed.py --use-amp --zero-stage 3 --config configs/opt-1.3b.yaml
+
+The flags mean what they mean in ppo_dialog.py: they say what all ranks do together.
+
+The algorithm is PPO-clip (Schulman et al. 2017, arXiv:1707.06347) in the form of Ziegler et al. (2019,
+arXiv:1909.08593): a token is an action, a reply an episode, and the divergence from the starting model is paid token by
+token. The names are CleanRL's (https://github.com/vwxyzjn/cleanrl/blob/master/cleanrl/ppo.py).
+"""
+
+import copy
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import transformers
+import tyro
+from torch import nn
+from torch.distributions import Categorical
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, DynamicCache
+
+import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
+from dailydialog_gym import ranks
+from dailydialog_gym.agent import DialogueAgent, load_model
+from dailydialog_gym.checkpoints import RandomState
+from dailydialog_gym.config import parse_args
+from dailydialog_gym.data import load_samples
+from dailydialog_gym.engines import engine, evaluation_config, gathered, training_config
+from dailydialog_gym.evaluate import evenly_spread
+from dailydialog_gym.objects import import_object
+from dailydialog_gym.ranked_runs import evaluation, start_run
+from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
+from dailydialog_gym.rewards.intent import IntentMatch
+from dailydialog_gym.rewards.kl import KLDivergence
+from dailydialog_gym.rewards.own import load_scorer
+from dailydialog_gym.runs import describe_amp
+from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
+
+
+@dataclass
+class ModelArgs:
+    model: str = "builtin"
+    """the policy to start from: "builtin", or a Hugging Face causal language model by folder or hub id"""
+    dataset: str = "builtin"
+    """"builtin", a folder, a .jsonl file or a hub id such as daily_dialog"""
+    full_context: bool = False
+    """only replies with `context_size` utterances before them, as RL4LMs and OpenRL do"""
+    context_size: int = 5
+    """utterances of context"""
+    max_prompt_length: int = 128
+    """tokens of context"""
+    max_new_tokens: int = 20
+    """tokens of reply"""
+    policy_class: str | None = None
+    """MODULE:CLASS of your own policy, which `CLASS.from_pretrained(model)` loads"""
+    critic_class: str | None = None
+    """MODULE:CLASS of your own critic, loaded in the same way; README shows both"""
+
+
+@dataclass
+class RewardArgs:
+    meteor_weight: float = 0.5
+    """what a METEOR of 1 against the reference reply is worth"""
+    intent_weight: float = 0.5
+    """what a reply that does what the reference reply does (inform, ask, direct, commit) is worth"""
+    intent_model: str = "builtin"
+    """who judges that: "builtin", or a sequence classifier by folder or hub id"""
+    intent_labels: tuple[str, ...] | None = None
+    """what the classifier's outputs stand for, where its configuration doesn't say it"""
+    reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """your own reward, as module:callable=weight; may be given several times"""
+    kl_coef: float = 0.05
+    """what a nat of divergence from the starting model costs at first"""
+    kl_rule: Literal["openrl", "ziegler", "fixed"] = "openrl"
+    """how that adapts: OpenRL's rule by the divergence a token, Ziegler's by that of a reply, or not at all"""
+    kl_target: float = 0.05
+    """the divergence, in nats, that the coefficient steers to: a token, or a reply for Ziegler's rule (his was 6)"""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """of the logged divergence: k1 is what is paid, k3 has less variance"""
+
+
+@dataclass
+class PPOArgs:
+    total_episodes: int = 1920
+    """replies to train on"""
+    num_envs: int = 64
+    """replies written at once; each iteration trains on one batch of them"""
+    replies_per_prompt: int = 1
+    """replies to each context of a batch; the context is read once for all of them, in rollout and update"""
+    update_epochs: int = 2
+    """passes over each batch"""
+    num_minibatches: int = 4
+    """minibatches of a pass"""
+    learning_rate: float = 5e-5
+    """of the policy"""
+    critic_learning_rate: float = 3e-4
+    """of the critic; a shared critic's backbone learns at the policy's"""
+    anneal_lr: bool = True
+    """lower both linearly to zero"""
+    critic: Literal["separate", "shared"] = "separate"
+    """"separate": a second copy of the model estimates values; "shared": a value head on the policy does"""
+    top_k: int = 20
+    """replies are drawn from the likeliest K tokens, which the update then chooses among, as in NLPO; 0 is all"""
+    gamma: float = 1.0
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation"""
+    clip_coef: float = 0.2
+    """how far the probability ratio may go from 1"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 1.0
+    """gradients are clipped to this norm, policy and critic each"""
+    use_amp: bool = False
+    """automatic mixed precision: bfloat16 where the device has it, else float16 with loss scaling"""
+    seed: int = 1
+    """of everything"""
+
+
+@dataclass
+class RunArgs:
+    run_name: str | None = None
+    """the run's folder under runs/"""
+    checkpoint_every: int = 10
+    """save a checkpoint every so many iterations (and at the end, and on Ctrl-C)"""
+    sample_every: int = 10
+    """print two replies every so many iterations"""
+    eval_split: str = "test"
+    """split of the table at the end; use validation while tuning"""
+    eval_samples: int = 1000
+    """replies of that table, spread evenly over the split, several to a context where it is smaller; 0 is all once"""
+    eval_top_k: int = 20
+    """the table's replies are drawn from the likeliest K tokens, as in RL4LMs and OpenRL; 0 is all"""
+    track: bool = False
+    """log to Weights and Biases too (offline where nobody is logged in)"""
+    wandb_project_name: str = "dailydialog-gym"
+    """its project"""
+    wandb_entity: str | None = None
+    """its team"""
+
+
+@dataclass
+class DeepSpeedArgs:
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """what the ranks share out: nothing, moments, gradients too, weights too"""
+    offload_optimizer: bool = False
+    """keep and update the moments in the processor's memory (stage 1 to 3)"""
+    offload_param: bool = False
+    """keep the weights in the processor's memory (stage 3)"""
+    gradient_accumulation_steps: int | None = None
+    """parts of a minibatch that go through the model one after the other; by default what the file says, or 1"""
+    deepspeed_config: str | None = None
+    """DeepSpeed's JSON for policy and critic; its sections win over these flags, --use-amp and --max-grad-norm"""
+    ref_deepspeed_config: str | None = None
+    """DeepSpeed's JSON for the reference model"""
+    intent_deepspeed_config: str | None = None
+    """DeepSpeed's JSON for the intent model"""
+
+
+@dataclass
+class Args(DeepSpeedArgs, RunArgs, PPOArgs, RewardArgs, ModelArgs):  # one flat namespace here, five groups in --help
+    pass
+
+
+class Critic(nn.Module):
+    """Estimates the return before each token of the reply: a model without its language-model head, a value head."""
+
+    def __init__(self, body: nn.Module, width: int):
+        super().__init__()
+        self.body = body
+        self.value_head = nn.Linear(width, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, input_ids, attention_mask, position_ids, before):
+        """Values (B, K * T) before each reply token of packed rows, see `pack`."""
+        hidden = self.body(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)[0]
+        return self.value_head(hidden[:, before]).squeeze(-1)
+
+
+class Agent(nn.Module):
+    """A policy and a critic, which may share the policy's body."""
+
+    def __init__(self, model: str, critic: str, vocab_size: int, policy_class=AutoModelForCausalLM, critic_class=None):
+        super().__init__()
+        # In eval mode for good: with dropout the first ratio would not be 1
+        self.policy = load_model(model, policy_class)
+        self.shared = critic == "shared"
+        body = self.policy.base_model
+        if not self.shared:
+            body = load_model(model, critic_class) if critic_class else load_model(model, policy_class).base_model
+        self.critic = Critic(body, self.policy.get_output_embeddings().in_features)
+        self.vocab_size = vocab_size
+
+    def forward(self, input_ids, attention_mask, position_ids, before):
+        """Logits (B, K * T, vocab_size) and values (B, K * T) before each reply token of packed rows, see `pack`."""
+        inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
+        outputs = self.policy(input_ids, **inputs, logits_to_keep=before, output_hidden_states=self.shared)
+        if self.shared:
+            values = self.critic.value_head(outputs.hidden_states[-1][:, before]).squeeze(-1)
+        else:
+            values = self.critic(input_ids, attention_mask, position_ids, before)
+        return outputs.logits[..., : self.vocab_size], values
+
+
+@torch.no_grad()
+def next_logits(policy, input_ids, attention_mask, cache):
+    """(n, vocabulary) logits of the token after the last column; ``input_ids`` are the columns that the cache lacks."""
+    input_ids, attention_mask = (torch.as_tensor(array, device=policy.device) for array in (input_ids, attention_mask))
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # prompts are left-padded
+    return policy(
+        input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids[:, -input_ids.shape[1] :],
+        past_key_values=cache,
+        logits_to_keep=1,
+    ).logits[:, 0]
+
+
+def pack(input_ids, attention_mask, P, K, device):
+    """Rows that share a context as one row, context | reply 1 | ... | reply K; a reply sees the context and itself.
+
+    This changes no number: a reply's positions go on from the context's end, wherever it stands in the row.
+
+    Args: (B * K, columns) arrays, the prompt in the first P columns, the same for K rows in turn. Columns that are
+    padding in every row are cut: P' are left of the prompt, T of the replies.
+    Returns: `Agent.forward`'s arguments, (B, P' + K * T), (B, 1, P' + K * T, P' + K * T), (B, P' + K * T), (K * T,).
+    """
+    used = attention_mask.any(0).nonzero()[0]
+    first, last = used[0], used[-1] + 1
+    prompt, T = P - first, last - P
+
+    def one_row(array):
+        return np.concatenate([array[::K, first:P], array[:, P:last].reshape(-1, K * T)], axis=1)
+
+    there = one_row(attention_mask)  # (B, P' + K * T)
+    column = np.arange(there.shape[1])
+    reply = np.repeat(np.arange(K + 1), [prompt] + K * [T])  # 0 in the context's columns, 1 to K in the replies'
+    sees = (column <= column[:, None]) & ((reply == 0) | (reply == reply[:, None]))
+    # Padding sees itself, because a softmax over nothing is NaN.
+    mask = (sees & there[:, None].astype(bool)) | np.eye(len(column), dtype=bool)
+    context = there[:, :prompt]
+    position_ids = np.concatenate(
+        [(context.cumsum(1) - 1).clip(0), context.sum(1, keepdims=True) + np.tile(np.arange(T), K)], axis=1
+    )
+    before = prompt + np.arange(K)[:, None] * T + np.arange(-1, T - 1)  # the column before a token predicts it
+    before[:, 0] = prompt - 1
+    arrays = one_row(input_ids), mask[:, None], position_ids, before.ravel()
+    return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
+
+
+def narrow(logits, allowed):
+    """Logits of the tokens that may be drawn: (..., top_k) of those in ``allowed``, or all where it is None."""
+    return logits if allowed is None else logits.gather(-1, allowed)
+
+
+def minibatches(lengths, num_minibatches, rng):
+    """Numbers of contexts in random order, those of similar length together: little of a minibatch is padding then."""
+    order = np.argsort(lengths + rng.uniform(0, 8, len(lengths)))
+    parts = np.array_split(order, num_minibatches)
+    return [parts[i] for i in rng.permutation(num_minibatches)]
+
+
+if __name__ == "__main__":
+    whole, resume = parse_args(Args, __doc__, ranks.flags())
+    transformers.utils.logging.disable_progress_bar()
+    rank, world, device = ranks.start()
+    config = training_config(whole, world)
+    # What is this rank's; a minibatch of DeepSpeed's is several of the loop's
+    args = replace(
+        whole,
+        seed=whole.seed + rank * whole.num_envs,
+        num_envs=whole.num_envs // world,
+        total_episodes=whole.total_episodes // world,
+        num_minibatches=whole.num_minibatches * config["gradient_accumulation_steps"],
+    )
+    K = args.replies_per_prompt
+    num_contexts = args.num_envs // max(K, 1)
+    if (
+        num_contexts * K * world != whole.num_envs
+        or not 1 <= args.num_minibatches <= num_contexts <= args.total_episodes // K
+    ):
+        raise SystemExit(
+            f"expected a number of contexts a rank, num_envs ({whole.num_envs}) / ranks ({world}) / replies_per_prompt "
+            f"({K}), that is whole and at least num_minibatches * gradient_accumulation_steps "
+            f"({args.num_minibatches}), and num_envs <= total_episodes ({whole.total_episodes})"
+        )
+    if not args.top_k >= 0:
+        raise SystemExit(f"top_k is at least 0, got {args.top_k}")
+    if args.critic_class and args.critic == "shared":
+        raise SystemExit("--critic-class and --critic shared contradict each other")
+    num_iterations = args.total_episodes // args.num_envs
+    rng = np.random.default_rng(whole.seed)  # the same on all ranks
+    torch.manual_seed(args.seed)
+    amp_dtype = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+
+    # Environment, rewards, agent
+    shape = {name: getattr(args, name) for name in ("context_size", "max_prompt_length", "full_context")}
+    T = args.max_new_tokens
+    P = args.max_prompt_length
+    envs = gym.make_vec(
+        "DailyDialog-v0",
+        num_envs=args.num_envs,
+        lockstep=True,  # all replies of a batch begin and end together: one cache length, one call of each scorer
+        autoreset_mode="Disabled",
+        dataset=args.dataset,
+        tokenizer=args.model,
+        max_new_tokens=T,
+        **shape,
+    )
+    samples = envs.unwrapped.samples
+    eval_samples = load_samples(args.dataset, args.eval_split, args.model, **shape)
+    vocab_size = samples.tokenizer.vocab_size
+    own = {
+        f"{part}_class": import_object(name, f"--{part}-class")
+        for part, name in (("policy", args.policy_class), ("critic", args.critic_class))
+        if name
+    }
+    agent = Agent(args.model, args.critic, vocab_size, **own)
+    longest = getattr(agent.policy.config, "max_position_embeddings", P + T)
+    if longest < P + T:
+        raise SystemExit(
+            f"model {args.model!r} reads {longest} tokens, but max_prompt_length {P} + max_new_tokens {T} = {P + T}"
+        )
+    reward_amp_dtype = amp_dtype if args.use_amp else None
+    intent = IntentMatch(args.intent_model, device, args.intent_labels, amp_dtype=reward_amp_dtype)
+    reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, reward_amp_dtype)
+    rules = {"openrl": AdaptiveCoefficient, "ziegler": ZieglerCoefficient}
+    fixed = args.kl_rule == "fixed"
+    coefficient = FixedCoefficient(args.kl_coef) if fixed else rules[args.kl_rule](args.kl_coef, args.kl_target)
+    coefficient = ranks.AgreedCoefficient(coefficient)
+    engine(reference.model, evaluation_config(args.ref_deepspeed_config, config, "the reference"))
+    judge = engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
+    envs = MeteorReward(envs, args.meteor_weight)
+    envs = IntentReward(envs, intent, args.intent_weight)
+    for scorer, weight, name in map(load_scorer, args.reward):
+        envs = ScoreReward(envs, scorer, weight, name)
+    envs = KLPenalty(envs, reference, coefficient, args.kl_estimator)
+
+    policy_params = list(agent.policy.parameters())
+    critic_params = list((agent.critic.value_head if agent.shared else agent.critic).parameters())
+    num_params = sum(p.numel() for p in policy_params)
+    groups = [
+        {"params": policy_params, "lr": args.learning_rate},
+        {"params": critic_params, "lr": args.critic_learning_rate},
+    ]
+    initial_lrs = [group["lr"] for group in groups]
+    if agent.shared:
+        agent = engine(agent, config, groups)
+        engines = [agent]
+    else:
+        agent.policy, agent.critic = engine(agent.policy, config, groups[:1]), engine(agent.critic, config, groups[1:])
+        engines = [agent.policy, agent.critic]
+    autocast = nullcontext()  # DeepSpeed's own precision
+
+    run = start_run(whole, num_iterations * whole.num_envs, resume)
+    run.describe(
+        policy=f"{args.model}, {num_params:,} parameters, critic {args.critic}",
+        dialogues=f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in {args.eval_split}",
+        rewards=" + ".join(
+            [f"{args.meteor_weight} METEOR", f"{args.intent_weight} intent ({args.intent_model})", *args.reward]
+        )
+        + f" - KL ({args.kl_rule}, from {args.kl_coef})",
+        device=f"{world} x {device.type}, {describe_amp(device, amp_dtype) if args.use_amp else 'float32'}",
+        deepspeed=f"ZeRO stage {engines[0].zero_optimization_stage()}, {config}",
+    )
+    talker = DialogueAgent(agent.policy, samples.tokenizer, args.context_size, P, T)
+    eval_ids = evenly_spread(eval_samples, args.eval_samples)
+    decoding = {"sample": True, "top_k": args.eval_top_k, "seed": args.seed, "gather": [engines[0], judge]}
+    run.keep(
+        agent.policy,
+        engines=engines,
+        kl_coef=envs.ledger.coefficient,
+        random=RandomState(rng),
+    )
+    groups = [group for each in engines for group in each.optimizer.param_groups]  # a checkpoint brings new ones
+    run.start(run.before or evaluation(talker, eval_samples, eval_ids, intent, **decoding))
+    for iteration in range(run.iteration + 1, num_iterations + 1):
+        start = time.perf_counter()
+        if args.anneal_lr:
+            frac = 1.0 - (iteration - 1.0) / num_iterations
+            for group, initial_lr in zip(groups, initial_lrs, strict=True):
+                group["lr"] = frac * initial_lr
+
+        # Rollout: read each context once, then write a token a step in all rows, with a KV cache
+        drawn = rng.choice(len(samples), num_contexts * world, replace=len(samples) < num_contexts * world)
+        drawn = drawn[rank::world]
+        obs, _ = envs.reset(seed=args.seed, options={"sample_id": np.repeat(drawn, K)})
+        first = int(obs["attention_mask"].any(0).argmax())  # columns that are padding in every row are cut
+        cache = DynamicCache()
+        weights = gathered(engines[0])
+        with autocast:
+            logits = next_logits(
+                agent.policy, obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P], cache
+            )
+        cache.batch_repeat_interleave(K)
+        logits = logits.repeat_interleave(K, dim=0)
+        logprobs = torch.zeros(args.num_envs, T, device=device)
+        choices = torch.zeros(args.num_envs, T, dtype=torch.long, device=device)  # positions in allowed, or tokens
+        allowed = torch.zeros(args.num_envs, T, args.top_k, dtype=torch.long, device=device)
+        for t in range(T):
+            logits = logits[:, :vocab_size].float()
+            if args.top_k:
+                allowed[:, t] = logits.topk(args.top_k).indices
+            drawable = allowed[:, t] if args.top_k else None
+            distribution = narrow(logits, drawable).log_softmax(-1)  # (num_envs, top_k or vocab_size)
+            choice = torch.multinomial(distribution.exp(), 1)  # (num_envs, 1)
+            choices[:, t] = choice.squeeze(1)
+            logprobs[:, t] = distribution.gather(1, choice).squeeze(1)
+            next_ids = drawable.gather(1, choice) if args.top_k else choice
+            # The divergence from the reference is one of whole distributions
+            whole_logprob = logits.gather(1, next_ids).squeeze(1) - logits.logsumexp(1)
+            # The one CPU-GPU sync of a token
+            tokens, log_probs = torch.stack([next_ids[:, 0].double(), whole_logprob.double()]).cpu().numpy()
+            action = {"token": tokens.astype(np.int64), "log_prob": log_probs}
+            obs, episode_rewards, terminated, truncated, infos = envs.step(action)
+            if (terminated | truncated).all():
+                break
+            with autocast:
+                logits = next_logits(agent.policy, next_ids, obs["attention_mask"][:, first : P + t + 1], cache)
+        weights.close()
+        rollout_time = time.perf_counter() - start
+
+        # The batch: whole replies, (num_envs, T)
+        reply_mask = torch.from_numpy(obs["attention_mask"][:, P:]).to(device).float()
+        rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
+        values = torch.zeros_like(rewards)
+        with torch.no_grad(), autocast:
+            value = agent.critic(*pack(obs["input_ids"], obs["attention_mask"], P, K, device)).float()
+            value = value.view(args.num_envs, -1)
+            values[:, : value.shape[1]] = value
+
+        # Generalised advantage estimation (arXiv:1506.02438); the reply's end is final, so nothing is bootstrapped
+        advantages = torch.zeros_like(rewards)
+        lastgaelam = torch.zeros(args.num_envs, device=device)
+        for t in reversed(range(T)):
+            nextnonterminal = reply_mask[:, t + 1] if t < T - 1 else torch.zeros_like(lastgaelam)
+            nextvalues = values[:, t + 1] if t < T - 1 else torch.zeros_like(lastgaelam)
+            delta = rewards[:, t] + args.gamma * nextvalues * nextnonterminal - values[:, t]
+            lastgaelam = delta + args.gamma * args.gae_lambda * nextnonterminal * lastgaelam
+            advantages[:, t] = lastgaelam * reply_mask[:, t]
+        returns = advantages + values * reply_mask
+        num_tokens = ranks.mean(reply_mask.sum())
+        mean = ranks.mean(advantages.sum()) / num_tokens
+        std = (ranks.mean(((advantages - mean) * reply_mask).pow(2).sum()) / num_tokens).sqrt()
+        advantages = (advantages - mean) / (std + 1e-8) * reply_mask
+
+        # Update on whole replies: one forward gives all log-probabilities and values of a context's K replies
+        lengths = obs["attention_mask"].sum(1).reshape(-1, K).max(1)
+        stats = []
+        for _ in range(args.update_epochs):
+            for mb_contexts in minibatches(lengths, args.num_minibatches, rng):
+                mb_inds = (mb_contexts[:, None] * K + np.arange(K)).ravel()  # rows
+                packed = pack(obs["input_ids"][mb_inds], obs["attention_mask"][mb_inds], P, K, device)
+                with autocast:
+                    newlogits, newvalue = agent(*packed)
+                newvalue = newvalue.float().view(len(mb_inds), -1)  # (minibatch, replies), as all below
+                drawable = allowed[mb_inds, : newvalue.shape[1]] if args.top_k else None
+                newlogits = narrow(newlogits.view(*newvalue.shape, -1), drawable).float()
+                mb_mask = reply_mask[mb_inds, : newvalue.shape[1]]
+                mb_choices = choices[mb_inds, : newvalue.shape[1]]
+                mb_tokens = ranks.mean(mb_mask.sum())
+                newlogprob = -cross_entropy(newlogits.transpose(1, 2), mb_choices, reduction="none")
+                with torch.set_grad_enabled(args.ent_coef != 0):
+                    entropy = Categorical(logits=newlogits, validate_args=False).entropy()
+                logratio = (newlogprob - logprobs[mb_inds, : newvalue.shape[1]]) * mb_mask
+                ratio = logratio.exp()
+
+                mb_advantages = advantages[mb_inds, : newvalue.shape[1]]
+                pg_loss1 = -mb_advantages * ratio
+                pg_loss2 = -mb_advantages * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+                pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
+                v_loss = 0.5 * ((newvalue - returns[mb_inds, : newvalue.shape[1]]) * mb_mask).pow(2).sum() / mb_tokens
+                entropy_loss = (entropy * mb_mask).sum() / mb_tokens
+                loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
+
+                # Each engine has a loss of its own: stage 0 averages only the gradients of the engine that is asked to
+                losses = [loss] if agent.shared else [pg_loss - args.ent_coef * entropy_loss, args.vf_coef * v_loss]
+                if run.check_step(ranks.mean(loss), loss_scale=1):
+                    for each, part in zip(engines, losses, strict=True):
+                        each.backward(part)
+                        each.step()
+                with torch.no_grad():
+                    # k3 of http://joschu.net/blog/kl-approx.html
+                    approx_kl = ((ratio - 1 - logratio) * mb_mask).sum() / mb_tokens
+                    clipfrac = (((ratio - 1).abs() > args.clip_coef) * mb_mask).sum() / mb_tokens
+                stats.append(torch.stack([pg_loss, v_loss, entropy_loss, approx_kl, clipfrac]).detach())
+
+        # Logs: what the wrappers put into the final info, as means over the batch, and the algorithm's own
+        pg_loss, v_loss, entropy_loss, approx_kl, clipfrac = torch.stack(stats).nanmean(0).tolist()
+        residual = ((returns - values) * reply_mask)[reply_mask.bool()].var()
+        seconds = time.perf_counter() - start
+        run.log(
+            {
+                "charts/episodic_return": episode_rewards.mean(),
+                "charts/episodic_length": (num_tokens / args.num_envs).item(),
+                "charts/FPS": world * num_tokens.item() / seconds,
+                "charts/learning_rate": groups[0]["lr"],
+                "time/rollout": rollout_time / seconds,
+                **{key: infos[key].mean() for key in infos if key.startswith(("reward/", "metric/"))},
+                "losses/policy_loss": pg_loss,
+                "losses/value_loss": v_loss,
+                "losses/entropy": entropy_loss,
+                "losses/approx_kl": approx_kl,
+                "losses/clipfrac": clipfrac,
+                "losses/explained_variance": (1 - residual / returns[reply_mask.bool()].var()).item(),
+            },
+            episodes=iteration * whole.num_envs,
+        )
+        if iteration % args.sample_every == 0:
+            run.show(infos["prompt"][:2], infos["response"][:2], episode_rewards[:2])
+        run.checkpoint(iteration)
+
+    run.finish(evaluation(talker, eval_samples, eval_ids, intent, **decoding))
+    envs.close()
