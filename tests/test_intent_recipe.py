@@ -14,7 +14,15 @@ from dailydialog_gym.data import ACTS, Dialogue, format_prompt, load_dialogues
 from dailydialog_gym.recipes import intent
 from dailydialog_gym.rewards.intent import IntentMatch
 
-TOY = {"dataset": "builtin", "vocab_size": 1000, "layers": 1, "width": 64, "epochs": 2, "warmup_steps": 10}
+TOY = {
+    "dataset": "builtin",
+    "vocab_size": 1000,
+    "layers": 1,
+    "width": 64,
+    "epochs": 2,
+    "warmup_steps": 10,
+    "soft_weight": 0.0,
+}
 
 
 def curve(folder):
@@ -59,7 +67,7 @@ def test_the_result_is_a_float16_folder_that_scores_through_intent_match_what_th
 
 
 def test_a_second_run_can_begin_where_the_first_ended(whole, tmp_path):
-    intent.main(intent.Args(out=tmp_path, start=whole, **{**TOY, "epochs": 1}))
+    intent.main(intent.Args(out=tmp_path, start=whole, **{**TOY, "epochs": 1, "soft_weight": 0.6}))
     assert curve(tmp_path)[0]["train_loss"] < curve(whole)[0]["train_loss"]
     assert (tmp_path / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
 
@@ -81,6 +89,17 @@ def test_rows_are_what_the_tokenizer_makes_of_the_joined_text():
     last_row = intent.row(examples[-1], False, 30)
     assert last_row.utterances[-1] == intent.NONE  # the end token belongs to none
     assert set(last_row.utterances[:-1]) == {1, 4 + 2}
+
+
+def test_soft_labels_come_near_the_labels_of_dialogues_never_seen():
+    dialogues = load_dialogues("builtin", "train")
+    labels = torch.tensor([act - 1 for dialogue in dialogues for act in dialogue.acts])
+    soft = intent.soft_labels((*dialogues, dialogues[0]))
+    torch.testing.assert_close(soft.sum(1), torch.ones(len(soft)))
+    found = soft[: len(labels)].argmax(1)
+    assert 0.6 < (found == labels).double().mean() < 0.95  # by heart it would be 1.0
+    twice = len(dialogues[0].acts)
+    torch.testing.assert_close(soft[:twice], soft[-twice:])
 
 
 def test_scores():
