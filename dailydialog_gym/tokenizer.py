@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from dailydialog_gym.embedded import ASSETS as ASSETS
 from dailydialog_gym.embedded import asset
 
 EOU = "<EOU>"

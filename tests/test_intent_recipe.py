@@ -11,10 +11,19 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from dailydialog_gym.data import ACTS, Dialogue, format_prompt, load_dialogues
+from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.recipes import intent
 from dailydialog_gym.rewards.intent import IntentMatch
 
-TOY = {"dataset": "builtin", "vocab_size": 1000, "layers": 1, "width": 64, "epochs": 2, "warmup_steps": 10}
+TOY = {"vocab_size": 1000, "layers": 1, "width": 64, "epochs": 2, "warmup_steps": 10, "soft_weight": 0.0}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A fifth of the builtin dialogues."""
+    path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
+    path.write_text("".join((ASSETS / "dialogues.jsonl").read_text().splitlines(keepends=True)[::5]))
+    return str(path)
 
 
 def curve(folder):
@@ -23,33 +32,40 @@ def curve(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    intent.main(intent.Args(out=folder, test=True, **TOY))
+    intent.main(intent.Args(out=folder, dataset=dataset, test=True, **TOY))
     return folder
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, dataset, tmp_path):
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TOY.items()]
-    command = [sys.executable, "-m", "dailydialog_gym.recipes.intent", f"--out={tmp_path}", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "dailydialog_gym.recipes.intent",
+        f"--out={tmp_path}",
+        f"--dataset={dataset}",
+        *flags,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "training_state.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    intent.main(intent.Args(out=tmp_path, **TOY))
+    intent.main(intent.Args(out=tmp_path, dataset=dataset, **TOY))
     assert curve(tmp_path) == curve(whole)
     assert curve(whole)[1]["validation nll"] < curve(whole)[0]["validation nll"]
     assert "test" not in json.loads((tmp_path / "scores.json").read_text())
 
 
-def test_the_result_is_a_float16_folder_that_scores_through_intent_match_what_the_recipe_says(whole):
+def test_the_result_is_a_float16_folder_that_scores_through_intent_match_what_the_recipe_says(whole, dataset):
     assert AutoModelForSequenceClassification.from_pretrained(whole, dtype="auto").dtype == torch.float16
     match = IntentMatch(str(whole))
     pairs = [
         (d.utterances[i - 1], d.utterances[i], d.acts[i])
-        for d in load_dialogues("builtin", "test")
+        for d in load_dialogues(dataset, "test")
         for i in range(1, len(d.utterances))
     ]
     prompts, replies, acts = zip(*((format_prompt([last]), reply, act) for last, reply, act in pairs), strict=True)
@@ -58,8 +74,8 @@ def test_the_result_is_a_float16_folder_that_scores_through_intent_match_what_th
     assert sum(map(sum, said["confusion"])) == said["n"] == len(acts)
 
 
-def test_a_second_run_can_begin_where_the_first_ended(whole, tmp_path):
-    intent.main(intent.Args(out=tmp_path, start=whole, **{**TOY, "epochs": 1}))
+def test_a_second_run_can_begin_where_the_first_ended(whole, dataset, tmp_path):
+    intent.main(intent.Args(out=tmp_path, dataset=dataset, start=whole, **{**TOY, "epochs": 1, "soft_weight": 0.6}))
     assert curve(tmp_path)[0]["train_loss"] < curve(whole)[0]["train_loss"]
     assert (tmp_path / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
 
@@ -81,6 +97,17 @@ def test_rows_are_what_the_tokenizer_makes_of_the_joined_text():
     last_row = intent.row(examples[-1], False, 30)
     assert last_row.utterances[-1] == intent.NONE  # the end token belongs to none
     assert set(last_row.utterances[:-1]) == {1, 4 + 2}
+
+
+def test_soft_labels_come_near_the_labels_of_dialogues_never_seen():
+    dialogues = load_dialogues("builtin", "train")
+    labels = torch.tensor([act - 1 for dialogue in dialogues for act in dialogue.acts])
+    soft = intent.soft_labels((*dialogues, dialogues[0]))
+    torch.testing.assert_close(soft.sum(1), torch.ones(len(soft)))
+    found = soft[: len(labels)].argmax(1)
+    assert 0.6 < (found == labels).double().mean() < 0.95  # by heart it would be 1.0
+    twice = len(dialogues[0].acts)
+    torch.testing.assert_close(soft[:twice], soft[-twice:])
 
 
 def test_scores():
