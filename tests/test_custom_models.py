@@ -67,7 +67,7 @@ def test_the_readmes_own_classes_train_and_are_evaluated(train, my_models, tiny_
         assert row["losses/approx_kl"] < 1e-9  # rollout, update and reference are of the same class
         assert abs(row["reward/kl"]) < 1e-4
     state = torch.load(folder / "checkpoints/000002/state.pt", weights_only=True)["parts"]["agent"]
-    assert any(key.startswith("critic.mlp.") for key in state)
+    assert any(key.startswith("critic.body.mlp.") for key in state)
 
     policy = load_model(str(folder / "agent"), my_models.MyPolicy)
     ids = torch.tensor([[5, 6, 7]])

@@ -496,16 +496,16 @@ def test_impossible_target_is_an_error(rule, target):
 
 
 def test_load_scorer_finds_functions_and_classes(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text(
+    (tmp_path / "scorers_of_mine.py").write_text(
         "import numpy as np\n"
         "def brevity(episodes):\n    return np.array([-len(text) for text in episodes.responses])\n"
         "class Ones:\n    def __call__(self, episodes):\n        return np.ones(len(episodes))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    scorer, weight, name = load_scorer("my_rewards:brevity=-0.25")
+    scorer, weight, name = load_scorer("scorers_of_mine:brevity=-0.25")
     assert (weight, name) == (-0.25, "brevity")
     assert scorer(make_episodes([1, 1], responses=["a", "abc"])).tolist() == [-1, -3]
-    scorer, weight, name = load_scorer("my_rewards:Ones=2")
+    scorer, weight, name = load_scorer("scorers_of_mine:Ones=2")
     assert (weight, name) == (2.0, "Ones")
     assert scorer(make_episodes([1, 1])).tolist() == [1, 1]
 

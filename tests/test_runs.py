@@ -50,8 +50,8 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 def test_what_a_users_own_reward_says_reaches_every_log(script, no_login, tmp_path, capsys):
-    (tmp_path / "my_rewards.py").write_text(MINE)
-    script("--reward", "my_rewards:brevity=0.5", "--track", "--wandb-project-name", "talk")
+    (tmp_path / "run_rewards.py").write_text(MINE)
+    script("--reward", "run_rewards:brevity=0.5", "--track", "--wandb-project-name", "talk")
     folder = tmp_path / "runs/run"
     rows = read_metrics(folder)
     assert [row["episodes"] for row in rows] == [4, 8]
@@ -68,7 +68,7 @@ def test_what_a_users_own_reward_says_reaches_every_log(script, no_login, tmp_pa
     assert all(json.dumps(row["reward/brevity"]) in tracked for row in rows)
     output = capsys.readouterr()
     assert "not logged in, so this run is logged offline" in output.out
-    assert "my_rewards:brevity=0.5" in output.out
+    assert "run_rewards:brevity=0.5" in output.out
 
 
 def test_a_resumed_run_goes_on_in_weights_and_biases_under_its_id(script, no_login, tmp_path):
