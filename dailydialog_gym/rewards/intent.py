@@ -72,7 +72,7 @@ class IntentMatch:
         labels: Sequence[str] | None = None,
         probability: bool = False,
         amp_dtype: torch.dtype | None = None,
-        batch_size: int = 64,
+        batch_size: int = 32,
     ):
         if model == "builtin":
             with asset("intent") as folder:
@@ -111,8 +111,10 @@ class IntentMatch:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of similar length need little padding
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = self.tokenizer([texts[i] for i in rows], padding=True, truncation=True, return_tensors="pt")
+            encoded = self.tokenizer([texts[i] for i in rows], padding=True, truncation=True)
+            # return_tensors="pt" would take several times as long
+            batch = {name: torch.tensor(column, device=device) for name, column in encoded.items()}
             with torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-                logits = self.classifier(**batch.to(device)).logits
+                logits = self.classifier(**batch).logits
             result[np.ix_(rows, self.acts - 1)] = logits.float().softmax(-1).cpu().numpy()
         return result
