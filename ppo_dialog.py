@@ -256,7 +256,7 @@ if __name__ == "__main__":
             f"expected a number of contexts, num_envs ({args.num_envs}) / replies_per_prompt ({K}), that is whole and "
             f"at least num_minibatches ({args.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
         )
-    if not args.top_k >= 0:
+    if args.top_k < 0:
         raise SystemExit(f"top_k is at least 0, got {args.top_k}")
     if args.critic_class and args.critic == "shared":
         raise SystemExit("--critic-class and --critic shared contradict each other")

@@ -294,7 +294,7 @@ if __name__ == "__main__":
             f"({K}), that is whole and at least num_minibatches * gradient_accumulation_steps "
             f"({args.num_minibatches}), and num_envs <= total_episodes ({whole.total_episodes})"
         )
-    if not args.top_k >= 0:
+    if args.top_k < 0:
         raise SystemExit(f"top_k is at least 0, got {args.top_k}")
     if args.critic_class and args.critic == "shared":
         raise SystemExit("--critic-class and --critic shared contradict each other")

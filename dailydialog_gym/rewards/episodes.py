@@ -17,7 +17,7 @@ class Episodes:
         intents: ``(n,)`` int64, the act that the reply should have (1 inform, 2 question, 3 directive, 4 commissive).
         input_ids, attention_mask: ``(n, max_prompt_length + max_new_tokens)`` int64, the last observations.
         max_new_tokens: the reply stands in the last ``max_new_tokens`` columns.
-        log_probs: ``(n, max_new_tokens)`` float, the log-probability with which the agent drew each token, 0 after
+        log_probs: ``(n, max_new_tokens)`` float, the log-probability that the agent gave each token, 0 after
             the reply's end; None where the agent didn't say.
     """
 

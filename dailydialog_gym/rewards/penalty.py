@@ -14,7 +14,7 @@ from dailydialog_gym.rewards.episodes import Episodes, Scorer, pay
 
 
 def add_log_prob(token_space: Space) -> Dict:
-    """The action space of an agent that says with which log-probability it drew its token(s)."""
+    """The action space of an agent that says which log-probability it gives its token(s)."""
     return Dict({"token": token_space, "log_prob": Box(-np.inf, 0.0, token_space.shape, np.float32)})
 
 

@@ -88,8 +88,9 @@ class IntentReward(ScoreReward):
 class KLPenalty(ScoreReward):
     """Pays ``-coef * KL(policy || reference)``, by default with a coefficient that keeps the divergence near a target.
 
-    The action becomes ``{"token": token, "log_prob": log_prob}``: the agent says with which log-probability it drew
-    the token. The last info gains ``reward/kl`` (nats), ``log_probs``, ``metric/kl_per_token`` and ``metric/kl_coef``.
+    The action becomes ``{"token": token, "log_prob": log_prob}``: the agent says which log-probability it gives the
+    token. One that draws from a part of its distribution (top-k) gives that of the whole, as the reference does. The
+    last info gains ``reward/kl`` (nats), ``log_probs``, ``metric/kl_per_token`` and ``metric/kl_coef``.
 
     Args:
         env: a `DailyDialogEnv`, wrapped or not.
