@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Run:
         self.iteration, self.before = 0, None
         self.history: list[dict[str, float]] = []
         self._wandb, self._wandb_id = None, None
-        self._skipped, self._bad_steps = 0, 0
+        self._skipped, self._bad_steps = 0, Counter()
         self._training, self._signal = False, 0
 
     def describe(self, **facts: str) -> None:
@@ -89,7 +90,7 @@ class Run:
         self.iteration, progress = self._checkpoints.load()
         if progress:
             self.before = Evaluation.restore(progress["before"])
-            self.history, self._bad_steps = progress["history"], progress["bad_steps"]
+            self.history, self._bad_steps = progress["history"], Counter(progress["bad_steps"])
             self._wandb_id = progress["wandb_id"]
             print(f"resumed   {self._checkpoints.last}, after {self.history[-1]['episodes']:,} replies")
 
@@ -114,28 +115,29 @@ class Run:
             mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every state of the line
         )
 
-    def check_step(self, *numbers: torch.Tensor, loss_scale: float) -> bool:
+    def check_step(self, part: str, *numbers: torch.Tensor, loss_scale: float) -> bool:
         """Whether to take an optimizer's step: not where the loss or a gradient's norm isn't finite.
 
         Args:
+            part: whose step it is, "the policy" say.
             numbers: the loss and the norms, one number each.
             loss_scale: of a `GradScaler`, 1 without. While it is larger than 1, a gradient that overflows is the
                 scale's fault, which the scaler then halves; such a step is left out, but doesn't end the run.
 
         Raises:
-            SystemExit: this is the third bad step in a row; the message names the last checkpoint.
+            SystemExit: this is the part's third bad step in a row; the message names it and the last checkpoint.
         """
         if torch.stack([number.detach().float() for number in numbers]).isfinite().all():
-            self._bad_steps = 0
+            self._bad_steps[part] = 0
             return True
         self._skipped += 1
-        self._bad_steps += loss_scale <= 1
-        if self._bad_steps == MAX_BAD_STEPS:
+        self._bad_steps[part] += loss_scale <= 1
+        if self._bad_steps[part] == MAX_BAD_STEPS:
             self._bar.close()
             last = self._checkpoints.last
             raise SystemExit(
-                f"stopped: the loss or the gradient was not finite {MAX_BAD_STEPS} times in a row. Begin again with a "
-                "lower --learning-rate or another --seed. "
+                f"stopped: {part}'s loss or gradient was not finite {MAX_BAD_STEPS} times in a row. Begin again with a lower "
+                "learning rate or another --seed. "
                 + (f"The last good checkpoint is {last}, its agent {last}/agent" if last else "No checkpoint was saved")
             )
         return False
@@ -176,7 +178,7 @@ class Run:
             return
         self._writer.flush()  # after a kill, nothing from before the checkpoint is missing there either
         progress = {"before": vars(self.before), "history": self.history}
-        progress |= {"bad_steps": self._bad_steps, "wandb_id": self._wandb_id}
+        progress |= {"bad_steps": dict(self._bad_steps), "wandb_id": self._wandb_id}
         self._checkpoints.save(iteration, progress)
         if ended or stop:
             self._training = False

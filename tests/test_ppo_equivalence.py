@@ -74,7 +74,7 @@ def test_packed_rows_equal_rows_alone(kind, K, critic):
     agent = make_agent(kind, critic)
     ids, mask, rows, prompt_lengths = ragged_rows(4, K)
     packed = pack(ids, mask, P, K, "cpu")
-    logits, values = agent(*packed)
+    logits, values = agent(*packed) if agent.shared else (agent(*packed), agent.critic(*packed))
     log_probs = logits.reshape(len(rows), -1, VOCAB).log_softmax(-1)
     values = values.reshape(len(rows), -1)
     assert log_probs.shape[1] == mask[:, P:].any(0).sum() < T

@@ -359,7 +359,20 @@ def test_reference_reads_no_column_that_is_padding_in_every_row(ragged):
     scorer = KLDivergence(make_model("gpt2"), VOCAB)
     scorer.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
     scorer(ragged)
-    assert seen == [(4, 12)]  # of 15: the longest prompt has 7 of 9, the longest reply 5 of 6
+    assert seen == [(4, 7), (4, 5)]  # the longest prompt has 7 columns of 9, the longest reply 5 of 6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_reference_reads_a_context_once_for_all_its_replies(name, ragged):
+    shared = replace(ragged, input_ids=ragged.input_ids.copy(), attention_mask=ragged.attention_mask.copy())
+    for array in (shared.input_ids, shared.attention_mask):
+        array[[0, 3], :9] = array[1, :9]  # rows 0, 1 and 3 answer the same
+    seen = []
+    scorer = KLDivergence(make_model(name), VOCAB)
+    scorer.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    expected = np.where(shared.reply_mask, shared.log_probs - slow_log_probs(make_model(name), shared), 0)
+    np.testing.assert_allclose(scorer(shared), expected, atol=1e-4, rtol=0)
+    assert seen == [(2, 7), (4, 5)]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -89,8 +89,8 @@ def run(tmp_path, monkeypatch):
     run._close()
 
 
-def check(run, number: float, loss_scale: float) -> bool:
-    return run.check_step(torch.tensor(1.0), torch.tensor(number), loss_scale=loss_scale)
+def check(run, number: float, loss_scale: float, part: str = "the policy") -> bool:
+    return run.check_step(part, torch.tensor(1.0), torch.tensor(number), loss_scale=loss_scale)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
@@ -98,6 +98,14 @@ def test_only_three_bad_steps_in_a_row_stop_a_run(run, number):
     assert [check(run, n, 1.0) for n in (number, number, 0.5, number, number)] == [False, False, True, False, False]
     with pytest.raises(SystemExit, match=r"not finite 3 times in a row.*No checkpoint was saved"):
         check(run, number, 1.0)
+
+
+def test_bad_steps_are_counted_for_each_part(run):
+    for _ in range(2):
+        assert not check(run, float("nan"), 1.0, "the critic")
+        assert check(run, 0.5, 1.0)
+    with pytest.raises(SystemExit, match="the critic's loss or gradient was not finite 3 times"):
+        check(run, float("nan"), 1.0, "the critic")
 
 
 def test_overflow_under_a_large_loss_scale_is_the_scales_fault(run):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from dailydialog_gym.agent import load_model
 from dailydialog_gym.rewards.episodes import Episodes
@@ -14,7 +14,7 @@ class KLDivergence:
     """Scorer: ``log pi(token) - log pi_ref(token)`` for every token of the replies, ``(n, max_new_tokens)``.
 
     Its sum over a reply is the single-sample (``k1``) estimate of the KL divergence, in nats: unbiased, so negative
-    for single replies and positive on average. The reference sees all episodes in one forward pass.
+    for single replies and positive on average. The reference reads each distinct context once, then all replies.
 
     Args:
         model: the reference, a causal language model or its hub id or folder.
@@ -44,22 +44,35 @@ class KLDivergence:
     def __call__(self, episodes: Episodes) -> np.ndarray:
         if episodes.log_probs is None:
             raise ValueError("KLDivergence needs the agent's log-probabilities: wrap the environment in KLPenalty")
-        input_ids = torch.from_numpy(episodes.input_ids).to(self.device)  # (n, L)
-        attention_mask = torch.from_numpy(episodes.attention_mask).to(self.device)
-        replies = episodes.max_new_tokens
-        used = attention_mask.any(0).nonzero()  # columns that are padding in every row cost time and change nothing
-        first, last = used[0].item(), used[-1].item() + 1
+        ids, mask = episodes.input_ids, episodes.attention_mask  # (n, L)
+        used = mask.any(0).nonzero()[0]  # columns that are padding in every row cost time and change nothing
+        first, start, last = used[0], ids.shape[1] - episodes.max_new_tokens, used[-1] + 1
+        _, readers, context = np.unique(
+            np.where(mask, ids, -1)[:, first:start], axis=0, return_index=True, return_inverse=True
+        )
+        prompt, reply, cache = slice(first, start), slice(start, last), DynamicCache()
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            logits = self.model(
-                input_ids[:, first:last],
-                attention_mask=attention_mask[:, first:last],
-                position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0)[:, first:last],
-                logits_to_keep=replies + 1 - (input_ids.shape[1] - last),
-                use_cache=False,
-            ).logits
-        log_probs = logits[:, :-1, : self.vocab_size].float().log_softmax(-1)
-        tokens = input_ids[:, -replies:last].unsqueeze(-1)
+            after_prompt = self._logits(ids[readers, prompt], mask[readers, prompt], cache, 1)
+            context = torch.from_numpy(context).to(self.device)
+            cache.batch_select_indices(context)
+            after_reply = self._logits(ids[:, reply], mask[:, first:last], cache, 0)
+        logits = torch.cat([after_prompt[context], after_reply[:, :-1]], 1)  # (n, T, vocabulary)
+        tokens = torch.from_numpy(ids[:, reply]).to(self.device)
+        drawn = logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1).cpu().numpy()
         result = np.zeros(episodes.log_probs.shape)
-        drawn = log_probs.gather(-1, tokens).squeeze(-1).cpu().numpy()
         result[:, : drawn.shape[1]] = episodes.log_probs[:, : drawn.shape[1]] - drawn
         return np.where(episodes.reply_mask, result, 0.0)
+
+    def _logits(self, ids: np.ndarray, mask: np.ndarray, cache: DynamicCache, last: int) -> torch.Tensor:
+        """Of the ``last`` columns of ``ids``, 0 for all; ``mask`` also covers the columns that are in the cache."""
+        position_ids = (mask.cumsum(1) - 1).clip(0)[:, -ids.shape[1] :]
+        input_ids, attention_mask, position_ids = (
+            torch.from_numpy(array).to(self.device) for array in (ids, mask, position_ids)
+        )
+        return self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            logits_to_keep=last,
+        ).logits[..., : self.vocab_size]
