@@ -1,9 +1,10 @@
 """Runs a script several times in the processes of one `deepspeed` command, which would import torch anew for each.
 
-deepspeed_driver.py JOBS: a JSON list of {"script", "flags", "out", "same_draws", "copy"?, "interrupt"?}. Rank 0 writes to `out` what
-the run came to. With `same_draws`, which token follows depends on the episode alone, not on the rank that has it. After
-two iterations NAME-half becomes a copy of the run's folder; `copy` is such a folder and the one to copy it to. In the iteration
-`interrupt`, all processes of the command get what a terminal sends them at Ctrl-C; this must be the last job.
+deepspeed_driver.py JOBS: a JSON list of {"script", "flags", "out", "same_draws", "copy"?, "interrupt"?}. Rank 0 writes
+to `out` what the run came to. With `same_draws`, which token follows depends on the episode alone, not on the rank that
+has it. After two iterations NAME-half becomes a copy of the run's folder; `copy` is such a folder and the one to copy
+it to. In the iteration `interrupt`, all processes of the command get what a terminal sends them at Ctrl-C; this must
+be the last job.
 """
 
 import json
