@@ -32,7 +32,7 @@ from dailydialog_gym.agent import DialogueAgent, load_model
 from dailydialog_gym.checkpoints import RandomState
 from dailydialog_gym.config import parse_args
 from dailydialog_gym.data import load_samples
-from dailydialog_gym.engines import engine, evaluation_config, gathered, training_config
+from dailydialog_gym.engines import SoundSteps, engine, evaluation_config, gathered, training_config
 from dailydialog_gym.evaluate import evenly_spread
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranked_runs import evaluation, start_run
@@ -360,6 +360,7 @@ if __name__ == "__main__":
     else:
         agent.policy, agent.critic = engine(agent.policy, config, groups[:1]), engine(agent.critic, config, groups[1:])
         engines = [agent.policy, agent.critic]
+    steps = SoundSteps(engines)
     autocast = nullcontext()  # DeepSpeed's own precision
 
     run = start_run(whole, num_iterations * whole.num_envs, resume)
@@ -485,10 +486,7 @@ if __name__ == "__main__":
 
                 # Each engine has a loss of its own: stage 0 averages only the gradients of the engine that is asked to
                 losses = [loss] if agent.shared else [pg_loss - args.ent_coef * entropy_loss, args.vf_coef * v_loss]
-                if run.check_step(ranks.mean(loss), loss_scale=1):
-                    for each, part in zip(engines, losses, strict=True):
-                        each.backward(part)
-                        each.step()
+                steps.take(losses, run.check_step)
                 with torch.no_grad():
                     # k3 of http://joschu.net/blog/kl-approx.html
                     approx_kl = ((ratio - 1 - logratio) * mb_mask).sum() / mb_tokens

@@ -1,6 +1,6 @@
 """FPS and memory of ppo_dialog.py and of ppo_dialog_deepspeed.py at each ZeRO stage, on the devices at hand.
 
-    python benchmarks/deepspeed_speed.py                                  # embedded model, two processes
+    python benchmarks/deepspeed_speed.py --num-envs 32 --iterations 3     # embedded model, two processes
     python benchmarks/deepspeed_speed.py --devices 1 --model gpt2 --flags --use-amp --num-envs 64
 
 Plain trains on one device. FPS is the median of a run's iterations but the first, over all devices; memory is the peak
@@ -8,6 +8,7 @@ of a process on the processor (resident), or of a GPU (allocated), the largest o
 """
 
 import json
+import os
 import resource
 import runpy
 import shutil
@@ -68,7 +69,11 @@ def measure(args: Args, flags: list[str] | None) -> tuple[float, float]:
     common |= {"total-episodes": args.num_envs * args.iterations, "checkpoint-every": 1000}
     words = [str(word) for name, value in common.items() for word in (f"--{name}", value)]
     command = [*launcher, __file__, "measured", str(script), str(folder), *words, *args.flags, *(flags or [])]
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Processes that have more threads than cores between them wait for each other most of the time
+    threads = max(1, os.cpu_count() // (1 if flags is None else args.devices))
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=folder, env=environment, **output)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}")
     rows = [json.loads(line) for line in (folder / "runs/run/metrics.jsonl").read_text().splitlines()]

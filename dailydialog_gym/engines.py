@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+
+from dailydialog_gym import ranks
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -80,6 +83,43 @@ def engine(module: torch.nn.Module, config: dict[str, Any], groups: Sequence[dic
         )[0]
     except (AssertionError, ValueError, NotImplementedError, RuntimeError) as error:
         raise SystemExit(f"DeepSpeed refuses its configuration {json.dumps(config)}: {error}") from error
+
+
+class SoundSteps:
+    """Steps that all engines take, or none. DeepSpeed looks at each gradient alone, at stage 0 in float32 at none."""
+
+    def __init__(self, engines: Sequence[deepspeed.DeepSpeedEngine]):
+        self._engines, self._sound = engines, True
+        self._norms: list[torch.Tensor] = []  # of the gradients since the last step
+        for each in engines:
+            for parameter in each.module.parameters():
+                parameter.register_hook(self._watch)
+            # The one thing that every stage calls and that leaves its buffers as a step does
+            each.basic_optimizer.step = partial(self._optimize, each.basic_optimizer.step)
+
+    def take(self, losses: Sequence[torch.Tensor], check: Callable[..., bool]) -> None:
+        """Add to the gradients, and where the minibatch is whole, let each engine step.
+
+        Args:
+            losses: one for each engine.
+            check: `Run.check_step`.
+        """
+        for each, loss in zip(self._engines, losses, strict=True):
+            each.backward(loss)
+        if self._engines[0].is_gradient_accumulation_boundary():
+            numbers = ranks.mean(torch.stack([*(loss.detach().float() for loss in losses), sum(self._norms)]))
+            scales = [each.optimizer.loss_scale if each.fp16_enabled() else 1 for each in self._engines]
+            self._sound = check(*numbers, loss_scale=max(scales))
+            self._norms.clear()
+        for each in self._engines:
+            each.step()
+
+    def _watch(self, gradient: torch.Tensor) -> None:
+        self._norms.append(torch.linalg.vector_norm(gradient, dtype=torch.float32))
+
+    def _optimize(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if self._sound:
+            step(*args, **kwargs)
 
 
 @contextmanager

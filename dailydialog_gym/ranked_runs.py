@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +118,8 @@ def _make_universal(source: Path, target: Path) -> None:
 class FirstRun(Run):
     """Rank 0's `Run`: it tells the others where the folder is and when to stop, and logs means over all ranks."""
 
+    _launcher = "deepspeed"
+
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
         super().__init__(args, total_episodes, resume)
         ranks.share(self.folder)
@@ -132,10 +135,12 @@ class FirstRun(Run):
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
         # The launcher passes on what the terminal has already sent, so a second signal means nothing
-        if not self._signal:
-            super()._on_signal(signum, _frame)
-            for handled in self._handlers:
-                signal.signal(handled, signal.SIG_IGN)
+        for handled in self._handlers:
+            signal.signal(handled, signal.SIG_IGN)
+        self._signal = self._signal or signum
+        if not self._training:
+            self._stop()
+        os.write(2, b"\nstopping after this iteration and a checkpoint\n")
 
 
 class OtherRun:

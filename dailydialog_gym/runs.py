@@ -48,6 +48,8 @@ class Run:
         history: the metrics of each iteration.
     """
 
+    _launcher = "python"
+
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
         for every in ("checkpoint_every", "sample_every"):
             if getattr(args, every) < 1:
@@ -201,7 +203,7 @@ class Run:
     def _stop(self) -> None:
         done = self.history[-1]["episodes"] if self.history else 0
         print(f"\nstopped after {done:,} of {self._total_episodes:,} replies; go on with", file=sys.stderr)
-        print(f"    python {sys.argv[0]} --resume {self.folder}", file=sys.stderr)
+        print(f"    {self._launcher} {sys.argv[0]} --resume {self.folder}", file=sys.stderr)
         if self._checkpoints.last:
             print(f"the agent so far is {self._checkpoints.last}/agent", file=sys.stderr)
         self._close()

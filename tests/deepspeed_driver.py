@@ -1,13 +1,17 @@
 """Runs a script several times in the processes of one `deepspeed` command, which would import torch anew for each.
 
-deepspeed_driver.py JOBS: a JSON list of {"script", "flags", "out", "same_draws", "copy"?}. Rank 0 writes to `out` what
-the run came to. With `same_draws`, which token follows depends on the episode alone, not on the rank that has it. After
-two iterations NAME-half becomes a copy of the run's folder; `copy` is such a folder and the one to copy it to.
+deepspeed_driver.py JOBS: a JSON list of {"script", "flags", "out", "same_draws", "copy"?, "interrupt"?}. Rank 0 writes
+to `out` what the run came to. With `same_draws`, which token follows depends on the episode alone, not on the rank that
+has it. After two iterations NAME-half becomes a copy of the run's folder; `copy` is such a folder and the one to copy
+it to. In the iteration `interrupt`, all processes of the command get what a terminal sends them at Ctrl-C; this must
+be the last job.
 """
 
 import json
+import os
 import runpy
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -22,12 +26,15 @@ from dailydialog_gym import ranks
 draw = torch.multinomial
 step = deepspeed.DeepSpeedEngine.step
 gradients: list[dict[str, torch.Tensor]] = []
+interrupt: list[int] = []
 
 
 def same_draw(probabilities, num_samples):
     script = sys._getframe(1).f_globals
     if script["__name__"] != "__main__":
         return draw(probabilities, num_samples)
+    if script["rank"] == 0 and script["t"] == 0 and script["iteration"] in interrupt:
+        os.killpg(0, signal.SIGINT)
     episodes = np.random.default_rng([script["iteration"], script["t"]]).random(
         script["args"].num_envs * script["world"]
     )
@@ -67,6 +74,7 @@ def main(jobs):
             shutil.copytree(*job["copy"])
         distributed.barrier()
         gradients.clear()
+        interrupt[:] = [job["interrupt"]] if "interrupt" in job else []
         sys.argv = [job["script"], *job["flags"]]
         try:
             script = runpy.run_path(job["script"], run_name="__main__")

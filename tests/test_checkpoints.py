@@ -23,12 +23,15 @@ SCRIPT = Path(__file__).parents[1] / "ppo_dialog.py"
 
 # Forks a process for each run, so that torch and transformers need not be imported again; itself it never trains.
 SERVER = """
-import json, os, resource, runpy, sys, tempfile, traceback
+import json, os, resource, runpy, sys, tempfile, threading, traceback
+from tqdm import tqdm
 from dailydialog_gym.agent import load_model
 from dailydialog_gym.rewards.meteor import meteor
 script, model = sys.argv[1:]
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what libraries print is no answer
+# tqdm's own lock is one for all forks: a process killed while it holds it would stop all later ones
+tqdm.set_lock(threading.RLock())
 runpy.run_path(script)
 meteor("a", "a")
 with tempfile.TemporaryDirectory() as folder:

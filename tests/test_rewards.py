@@ -687,3 +687,9 @@ def test_amp_dtype_autocasts_the_classifier(classifier):
     full = IntentMatch(classifier).classify(texts)
     half = IntentMatch(classifier, amp_dtype=torch.bfloat16).classify(texts)
     assert 0 < np.abs(full - half).max() < 0.05
+
+
+def test_a_causal_classifier_judges_a_batch_as_it_judges_single_texts(tiny_intent_model):
+    match = IntentMatch(tiny_intent_model)
+    texts = ["Yes .", "I am glad to see all of you in the garden .", "Where were you ?"]
+    np.testing.assert_allclose(match.classify(texts), np.concatenate([match.classify([t]) for t in texts]), atol=1e-6)

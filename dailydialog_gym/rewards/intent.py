@@ -111,7 +111,8 @@ class IntentMatch:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of similar length need little padding
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            encoded = self.tokenizer([texts[i] for i in rows], padding=True, truncation=True)
+            # On the right, whatever the tokenizer does: left padding would shift the positions of a causal model
+            encoded = self.tokenizer([texts[i] for i in rows], padding=True, padding_side="right", truncation=True)
             # return_tensors="pt" would take several times as long
             batch = {name: torch.tensor(column, device=device) for name, column in encoded.items()}
             with torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
