@@ -256,8 +256,6 @@ if __name__ == "__main__":
             f"expected a number of contexts, num_envs ({args.num_envs}) / replies_per_prompt ({K}), that is whole and "
             f"at least num_minibatches ({args.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
         )
-    if args.top_k < 0:
-        raise SystemExit(f"top_k is at least 0, got {args.top_k}")
     if args.critic_class and args.critic == "shared":
         raise SystemExit("--critic-class and --critic shared contradict each other")
     num_iterations = args.total_episodes // args.num_envs
@@ -283,6 +281,8 @@ if __name__ == "__main__":
     samples = envs.unwrapped.samples
     eval_samples = load_samples(args.dataset, args.eval_split, args.model, **shape)
     vocab_size = samples.tokenizer.vocab_size
+    if not 0 <= args.top_k <= vocab_size:
+        raise SystemExit(f"top_k is 0 to {vocab_size}, the policy's vocabulary, got {args.top_k}")
     own = {
         f"{part}_class": import_object(name, f"--{part}-class")
         for part, name in (("policy", args.policy_class), ("critic", args.critic_class))

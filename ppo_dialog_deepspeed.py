@@ -14,6 +14,7 @@ import copy
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import gymnasium as gym
@@ -24,11 +25,12 @@ import tyro
 from torch import nn
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym import ranks
 from dailydialog_gym.agent import DialogueAgent, load_model
+from dailydialog_gym.cache import roomy_cache
 from dailydialog_gym.checkpoints import RandomState
 from dailydialog_gym.config import parse_args
 from dailydialog_gym.data import load_samples
@@ -202,14 +204,13 @@ class Agent(nn.Module):
         self.vocab_size = vocab_size
 
     def forward(self, input_ids, attention_mask, position_ids, before):
-        """Logits (B, K * T, vocab_size) and values (B, K * T) before each reply token of packed rows, see `pack`."""
+        """Logits (B, K * T, vocab_size) and, of a shared critic, values (B, K * T) before each reply token."""
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
         outputs = self.policy(input_ids, **inputs, logits_to_keep=before, output_hidden_states=self.shared)
-        if self.shared:
-            values = self.critic.value_head(outputs.hidden_states[-1][:, before]).squeeze(-1)
-        else:
-            values = self.critic(input_ids, attention_mask, position_ids, before)
-        return outputs.logits[..., : self.vocab_size], values
+        logits = outputs.logits[..., : self.vocab_size]
+        if not self.shared:
+            return logits
+        return logits, self.critic.value_head(outputs.hidden_states[-1][:, before]).squeeze(-1)
 
 
 @torch.no_grad()
@@ -294,8 +295,6 @@ if __name__ == "__main__":
             f"({K}), that is whole and at least num_minibatches * gradient_accumulation_steps "
             f"({args.num_minibatches}), and num_envs <= total_episodes ({whole.total_episodes})"
         )
-    if args.top_k < 0:
-        raise SystemExit(f"top_k is at least 0, got {args.top_k}")
     if args.critic_class and args.critic == "shared":
         raise SystemExit("--critic-class and --critic shared contradict each other")
     num_iterations = args.total_episodes // args.num_envs
@@ -320,6 +319,8 @@ if __name__ == "__main__":
     samples = envs.unwrapped.samples
     eval_samples = load_samples(args.dataset, args.eval_split, args.model, **shape)
     vocab_size = samples.tokenizer.vocab_size
+    if not 0 <= args.top_k <= vocab_size:
+        raise SystemExit(f"top_k is 0 to {vocab_size}, the policy's vocabulary, got {args.top_k}")
     own = {
         f"{part}_class": import_object(name, f"--{part}-class")
         for part, name in (("policy", args.policy_class), ("critic", args.critic_class))
@@ -356,12 +357,17 @@ if __name__ == "__main__":
     initial_lrs = [group["lr"] for group in groups]
     if agent.shared:
         agent = engine(agent, config, groups)
-        engines = [agent]
+        engines = {"the agent": agent}
     else:
         agent.policy, agent.critic = engine(agent.policy, config, groups[:1]), engine(agent.critic, config, groups[1:])
-        engines = [agent.policy, agent.critic]
-    steps = SoundSteps(engines)
+        engines = {"the policy": agent.policy, "the critic": agent.critic}
+    steps = {name: SoundSteps(each) for name, each in engines.items()}
+    engines = list(engines.values())
     autocast = nullcontext()  # DeepSpeed's own precision
+
+    def step(name, loss, *groups):
+        """Descend: the engine's parameters move unless a gradient isn't finite."""
+        steps[name].take(loss, partial(run.check_step, name))
 
     run = start_run(whole, num_iterations * whole.num_envs, resume)
     run.describe(
@@ -397,7 +403,7 @@ if __name__ == "__main__":
         drawn = drawn[rank::world]
         obs, _ = envs.reset(seed=args.seed, options={"sample_id": np.repeat(drawn, K)})
         first = int(obs["attention_mask"].any(0).argmax())  # columns that are padding in every row are cut
-        cache = DynamicCache()
+        cache = roomy_cache()
         weights = gathered(engines[0])
         with autocast:
             logits = next_logits(
@@ -408,26 +414,31 @@ if __name__ == "__main__":
         logprobs = torch.zeros(args.num_envs, T, device=device)
         choices = torch.zeros(args.num_envs, T, dtype=torch.long, device=device)  # positions in allowed, or tokens
         allowed = torch.zeros(args.num_envs, T, args.top_k, dtype=torch.long, device=device)
+        rows = np.arange(args.num_envs)  # those whose replies are still being written
+        tokens, log_probs = np.zeros(args.num_envs, np.int64), np.zeros(args.num_envs)
         for t in range(T):
             logits = logits[:, :vocab_size].float()
+            drawable = logits.topk(args.top_k).indices if args.top_k else None
+            distribution = narrow(logits, drawable).log_softmax(-1)  # (rows, top_k or vocab_size)
+            choice = torch.multinomial(distribution.exp(), 1)  # (rows, 1)
+            choices[rows, t] = choice.squeeze(1)
+            logprobs[rows, t] = distribution.gather(1, choice).squeeze(1)
+            next_ids = choice
             if args.top_k:
-                allowed[:, t] = logits.topk(args.top_k).indices
-            drawable = allowed[:, t] if args.top_k else None
-            distribution = narrow(logits, drawable).log_softmax(-1)  # (num_envs, top_k or vocab_size)
-            choice = torch.multinomial(distribution.exp(), 1)  # (num_envs, 1)
-            choices[:, t] = choice.squeeze(1)
-            logprobs[:, t] = distribution.gather(1, choice).squeeze(1)
-            next_ids = drawable.gather(1, choice) if args.top_k else choice
+                allowed[rows, t], next_ids = drawable, drawable.gather(1, choice)
             # The divergence from the reference is one of whole distributions
             whole_logprob = logits.gather(1, next_ids).squeeze(1) - logits.logsumexp(1)
             # The one CPU-GPU sync of a token
-            tokens, log_probs = torch.stack([next_ids[:, 0].double(), whole_logprob.double()]).cpu().numpy()
-            action = {"token": tokens.astype(np.int64), "log_prob": log_probs}
-            obs, episode_rewards, terminated, truncated, infos = envs.step(action)
+            tokens[rows], log_probs[rows] = torch.stack([next_ids[:, 0].double(), whole_logprob.double()]).cpu().numpy()
+            obs, episode_rewards, terminated, truncated, infos = envs.step({"token": tokens, "log_prob": log_probs})
             if (terminated | truncated).all():
                 break
+            live = envs.unwrapped.mdp.live[rows]
+            if live.mean() < 0.8:  # leaving the others out pays for the copy of the cache
+                rows, next_ids = rows[live], next_ids[live]
+                cache.batch_select_indices(torch.from_numpy(live.nonzero()[0]).to(device))
             with autocast:
-                logits = next_logits(agent.policy, next_ids, obs["attention_mask"][:, first : P + t + 1], cache)
+                logits = next_logits(agent.policy, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
         weights.close()
         rollout_time = time.perf_counter() - start
 
@@ -462,31 +473,35 @@ if __name__ == "__main__":
             for mb_contexts in minibatches(lengths, args.num_minibatches, rng):
                 mb_inds = (mb_contexts[:, None] * K + np.arange(K)).ravel()  # rows
                 packed = pack(obs["input_ids"][mb_inds], obs["attention_mask"][mb_inds], P, K, device)
-                with autocast:
-                    newlogits, newvalue = agent(*packed)
-                newvalue = newvalue.float().view(len(mb_inds), -1)  # (minibatch, replies), as all below
-                drawable = allowed[mb_inds, : newvalue.shape[1]] if args.top_k else None
-                newlogits = narrow(newlogits.view(*newvalue.shape, -1), drawable).float()
-                mb_mask = reply_mask[mb_inds, : newvalue.shape[1]]
-                mb_choices = choices[mb_inds, : newvalue.shape[1]]
+                here = mb_inds, slice(len(packed[-1]) // K)  # (minibatch, replies), as all below
+                mb_mask = reply_mask[here]
                 mb_tokens = ranks.mean(mb_mask.sum())
-                newlogprob = -cross_entropy(newlogits.transpose(1, 2), mb_choices, reduction="none")
+
+                with autocast:
+                    newlogits, newvalue = agent(*packed) if agent.shared else (None, agent.critic(*packed))
+                newvalue = newvalue.float().view(mb_mask.shape)
+                v_loss = 0.5 * ((newvalue - returns[here]) * mb_mask).pow(2).sum() / mb_tokens
+                if not agent.shared:  # then nothing of this is in memory while the policy learns
+                    step("the critic", args.vf_coef * v_loss, critic_params)
+                    with autocast:
+                        newlogits = agent(*packed)
+
+                drawable = allowed[here] if args.top_k else None
+                newlogits = narrow(newlogits.view(*mb_mask.shape, -1), drawable).float()
+                newlogprob = -cross_entropy(newlogits.transpose(1, 2), choices[here], reduction="none")
                 with torch.set_grad_enabled(args.ent_coef != 0):
                     entropy = Categorical(logits=newlogits, validate_args=False).entropy()
-                logratio = (newlogprob - logprobs[mb_inds, : newvalue.shape[1]]) * mb_mask
-                ratio = logratio.exp()
-
-                mb_advantages = advantages[mb_inds, : newvalue.shape[1]]
-                pg_loss1 = -mb_advantages * ratio
-                pg_loss2 = -mb_advantages * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-                pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
-                v_loss = 0.5 * ((newvalue - returns[mb_inds, : newvalue.shape[1]]) * mb_mask).pow(2).sum() / mb_tokens
                 entropy_loss = (entropy * mb_mask).sum() / mb_tokens
-                loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
-
-                # Each engine has a loss of its own: stage 0 averages only the gradients of the engine that is asked to
-                losses = [loss] if agent.shared else [pg_loss - args.ent_coef * entropy_loss, args.vf_coef * v_loss]
-                steps.take(losses, run.check_step)
+                logratio = (newlogprob - logprobs[here]) * mb_mask
+                ratio = logratio.exp()
+                pg_loss1 = -advantages[here] * ratio
+                pg_loss2 = -advantages[here] * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+                pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
+                loss = pg_loss - args.ent_coef * entropy_loss
+                if agent.shared:
+                    step("the agent", loss + args.vf_coef * v_loss, policy_params, critic_params)
+                else:
+                    step("the policy", loss, policy_params)
                 with torch.no_grad():
                     # k3 of http://joschu.net/blog/kl-approx.html
                     approx_kl = ((ratio - 1 - logratio) * mb_mask).sum() / mb_tokens

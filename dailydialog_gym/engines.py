@@ -86,33 +86,30 @@ def engine(module: torch.nn.Module, config: dict[str, Any], groups: Sequence[dic
 
 
 class SoundSteps:
-    """Steps that all engines take, or none. DeepSpeed looks at each gradient alone, at stage 0 in float32 at none."""
+    """Steps that all ranks take, or none. DeepSpeed looks at each gradient alone, at stage 0 in float32 at none."""
 
-    def __init__(self, engines: Sequence[deepspeed.DeepSpeedEngine]):
-        self._engines, self._sound = engines, True
+    def __init__(self, engine: deepspeed.DeepSpeedEngine):
+        self._engine, self._sound = engine, True
         self._norms: list[torch.Tensor] = []  # of the gradients since the last step
-        for each in engines:
-            for parameter in each.module.parameters():
-                parameter.register_hook(self._watch)
-            # The one thing that every stage calls and that leaves its buffers as a step does
-            each.basic_optimizer.step = partial(self._optimize, each.basic_optimizer.step)
+        for parameter in engine.module.parameters():
+            parameter.register_hook(self._watch)
+        # The one thing that every stage calls and that leaves its buffers as a step does
+        engine.basic_optimizer.step = partial(self._optimize, engine.basic_optimizer.step)
 
-    def take(self, losses: Sequence[torch.Tensor], check: Callable[..., bool]) -> None:
-        """Add to the gradients, and where the minibatch is whole, let each engine step.
+    def take(self, loss: torch.Tensor, check: Callable[..., bool]) -> None:
+        """Add to the gradients, and where the minibatch is whole, let the engine step.
 
         Args:
-            losses: one for each engine.
-            check: `Run.check_step`.
+            loss: of this rank.
+            check: `Run.check_step` for this engine.
         """
-        for each, loss in zip(self._engines, losses, strict=True):
-            each.backward(loss)
-        if self._engines[0].is_gradient_accumulation_boundary():
-            numbers = ranks.mean(torch.stack([*(loss.detach().float() for loss in losses), sum(self._norms)]))
-            scales = [each.optimizer.loss_scale if each.fp16_enabled() else 1 for each in self._engines]
-            self._sound = check(*numbers, loss_scale=max(scales))
+        self._engine.backward(loss)
+        if self._engine.is_gradient_accumulation_boundary():
+            numbers = ranks.mean(torch.stack([loss.detach().float(), sum(self._norms)]))
+            scale = self._engine.optimizer.loss_scale if self._engine.fp16_enabled() else 1
+            self._sound = check(*numbers, loss_scale=scale)
             self._norms.clear()
-        for each in self._engines:
-            each.step()
+        self._engine.step()
 
     def _watch(self, gradient: torch.Tensor) -> None:
         self._norms.append(torch.linalg.vector_norm(gradient, dtype=torch.float32))

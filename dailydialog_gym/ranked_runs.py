@@ -165,7 +165,7 @@ class OtherRun:
         """Leave Ctrl-C, which the terminal sends to all, to rank 0."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def check_step(self, *numbers: torch.Tensor, loss_scale: float) -> bool:
+    def check_step(self, part: str, *numbers: torch.Tensor, loss_scale: float) -> bool:
         """As `Run.check_step`, which ends the job."""
         return bool(torch.stack([number.float() for number in numbers]).isfinite().all())
 

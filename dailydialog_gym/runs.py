@@ -138,8 +138,8 @@ class Run:
             self._bar.close()
             last = self._checkpoints.last
             raise SystemExit(
-                f"stopped: {part}'s loss or gradient was not finite {MAX_BAD_STEPS} times in a row. Begin again with a lower "
-                "learning rate or another --seed. "
+                f"stopped: {part}'s loss or gradient was not finite {MAX_BAD_STEPS} times in a row. Begin again with a "
+                "lower learning rate or another --seed. "
                 + (f"The last good checkpoint is {last}, its agent {last}/agent" if last else "No checkpoint was saved")
             )
         return False

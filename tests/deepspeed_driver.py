@@ -38,7 +38,7 @@ def same_draw(probabilities, num_samples):
     episodes = np.random.default_rng([script["iteration"], script["t"]]).random(
         script["args"].num_envs * script["world"]
     )
-    mine = torch.from_numpy(episodes[script["rank"] :: script["world"]])
+    mine = torch.from_numpy(episodes[script["rank"] :: script["world"]][script["rows"]])
     return (probabilities.double().cumsum(1) < mine[:, None]).sum(1, keepdim=True)
 
 

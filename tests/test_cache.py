@@ -1,0 +1,46 @@
+"""The cache gives what transformers' own gives, whatever is done to it."""
+
+import pytest
+import torch
+from shapes import SHAPES
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from dailydialog_gym.cache import ROOM, roomy_cache
+
+
+def keys(cache):
+    return cache.layers[0].keys
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@torch.no_grad()
+def test_logits_equal_those_with_transformers_own_cache(kind):
+    config, sizes = SHAPES[kind]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+    caches = DynamicCache(), roomy_cache()
+
+    def equal(input_ids):
+        expected, ours = (model(input_ids, past_key_values=cache).logits for cache in caches)
+        assert torch.equal(ours, expected)
+        assert torch.equal(*map(keys, caches))
+
+    equal(torch.randint(50, (2, 3)))
+    for change in (
+        lambda cache: cache.batch_repeat_interleave(3),
+        lambda c: c.batch_select_indices(torch.tensor([4, 1])),
+    ):
+        for cache in caches:
+            change(cache)
+        for _ in range(3):
+            equal(torch.randint(50, (len(keys(caches[0])), 1)))
+
+
+def test_what_is_held_is_copied_only_when_the_room_is_used_up():
+    cache, one = roomy_cache(), torch.ones(1, 1, 1, 4)
+    places = []
+    for _ in range(2 * ROOM + 4):
+        cache.update(one, one, 0)
+        places.append(keys(cache).data_ptr())
+    assert len(set(places)) == 3
+    assert cache.get_seq_length() == len(places) and (keys(cache) == 1).all()
