@@ -109,6 +109,7 @@ def test_wandb_logs_offline_without_a_login(run, tiny_model, monkeypatch, tmp_pa
         (("--max-prompt-length", "300"), "reads 256 tokens, but max_prompt_length 300 + max_new_tokens 20 = 320"),
         (("--model", "{weightless}"), "a folder with config.json and model.safetensors"),
         (("--intent-model", "{weightless}"), "cannot load intent classifier"),
+        (("--top-k", "5000"), "top_k is 0 to 4096"),
         (("--reward", "brevity=1"), "--reward 'brevity': expected module:name"),
         (("--kl-coef", "-1"), "coef of a KL coefficient"),
         (("--checkpoint-every", "0"), "--checkpoint-every must be at least 1, got 0"),
