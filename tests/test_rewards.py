@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nltk.stem.porter import PorterStemmer
 from nltk.tokenize import word_tokenize
 from nltk.translate.meteor_score import single_meteor_score
+from nltk_synonyms import Synonyms
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -35,7 +36,6 @@ from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
 from dailydialog_gym.rewards.meteor import meteor, words
 from dailydialog_gym.rewards.own import load_scorer
-from dailydialog_gym.rewards.synonyms import Synonyms
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_dailydialog = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data/dailydialog")
@@ -204,6 +204,39 @@ def test_meteor_of_any_texts_is_nltks_and_a_number_from_0_to_1(response, referen
     assert list(words(response)) == word_tokenize(response, preserve_line=True)
     if response.split() and reference.split():
         assert score == nltk_meteor(response, reference)
+
+
+# Words that are equal, that have equal stems, that are synonyms, or several of these, again and again
+ALIKE = st.lists(
+    st.sampled_from(
+        [
+            "go",
+            "goes",
+            "going",
+            "went",
+            "run",
+            "runs",
+            "big",
+            "bigger",
+            "sick",
+            "ill",
+            "ills",
+            "film",
+            "movie",
+            "movies",
+            "a",
+            "A",
+            ".",
+        ]
+    )
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(ALIKE, ALIKE)
+def test_meteor_of_words_that_match_in_many_ways_is_nltks(response, reference):
+    response, reference = " ".join(response), " ".join(reference)
+    assert meteor(response, reference) == (nltk_meteor(response, reference) if response and reference else 0)
 
 
 def test_meteor_tokenises_as_word_tokenize():

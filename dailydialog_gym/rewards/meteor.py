@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from nltk.stem.porter import PorterStemmer
 from nltk.tokenize import NLTKWordTokenizer
-from nltk.translate.meteor_score import single_meteor_score
 
 from dailydialog_gym.rewards.episodes import Episodes
-from dailydialog_gym.rewards.synonyms import Synonyms
+from dailydialog_gym.rewards.synonyms import synonyms
 
-
-class _Stemmer:
-    """Porter's stemmer with a memory: NLTK stems every word of every pair anew."""
-
-    def __init__(self):
-        # Bounded: an exploring policy never stops inventing words.
-        self.stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
-
-
-_STEMMER, _TOKENIZER = _Stemmer(), NLTKWordTokenizer()
+# Bounded: an exploring policy never stops inventing words
+_stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
+_TOKENIZER = NLTKWordTokenizer()
+ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5
 _WORD = r"(?:\w+(?:[-.]\w+)*(?:'(?:[dmst]|ll|re|ve))?|[,.;:?!\u2019]|\.\.\.)"
 _SPACED = re.compile(f"{_WORD}(?: {_WORD})*")
 _CLITIC = re.compile("('(?:[dms]|ll|re|ve)|n't)(?![^ ])")
@@ -44,24 +38,54 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_TOKENIZER.tokenize(text))
 
 
+def _align(response: list[str], reference: list[str]) -> list[tuple[int, int]]:
+    """Which word of the response stands for which of the reference, by position: NLTK's `align_words`.
+
+    Its three stages are one loop here, which looks at no synonym that the reference lacks: a third of NLTK's time.
+    """
+    left, right = dict(enumerate(response)), dict(enumerate(reference))
+    matches = []
+    for stage in ("exact", "stem", "synonym"):
+        if stage == "stem":
+            left, right = ({i: _stem(word) for i, word in words.items()} for words in (left, right))
+        free: dict[str, list[int]] = {}
+        for j, word in right.items():
+            free.setdefault(word, []).append(j)
+        # From the end, each word takes the last of the reference's that is still free
+        for i, word in reversed(left.copy().items()):
+            if stage == "synonym":
+                last = [free[name][-1] for name in (synonyms(word) & free.keys()) | {word} if free.get(name)]
+            else:
+                last = free.get(word, [])[-1:]
+            if last:
+                j = max(last)
+                free[right[j]].pop()
+                matches.append((i, j))
+                del left[i], right[j]
+    return sorted(matches)
+
+
 def meteor(response: str, reference: str) -> float:
     """METEOR of one pair, in [0, 1]: NLTK's, with alpha 0.9, beta 3, gamma 0.5, exact, stem and synonym matches.
 
     Words are cut as in the `evaluate` library's METEOR (Treebank rules), synonyms are WordNet 3.0's, from an embedded
-    table. NLTK looks for synonyms among stems, so it misses those that Porter's stemmer changes ("large" becomes
-    "larg"). An empty response scores 0.
+    table. Like NLTK, it looks for synonyms among stems, so it misses those that Porter's stemmer changes ("large"
+    becomes "larg"). An empty response scores 0.
 
     >>> meteor("I like green tea .", "I like green tea .")
     0.996
     >>> meteor("", "Yes .")
     0.0
     """
-    response_words, reference_words = words(response), words(reference)
-    if not response_words or not reference_words:
+    response_words, reference_words = ([word.lower() for word in words(text)] for text in (response, reference))
+    matches = _align(response_words, reference_words)
+    if not matches:
         return 0.0
-    # What NLTK compares in its last stage is the stems of lower-cased words.
-    candidates = frozenset(_STEMMER.stem(word.lower()) for word in reference_words)
-    return single_meteor_score(reference_words, response_words, stemmer=_STEMMER, wordnet=Synonyms(candidates))
+    precision, recall = len(matches) / len(response_words), len(matches) / len(reference_words)
+    mean = (precision * recall) / (ALPHA * precision + (1 - ALPHA) * recall)
+    # A chunk is a run of words that stand side by side in both
+    chunks = 1 + sum((i + 1, j + 1) != following for (i, j), following in pairwise(matches))
+    return (1 - GAMMA * (chunks / len(matches)) ** BETA) * mean
 
 
 class Meteor:
