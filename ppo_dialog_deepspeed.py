@@ -78,11 +78,11 @@ class RewardArgs:
     """what the classifier's outputs stand for, where its configuration doesn't say it"""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """your own reward, as module:callable=weight; may be given several times"""
-    kl_coef: float = 0.05
+    kl_coef: float = 0.02
     """what a nat of divergence from the starting model costs at first"""
     kl_rule: Literal["openrl", "ziegler", "fixed"] = "openrl"
     """how that adapts: OpenRL's rule by the divergence a token, Ziegler's by that of a reply, or not at all"""
-    kl_target: float = 0.05
+    kl_target: float = 0.1
     """the divergence, in nats, that the coefficient steers to: a token, or a reply for Ziegler's rule (his was 6)"""
     kl_estimator: Literal["k1", "k3"] = "k1"
     """of the logged divergence: k1 is what is paid, k3 has less variance"""
@@ -90,17 +90,17 @@ class RewardArgs:
 
 @dataclass
 class PPOArgs:
-    total_episodes: int = 1920
+    total_episodes: int = 2560
     """replies to train on"""
-    num_envs: int = 64
+    num_envs: int = 128
     """replies written at once; each iteration trains on one batch of them"""
-    replies_per_prompt: int = 1
+    replies_per_prompt: int = 4
     """replies to each context of a batch; the context is read once for all of them, in rollout and update"""
     update_epochs: int = 2
     """passes over each batch"""
     num_minibatches: int = 4
     """minibatches of a pass"""
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     """of the policy"""
     critic_learning_rate: float = 3e-4
     """of the critic; a shared critic's backbone learns at the policy's"""

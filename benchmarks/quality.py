@@ -38,7 +38,7 @@ class Args:
     """the model to start from"""
     dataset: str = "builtin"
     """the dialogues"""
-    total_episodes: int = 1920
+    total_episodes: int = 2560
     """replies to train on"""
     flags: tuple[str, ...] = ()
     """more flags of ppo_dialog.py, as NAME=VALUE"""

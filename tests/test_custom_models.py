@@ -22,7 +22,13 @@ def train(tmp_path, tiny_intent_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def train(*flags):
-        small = ("--num-envs", "4", "--total-episodes", "8", "--num-minibatches", "2", "--eval-samples", "4")
+        small = (
+            "--num-envs=4",
+            "--replies-per-prompt=1",
+            "--total-episodes=8",
+            "--num-minibatches=2",
+            "--eval-samples=4",
+        )
         rewards = ("--intent-model", tiny_intent_model)
         monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", "--run-name", "run", *small, *rewards, *flags])
         runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")

@@ -119,6 +119,7 @@ def waves(episodes):
 FLAGS = {
     "total_episodes": 12,
     "num_envs": 12,
+    "replies_per_prompt": 1,
     "num_minibatches": 1,
     "update_epochs": 3,
     "max_prompt_length": 24,

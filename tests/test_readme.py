@@ -35,7 +35,7 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(tiny_model, tmp_path,
     block = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def brevity" in block)
     (tmp_path / "my_rewards.py").write_text(block)
     monkeypatch.chdir(tmp_path)
-    flags = ["--model", tiny_model, "--num-envs", "4", "--total-episodes", "8", "--eval-samples", "4"]
+    flags = ["--model", tiny_model, "--num-envs=4", "--replies-per-prompt=1", "--total-episodes=8", "--eval-samples=4"]
     rewards = ["--reward", "my_rewards:brevity=0.2", "--reward", "dailydialog_gym.rewards:Meteor=0.1"]
     monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *flags, *rewards])
     script = runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
@@ -54,7 +54,7 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(tiny_model, tmp_path,
 def test_every_logged_metric_is_defined_and_every_file_listed(tiny_model, tiny_intent_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--model", tiny_model, "--intent-model", tiny_intent_model]
-    flags += ["--num-envs", "4", "--total-episodes", "4", "--eval-samples", "4"]
+    flags += ["--num-envs=4", "--replies-per-prompt=1", "--total-episodes=4", "--eval-samples=4"]
     monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *flags])
     run = runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")["run"]
     logged = set(json.loads((run.folder / "metrics.jsonl").read_text())) - {"episodes"}

@@ -28,6 +28,7 @@ def script(tmp_path, tiny_model, tiny_intent_model, monkeypatch):
     """Runs the script in an empty folder with some flags after those of a small run, or with the given ones alone."""
     monkeypatch.chdir(tmp_path)
     small = {"model": tiny_model, "intent-model": tiny_intent_model, "num-envs": 4, "total-episodes": 8}
+    small["replies-per-prompt"] = 1
     small |= {"num-minibatches": 2, "eval-samples": 4, "run-name": "run"}
     small = [word for name, value in small.items() for word in (f"--{name}", str(value))]
 
