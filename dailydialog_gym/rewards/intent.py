@@ -72,7 +72,7 @@ class IntentMatch:
         labels: Sequence[str] | None = None,
         probability: bool = False,
         amp_dtype: torch.dtype | None = None,
-        batch_size: int = 32,
+        batch_size: int = 64,
     ):
         if model == "builtin":
             with asset("intent") as folder:
