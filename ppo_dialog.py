@@ -63,10 +63,14 @@ class ModelArgs:
 class RewardArgs:
     meteor_weight: float = 0.5
     """what a METEOR of 1 against the reference reply is worth"""
+    meteor_by_token: bool = True
+    """pay METEOR to the tokens that raise it, rather than all to the last: less noise, the same sum"""
     intent_weight: float = 0.5
     """what a reply that does what the reference reply does (inform, ask, direct, commit) is worth"""
     intent_model: str = "builtin"
     """who judges that: "builtin", or a sequence classifier by folder or hub id"""
+    intent_probability: bool = True
+    """pay how probable the judge finds that, rather than 0 or 1: less noise"""
     intent_labels: tuple[str, ...] | None = None
     """what the classifier's outputs stand for, where its configuration doesn't say it"""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -89,6 +93,8 @@ class PPOArgs:
     """replies written at once; each iteration trains on one batch of them"""
     replies_per_prompt: int = 4
     """replies to each context of a batch; the context is read once for all of them, in rollout and update"""
+    group_baseline: bool = True
+    """expect of a reply what its context's other replies earn; the critic learns the rest"""
     update_epochs: int = 2
     """passes over each batch"""
     num_minibatches: int = 4
@@ -295,12 +301,12 @@ if __name__ == "__main__":
             f"model {args.model!r} reads {longest} tokens, but max_prompt_length {P} + max_new_tokens {T} = {P + T}"
         )
     reward_amp_dtype = amp_dtype if args.use_amp else None
-    intent = IntentMatch(args.intent_model, device, args.intent_labels, amp_dtype=reward_amp_dtype)
+    intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, reward_amp_dtype)
     reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, reward_amp_dtype)
     rules = {"openrl": AdaptiveCoefficient, "ziegler": ZieglerCoefficient}
     fixed = args.kl_rule == "fixed"
     coefficient = FixedCoefficient(args.kl_coef) if fixed else rules[args.kl_rule](args.kl_coef, args.kl_target)
-    envs = MeteorReward(envs, args.meteor_weight)
+    envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
     envs = IntentReward(envs, intent, args.intent_weight)
     for scorer, weight, name in map(load_scorer, args.reward):
         envs = ScoreReward(envs, scorer, weight, name)
@@ -405,11 +411,15 @@ if __name__ == "__main__":
         # The batch: whole replies, (num_envs, T)
         reply_mask = torch.from_numpy(obs["attention_mask"][:, P:]).to(device).float()
         rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
-        values = torch.zeros_like(rewards)
+        # What a context's other replies earn from the same token on (leave-one-out, as RLOO does, arXiv:2402.14740)
+        returns = rewards.flip(1).cumsum(1).flip(1).view(-1, K, T)
+        others = (returns.sum(1, keepdim=True) - returns).view(-1, T) / max(K - 1, 1)
+        baseline = others * reply_mask * args.group_baseline
+        values = baseline.clone()
         with torch.no_grad(), autocast:
             value = agent.critic(*pack(obs["input_ids"], obs["attention_mask"], P, K, device)).float()
             value = value.view(args.num_envs, -1)
-            values[:, : value.shape[1]] = value
+            values[:, : value.shape[1]] += value
 
         # Generalised advantage estimation (arXiv:1506.02438); the reply's end is final, so nothing is bootstrapped
         advantages = torch.zeros_like(rewards)
@@ -440,7 +450,7 @@ if __name__ == "__main__":
                 with autocast:
                     newlogits, newvalue = agent(*packed) if agent.shared else (None, agent.critic(*packed))
                 newvalue = newvalue.float().view(mb_mask.shape)
-                v_loss = 0.5 * ((newvalue - returns[here]) * mb_mask).pow(2).sum() / mb_tokens
+                v_loss = 0.5 * ((newvalue + baseline[here] - returns[here]) * mb_mask).pow(2).sum() / mb_tokens
                 if not agent.shared:  # then nothing of this is in memory while the policy learns
                     step("the critic", args.vf_coef * v_loss, critic_params)
                     with autocast:

@@ -151,7 +151,9 @@ def lively_model(tiny_model, tmp_path_factory):
 
 def run_script(tmp_path, monkeypatch, **flags):
     """The script's global variables at its end."""
-    arguments = [f"--{key.replace('_', '-')}={value}" for key, value in (FLAGS | flags).items()]
+    flags = {key.replace("_", "-"): value for key, value in (FLAGS | flags).items()}
+    switches = {True: "--{}", False: "--no-{}"}
+    arguments = [switches[v].format(k) if isinstance(v, bool) else f"--{k}={v}" for k, v in flags.items()]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     return runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -168,21 +170,25 @@ def slow_update(run, critic, flags):
 
     top_k = flags["top_k"]
     allowed = run["allowed"] if top_k else [None] * len(rows)
-    old, advantages, returns = [], [], []
-    for row, start, reward, some in zip(rows, prompt_lengths, rewards, allowed, strict=True):
+    old, advantages, returns, baselines = [], [], [], []
+    for i, (row, start, reward, some) in enumerate(zip(rows, prompt_lengths, rewards, allowed, strict=True)):
         with torch.no_grad():
             log_probs, values = slow_outputs(agent, row, start, some)
             logits = agent.policy(torch.from_numpy(row[None])).logits[0, start - 1 : -1, : agent.vocab_size]
         if top_k:
             assert (logits.topk(top_k).indices.sort().values == some[: len(logits)].sort().values).all()
-        values = [*values.tolist(), 0.0]
-        n = len(log_probs)
+        n, K = len(log_probs), flags["replies_per_prompt"]
+        group = [rewards[j] for j in range(i - i % K, i - i % K + K) if j != i and flags["group_baseline"]]
+        baseline = [float(np.mean([other[t:].sum() for other in group])) if group else 0.0 for t in range(n)]
+        values = [*(value + known for value, known in zip(values.tolist(), baseline, strict=True)), 0.0]
         deltas = [reward[t] + gamma * values[t + 1] - values[t] for t in range(n)]
         advantage = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, n)) for t in range(n)]
         old.append(log_probs)
         advantages += advantage
+        baselines += baseline
         returns += [a + v for a, v in zip(advantage, values, strict=False)]
     advantages, returns = torch.tensor(advantages, dtype=torch.double), torch.tensor(returns, dtype=torch.double)
+    baselines = torch.tensor(baselines, dtype=torch.double)
     whitened = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
     old = torch.cat(old)
 
@@ -202,7 +208,7 @@ def slow_update(run, critic, flags):
             entropies.append(-(probabilities * probabilities.log()).sum(-1))
         ratio = (torch.cat(new) - old).exp()
         surrogate = torch.min(ratio * whitened, ratio.clamp(1 - clip, 1 + clip) * whitened)
-        value_loss = 0.5 * (torch.cat(values) - returns).pow(2).mean()
+        value_loss = 0.5 * (torch.cat(values) + baselines - returns).pow(2).mean()
         loss = -surrogate.mean() + 0.5 * value_loss - flags["ent_coef"] * torch.cat(entropies).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -214,9 +220,13 @@ def slow_update(run, critic, flags):
     return agent, old, advantages, whitened, returns, losses, ratios
 
 
-@pytest.mark.parametrize(("critic", "K", "top_k"), [("separate", 1, 5), ("separate", 3, 0), ("shared", 2, 5)])
-def test_an_iteration_equals_the_slow_reference(critic, K, top_k, lively_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("critic", "K", "top_k", "group_baseline"),
+    [("separate", 1, 5, True), ("separate", 3, 0, True), ("shared", 2, 5, True), ("shared", 2, 0, False)],
+)
+def test_an_iteration_equals_the_slow_reference(critic, K, top_k, group_baseline, lively_model, tmp_path, monkeypatch):
     flags = FLAGS | {"model": lively_model, "critic": critic, "replies_per_prompt": K, "top_k": top_k}
+    flags["group_baseline"] = group_baseline
     run = run_script(tmp_path, monkeypatch, **flags)
     there = run["reply_mask"].bool()
     assert len(set(there.sum(1).tolist())) > 1  # replies of several lengths

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from dailydialog_gym.envs import DailyDialogEnv
-from dailydialog_gym.rewards import Episodes, Meteor, Scorer, pay
+from dailydialog_gym.rewards import Episodes, Meteor, Scorer, TokenCredit, pay
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient
 from dailydialog_gym.rewards.penalty import KLLedger, add_log_prob
 
@@ -66,10 +66,14 @@ class ScoreReward(gym.Wrapper):
 
 
 class MeteorReward(ScoreReward):
-    """Pays METEOR against the reference reply, see `dailydialog_gym.rewards.Meteor`. Adds ``reward/meteor``."""
+    """Pays METEOR against the reference reply, see `dailydialog_gym.rewards.Meteor`. Adds ``reward/meteor``.
 
-    def __init__(self, env: gym.Env, weight: float = 1.0):
-        super().__init__(env, Meteor(), weight, "meteor")
+    With ``by_token`` every token is credited with what it adds, see `dailydialog_gym.rewards.TokenCredit`.
+    """
+
+    def __init__(self, env: gym.Env, weight: float = 1.0, by_token: bool = False):
+        scorer = TokenCredit(Meteor(), env.unwrapped.samples.tokenizer) if by_token else Meteor()
+        super().__init__(env, scorer, weight, "meteor")
 
 
 class IntentReward(ScoreReward):

@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from dailydialog_gym.envs import DailyDialogVectorEnv
-from dailydialog_gym.rewards import Episodes, Meteor, Scorer, pay
+from dailydialog_gym.rewards import Episodes, Meteor, Scorer, TokenCredit, pay
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient
 from dailydialog_gym.rewards.penalty import KLLedger, add_log_prob
 
@@ -53,10 +53,14 @@ class ScoreReward(VectorWrapper):
 
 
 class MeteorReward(ScoreReward):
-    """Pays METEOR against the reference reply, see `dailydialog_gym.rewards.Meteor`. Adds ``reward/meteor``."""
+    """Pays METEOR against the reference reply, see `dailydialog_gym.rewards.Meteor`. Adds ``reward/meteor``.
 
-    def __init__(self, env: VectorEnv, weight: float = 1.0):
-        super().__init__(env, Meteor(), weight, "meteor")
+    With ``by_token`` every token is credited with what it adds, see `dailydialog_gym.rewards.TokenCredit`.
+    """
+
+    def __init__(self, env: VectorEnv, weight: float = 1.0, by_token: bool = False):
+        scorer = TokenCredit(Meteor(), env.unwrapped.samples.tokenizer) if by_token else Meteor()
+        super().__init__(env, scorer, weight, "meteor")
 
 
 class IntentReward(ScoreReward):
