@@ -1,5 +1,7 @@
 import copy
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -663,13 +665,19 @@ def classifier(tmp_path_factory):
     return save_classifier(tmp_path_factory.mktemp("intent") / "classifier", NAMES)
 
 
-def test_classifier_reads_the_last_utterance_a_blank_and_the_reply(classifier):
-    scorer = IntentMatch(classifier)
+@pytest.mark.parametrize("separator", [None, "<pad>", " | "])
+def test_classifier_reads_the_last_utterance_its_separator_and_the_reply(classifier, tmp_path, separator):
+    """A blank is what a foreign classifier gets, whose configuration names no separator."""
+    folder = shutil.copytree(classifier, tmp_path / "classifier")
+    if separator is not None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"separator": separator}))
+    scorer = IntentMatch(str(folder))
     lasts, replies = random_texts(40, seed=1), random_texts(40, seed=2)
     replies[0] = ""
     prompts = [f"{earlier} <EOU> {last} <EOU>" for earlier, last in zip(random_texts(40, seed=3), lasts, strict=True)]
     prompts[1] = f"{lasts[1]} <EOU>"
-    texts = [f"{last} {reply}" for last, reply in zip(lasts, replies, strict=True)]
+    texts = [f"{last}{separator or ' '}{reply}" for last, reply in zip(lasts, replies, strict=True)]
     found = np.array([i + 1 for i in slow_labels(scorer, texts)])
     episodes = make_episodes([1] * 40, prompts=prompts, responses=replies, intents=found)
     scores = scorer(episodes)

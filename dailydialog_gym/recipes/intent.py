@@ -2,10 +2,9 @@
 
     python -m dailydialog_gym.recipes.intent --dataset PATH_TO_DAILYDIALOG --out intent
 
-It reads what `IntentMatch` gives it: the last utterance of the context, a blank and the reply, with nothing to say
-where one ends and the other begins. So it is trained to find that out: every token is asked which utterance it belongs
-to and what that utterance does, and masked words are guessed, beside the question that counts. Half of the replies too
-long for the policy are cut as the policy would cut them.
+It reads what `IntentMatch` gives it: the last utterance of the context, ``[END]``, which its configuration names as the
+separator, and the reply. Beside the question that counts it guesses masked words. Half of the replies too long for the
+policy are cut as the policy would cut them.
 
 An encoder this small learns the annotators' slips by heart. So most of what it is taught is not the label but what two
 logistic regressions, which never saw the dialogue, think of it: see `soft_labels`.
@@ -44,7 +43,6 @@ from dailydialog_gym.recipes.sft import save_atomically
 from dailydialog_gym.tokenizer import load_tokenizer
 
 PAD, END, MASK = range(3)
-NONE = -100  # what cross_entropy ignores
 
 
 @dataclass
@@ -75,8 +73,6 @@ class Args:
     """share of `soft_labels` in what the encoder is taught; the rest is the label itself"""
     label_smoothing: float = 0.0
     """share of an even distribution in what it is taught"""
-    utterance_weight: float = 0.5
-    """of the question which utterance a token belongs to, and what that does"""
     mask_weight: float = 0.3
     """of guessing the masked tokens"""
     epochs: int = 6
@@ -93,26 +89,26 @@ class Args:
     """decay of the running average of the weights, which is what is kept"""
     batch_tokens: int = 4096
     """columns of a minibatch, padding included"""
+    amp: bool = False
+    """autocast to bfloat16"""
     seed: int = 1
     """of initialisation, order, masks and cuts"""
 
 
 class Example(NamedTuple):
-    """A reply as token ids, uncut and cut; the utterance before it; both acts, from 0."""
+    """A reply as token ids, uncut and cut; the utterance before it, None if there is none; its act, from 0."""
 
-    last: list[int]
+    last: list[int] | None
     reply: list[int]
     cut_reply: list[int]
-    last_act: int
     act: int
     text: str
 
 
 class Row(NamedTuple):
-    """An example as the model reads it: ids, for each the act of its utterance (a reply's from 4), and the reply's."""
+    """An example as the model reads it."""
 
     ids: list[int]
-    utterances: list[int]
     act: int
     index: int = 0
 
@@ -149,34 +145,39 @@ def train_tokenizer(dialogues: Sequence[Dialogue], vocab_size: int, max_length: 
 def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
     """``(n, 4)``: how probable each act of each utterance is, the mean of two logistic regressions on words.
 
-    One reads an utterance and the one before, and is told which is which; the other also the one after, and the acts
-    of the neighbours. Either judges only dialogues that it wasn't fitted on.
+    One reads the utterance and the one before. The other is also told the dialogue's other acts, which say what the
+    utterance answers, what was made of it, and how its annotator tends to label. Either judges only dialogues that it
+    wasn't fitted on.
     """
     number: dict[tuple[str, ...], int] = {}  # a dialogue that stands twice is in one fold
-    fold, acts, texts, neighbours = [], [], [], []
+    fold, acts, texts, others = [], [], [], []
     for dialogue in dialogues:
         own = number.setdefault(dialogue.utterances, len(number)) % folds
-        lower = ["", *(utterance.lower() for utterance in dialogue.utterances), "[end]"]
+        lower = ["", *(utterance.lower() for utterance in dialogue.utterances)]
         around = [0, 0, *dialogue.acts, 0]
         for i, act in enumerate(dialogue.acts, 1):
             fold.append(own)
             acts.append(act - 1)
-            texts.append(lower[i - 1 : i + 2])
             before, last, after = around[i - 1], around[i], around[i + 2]
-            neighbours.append({f"{last}?": 0.5, f"?{after}": 0.5, f"{last}?{after}": 0.5, f"{before}{last}?": 0.5})
+            words = lower[i].split()
+            answer = [*words[:8], "_".join(words[:2]), "_".join(words[:3])]
+            texts.append((lower[i - 1], lower[i], " ".join(f"{last}|{word}" for word in answer)))
+            rest = [*dialogue.acts[: i - 1], *dialogue.acts[i:]]
+            others.append({f"{last}?": 0.5, f"?{after}": 0.5, f"{last}?{after}": 0.5, f"{before}{last}?": 0.5})
+            others[-1] |= {f"share of {a}": rest.count(a) / max(len(rest), 1) for a in ACTS}
     words = [
-        TfidfVectorizer(ngram_range=(1, longest), min_df=rarest, token_pattern=r"\S+", sublinear_tf=True).fit_transform(
-            column
-        )
-        for column, longest, rarest in zip(zip(*texts, strict=True), (2, 3, 2), (4, 3, 4), strict=True)
+        TfidfVectorizer(
+            ngram_range=(1, longest), min_df=rarest, token_pattern=r"\S+", sublinear_tf=True, dtype=np.float32
+        ).fit_transform(column)
+        for column, longest, rarest in zip(zip(*texts, strict=True), (2, 3, 1), (4, 3, 3), strict=True)
     ]
-    both = hstack(words[:2]).tocsr(), hstack([*words, DictVectorizer().fit_transform(neighbours)]).tocsr()
+    told = DictVectorizer(dtype=np.float32).fit_transform(others)
     fold, acts = np.array(fold), np.array(acts)
     result = np.zeros((len(acts), len(ACTS)), np.float32)
-    for features in both:
+    for features in hstack(words[:2]).tocsr(), hstack([*words, told]).tocsr():
         for i in range(folds):
-            regression = LogisticRegression(C=3, tol=1e-3).fit(features[fold != i], acts[fold != i])
-            result[fold == i] += regression.predict_proba(features[fold == i]) / len(both)
+            regression = LogisticRegression(C=3, tol=1e-3, max_iter=50).fit(features[fold != i], acts[fold != i])
+            result[fold == i] += regression.predict_proba(features[fold == i]) / 2
     return torch.from_numpy(result)
 
 
@@ -195,20 +196,18 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Dialogue], ma
             for texts in (dialogue.utterances, cut_utterances(dialogue.utterances, max_new_tokens))
         )
         acts = [act - 1 for act in dialogue.acts]
-        examples += map(Example, [[], *whole], whole, short, [NONE, *acts], acts, dialogue.utterances)
+        examples += map(Example, [None, *whole], whole, short, acts, dialogue.utterances)
     return examples
 
 
 def replies(examples: list[Example]) -> list[Example]:
     """Those with an utterance before them, which is what the classifier will be asked about."""
-    return [example for example in examples if example.last_act != NONE]
+    return [example for example in examples if example.last is not None]
 
 
 def row(example: Example, cut: bool, max_length: int) -> Row:
-    reply = example.cut_reply if cut else example.reply
-    ids = [*example.last, *reply]
-    acts = [example.last_act] * len(example.last) + [len(ACTS) + example.act] * len(reply)
-    return Row([*ids[1 - max_length :], END], [*acts[1 - max_length :], NONE], example.act)
+    ids = [*(example.last or []), END, *(example.cut_reply if cut else example.reply)]
+    return Row([*ids[1 - max_length :], END], example.act)
 
 
 def batches(rows: list[Row], batch_tokens: int) -> list[list[Row]]:
@@ -254,30 +253,29 @@ class Learner(nn.Module):
                 cls_token_id=None,
                 id2label={act - 1: name for act, name in ACTS.items()},
                 label2id={name: act - 1 for act, name in ACTS.items()},
+                separator="[END]",
             )
         )
-        self.utterance = nn.Linear(args.width, 2 * len(ACTS))
         self.word = nn.Linear(args.width, args.width)
         self.word_bias = nn.Parameter(torch.zeros(vocab_size))
 
     def losses(self, rows: list[Row], targets: torch.Tensor) -> torch.Tensor:
-        """``(3,)``: of the act, ``targets[row.index]``; of each token's utterance; of the masked tokens."""
+        """``(2,)``: of the act, ``targets[row.index]``, and of the masked tokens."""
         model, device = self.classifier, self.word_bias.device
         ids = pad([row.ids for row in rows], PAD).to(device)
-        utterances = pad([row.utterances for row in rows], NONE).to(device)
         share = self.args.masking * torch.rand(len(rows), 1, device=device)
         masked = (torch.rand(ids.shape, device=device) < share) & (ids > END)
         read = ids != PAD
-        hidden = model.model(ids.masked_fill(masked, MASK), attention_mask=read.long()).last_hidden_state
-        pooled = (hidden * read[..., None]).sum(1) / read.sum(1, keepdim=True)  # as ModernBert's "mean" does
-        logits = model.classifier(model.drop(model.head(pooled)))
         acts = targets[[row.index for row in rows]].to(device)
-        words = linear(self.word(hidden[masked]), model.get_input_embeddings().weight, self.word_bias)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.args.amp):
+            hidden = model.model(ids.masked_fill(masked, MASK), attention_mask=read.long()).last_hidden_state
+            pooled = (hidden * read[..., None]).sum(1) / read.sum(1, keepdim=True)  # as ModernBert's "mean" does
+            logits = model.classifier(model.drop(model.head(pooled)))
+            words = linear(self.word(hidden[masked]), model.get_input_embeddings().weight, self.word_bias)
         return torch.stack(
             [
-                cross_entropy(logits, acts, label_smoothing=self.args.label_smoothing),
-                cross_entropy(self.utterance(hidden).flatten(0, 1), utterances.flatten()),
-                cross_entropy(words, ids[masked], reduction="sum") / masked.sum().clamp(min=1),
+                cross_entropy(logits.float(), acts, label_smoothing=self.args.label_smoothing),
+                cross_entropy(words.float(), ids[masked], reduction="sum") / masked.sum().clamp(min=1),
             ]
         )
 
@@ -421,10 +419,10 @@ def main(args: Args) -> None:
         data = batches(rows, args.batch_tokens)
         rng.shuffle(data)
         learner.train()
-        start, tokens, sums = time.time(), 0, torch.zeros(3)
+        start, tokens, sums = time.time(), 0, torch.zeros(2)
         for i, group in enumerate(data, 1):
             losses = learner.losses(group, targets)
-            (losses @ losses.new_tensor([1.0, args.utterance_weight, args.mask_weight])).backward()
+            (losses @ losses.new_tensor([1.0, args.mask_weight])).backward()
             torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -437,9 +435,7 @@ def main(args: Args) -> None:
             sums += losses.detach().cpu()
             if i % 50 == 0 or i == len(data):
                 speed, left = tokens / (time.time() - start), (len(data) - i) * (time.time() - start) / i / 60
-                shown = "  ".join(
-                    f"{name} {value:.3f}" for name, value in zip(("act", "utterance", "mask"), sums / i, strict=True)
-                )
+                shown = "  ".join(f"{name} {value:.3f}" for name, value in zip(("act", "mask"), sums / i, strict=True))
                 print(
                     f"\repoch {epoch + 1}/{args.epochs}  {i}/{len(data)}  {shown}  {speed:,.0f} tokens/s  "
                     f"{left:.1f} min left in this epoch ",

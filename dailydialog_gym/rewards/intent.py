@@ -49,7 +49,8 @@ def _act_of_label(labels: Sequence[str], name: str) -> np.ndarray:
 class IntentMatch:
     """Scorer: 1.0 where the classifier finds the target act in the reply, else 0.0.
 
-    The classifier reads the last utterance of the context, a blank and the reply, as OpenRL's does.
+    The classifier reads the last utterance of the context, a separator and the reply. The separator is what its
+    ``config.json`` names under ``"separator"``, or else a blank, as OpenRL's and RL4LMs' classifiers expect.
 
     Args:
         model: ``"builtin"``, or a Hugging Face sequence classifier of four acts, by folder or hub id.
@@ -83,6 +84,7 @@ class IntentMatch:
         id2label = self.classifier.config.id2label
         if labels is not None and len(labels) != len(id2label):
             raise ValueError(f"classifier {model!r} has {len(id2label)} outputs, but labels are {list(labels)}")
+        self.separator = self.classifier.config.to_dict().get("separator", " ")
         self.acts = _act_of_label([label.lower() for label in labels or [id2label[i] for i in sorted(id2label)]], model)
         self.probability = probability
         self.amp_dtype = amp_dtype
@@ -101,7 +103,8 @@ class IntentMatch:
     def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """``(n, 4)``: how probable inform, question, directive and commissive are for each response to a prompt."""
         last_utterances = [prompt.split(EOU)[-2].strip() for prompt in prompts]
-        return self.classify([f"{last} {reply}" for last, reply in zip(last_utterances, responses, strict=True)])
+        pairs = zip(last_utterances, responses, strict=True)
+        return self.classify([f"{last}{self.separator}{reply}" for last, reply in pairs])
 
     @torch.no_grad()
     def classify(self, texts: Sequence[str]) -> np.ndarray:
