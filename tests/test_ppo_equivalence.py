@@ -254,6 +254,25 @@ def test_an_iteration_equals_the_slow_reference(critic, K, top_k, group_baseline
     assert moved > 1.5
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_in_amp_rollout_and_update_are_near_the_slow_reference(copies, lively_model, tmp_path, monkeypatch):
+    still = {"learning_rate": 0, "critic_learning_rate": 0, "replies_per_prompt": copies, "top_k": 0}
+    run = run_script(tmp_path, monkeypatch, model=lively_model, use_amp=True, **still)
+    obs, there = run["obs"], run["reply_mask"].bool()
+    agent = Agent(lively_model, "separate", run["vocab_size"]).double()
+    with torch.no_grad():
+        exact = torch.cat(
+            [
+                slow_outputs(agent, ids[mask == 1], mask[: FLAGS["max_prompt_length"]].sum())[0]
+                for ids, mask in zip(obs["input_ids"], obs["attention_mask"], strict=True)
+            ]
+        )
+    error = (run["logprobs"][there] - exact).square().mean().sqrt()
+    assert 1e-4 < error < 0.02  # bfloat16's
+    assert abs(run["approx_kl"]) < 1e-4 and run["clipfrac"] == 0
+    assert abs(run["infos"]["reward/kl"]).max() < 0.05
+
+
 def test_every_reward_of_the_stack_is_in_the_token_rewards(tmp_path, monkeypatch):
     infos = run_script(tmp_path, monkeypatch)["infos"]
     total = 0.5 * (infos["reward/meteor"] + infos["reward/intent"] + infos["reward/waves"]) - 0.05 * infos["reward/kl"]

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from dailydialog_gym.agent import load_model
+from dailydialog_gym.precision import MixedPrecision
 from dailydialog_gym.rewards.episodes import Episodes
 
 
@@ -51,7 +52,7 @@ class KLDivergence:
             np.where(mask, ids, -1)[:, first:start], axis=0, return_index=True, return_inverse=True
         )
         prompt, reply, cache = slice(first, start), slice(start, last), DynamicCache()
-        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+        with MixedPrecision(self.device, self.amp_dtype, ids.shape[1], self.amp_dtype is not None):
             after_prompt = self._logits(ids[readers, prompt], mask[readers, prompt], cache, 1)
             context = torch.from_numpy(context).to(self.device)
             cache.batch_select_indices(context)
