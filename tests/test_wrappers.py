@@ -60,7 +60,7 @@ class Counting:
 
 
 PARTS = {
-    "meteor": lambda kind, env: kind.MeteorReward(env, 0.5),
+    "meteor": lambda kind, env: kind.MeteorReward(env, 0.5, by_token=True),
     "tally": lambda kind, env: kind.ScoreReward(env, tally, -0.3, "tally"),
     "waves": lambda kind, env: kind.ScoreReward(env, waves, 2.0, "waves"),
     "kl": lambda kind, env: kind.KLPenalty(env, drift, FixedCoefficient(0.2)),
