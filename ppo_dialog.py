@@ -92,21 +92,21 @@ class PPOArgs:
     """replies to train on"""
     num_envs: int = 128
     """replies written at once; each iteration trains on one batch of them"""
-    replies_per_prompt: int = 4
+    replies_per_prompt: int = 8
     """replies to each context of a batch; the context is read once for all of them, in rollout and update"""
     group_baseline: bool = True
     """expect of a reply what its context's other replies earn; the critic learns the rest"""
-    update_epochs: int = 2
+    update_epochs: int = 1
     """passes over each batch"""
     num_minibatches: int = 4
     """minibatches of a pass"""
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-5
     """of the policy"""
     critic_learning_rate: float = 3e-4
     """of the critic; a shared critic's backbone learns at the policy's"""
     anneal_lr: bool = True
     """lower both linearly to zero"""
-    critic: Literal["separate", "shared"] = "separate"
+    critic: Literal["separate", "shared"] = "shared"
     """"separate": a second copy of the model estimates values; "shared": a value head on the policy does"""
     top_k: int = 20
     """replies are drawn from the likeliest K tokens, which the update then chooses among, as in NLPO; 0 is all"""
