@@ -9,6 +9,7 @@ import difflib
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -240,7 +241,7 @@ def jobs(tiny_models, tmp_path_factory):
         "tutorial": TUTORIAL_EVAL,
         "offload": {"zero_optimization": PARTITIONED | OFFLOAD},
         "untested": {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}},
-        "fp16": {"fp16": {"enabled": True, "initial_scale_power": 30, "hysteresis": 1}},
+        "fp16": {"fp16": {"enabled": True, "initial_scale_power": 21, "hysteresis": 1}},
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
     (folder / "spoilt.py").write_text(SPOILT)
@@ -293,11 +294,11 @@ def two(flags, tiny_models, tiny_intent_model, jobs, one, killed):
     runs["parts"] = {"flags": [*words(short), *parts, *tutorial]}
     runs["offload"] = {"flags": [*words(short), "--deepspeed-config", "offload.json"]}
     runs["fp16"] = {"flags": [*words(flags), "--deepspeed-config", "fp16.json"], "fp16": True}
-    local = {"intent-model": tiny_intent_model, "dataset": "builtin", "eval-samples": 4}
-    gpt2 = local | {"model": tiny_models["gpt2"], "total-episodes": 64}
+    local = {"intent-model": tiny_intent_model, "dataset": "builtin", "eval-samples": 4, "max-prompt-length": 24}
+    gpt2 = local | {"model": tiny_models["gpt2"], "num-envs": 16, "total-episodes": 16}
     runs["openrl"] = {"flags": ["--config", ROOT / "configs/openrl.yaml", *words(gpt2)]}
-    opt = local | {"model": tiny_models["opt"], "total-episodes": 32}
-    runs["opt"] = {"flags": ["--config", ROOT / "configs/opt-1.3b.yaml", *words(opt), *three]}
+    runs["opt"] = {"flags": ["--config", ROOT / "configs/opt-1.3b.yaml", *words(gpt2 | {"model": tiny_models["opt"]})]}
+    runs["opt"]["flags"] += three
     spoilt = ["--policy-class", "spoilt:Policy", "--zero-stage", "0"]
     runs["spoilt"] = {"flags": [*words(short), *spoilt]}
     runs["few"] = {"flags": words(flags | {"num-envs": 1})}
@@ -440,17 +441,17 @@ def test_the_policy_s_weights_are_gathered_once_for_a_rollout(two):
 
 
 def test_float16_trains_and_lowers_its_loss_scale(two):
-    """The first steps overflow at a scale of 2^30, on both ranks, and are left out without ending the run."""
+    """The first steps overflow at a scale of 2^21 and are left out, which doesn't end the run."""
     rows = two["fp16"]["rows"]
-    assert rows[0]["losses/skipped_steps"] > 3
-    assert rows[-1]["losses/skipped_steps"] < 4
-    assert all(np.isfinite(value) for row in rows[1:] for value in row.values())
+    assert rows[0]["losses/skipped_steps"] > 0
+    assert rows[-1]["losses/skipped_steps"] == 0
+    assert 0 < rows[-1]["losses/approx_kl"] < 1
     assert all(tensor.isfinite().all() for tensor in two["fp16"]["policy"].values())
 
 
 @pytest.mark.parametrize("preset", ["openrl", "opt"])
 def test_presets_train_in_bfloat16(two, jobs, preset):
-    """The files as they are but for the hub's models and dialogues, for which there are small ones."""
+    """The files as they are but for sizes and the hub's models and dialogues, for which there are small ones."""
     (row,) = two[preset]["rows"]
     assert all(np.isfinite(value) for value in row.values())
     assert bool(two[preset]["partitioned"]) == (preset == "opt")
@@ -496,7 +497,8 @@ def test_a_rank_that_fails_ends_the_job_with_its_own_error(flags, jobs):
 def test_a_rank_that_is_killed_ends_the_job_from_whose_checkpoint_the_run_goes_on(killed, two, where):
     output, seconds = killed[where]
     assert seconds < 60
-    assert f"return code = {-signal.SIGKILL}" in output
+    # Its death, or what the other says of it, whichever the launcher comes upon first
+    assert re.search(f"return code = {-signal.SIGKILL}|closed by peer|reset by peer", output, re.IGNORECASE)
     assert_same_rows(two[f"survived-{where}"]["rows"], two["stage2"]["rows"], 1e-6)
     assert_same(two[f"survived-{where}"]["policy"], two["stage2"]["policy"], 1e-6)
 
