@@ -138,7 +138,7 @@ def machine() -> str:
 def main(args: Args) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("deepspeed", "torch", "transformers"))
     print(f"{machine()}; Python {platform.python_version()}, {versions}; {datetime.date.today()}")
-    print(f"{args.model}, {args.num_envs} replies an iteration {' '.join(args.flags)}")
+    print(", ".join([args.model, f"{args.num_envs} replies an iteration", *args.flags]))
     amp, shared = "--use-amp" in args.flags, "--critic=shared" in args.flags
     with tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_config(MODELS[args.model])
