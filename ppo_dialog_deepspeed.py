@@ -34,7 +34,7 @@ from dailydialog_gym.cache import roomy_cache
 from dailydialog_gym.checkpoints import RandomState
 from dailydialog_gym.config import parse_args
 from dailydialog_gym.data import load_samples
-from dailydialog_gym.engines import SoundSteps, engine, evaluation_config, gathered, training_config
+from dailydialog_gym.engines import DeepSpeedArgs, SoundSteps, engine, evaluation_config, gathered, training_config
 from dailydialog_gym.evaluate import evenly_spread
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranked_runs import evaluation, start_run
@@ -148,24 +148,6 @@ class RunArgs:
     """its project"""
     wandb_entity: str | None = None
     """its team"""
-
-
-@dataclass
-class DeepSpeedArgs:
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """what the ranks share out: nothing, moments, gradients too, weights too"""
-    offload_optimizer: bool = False
-    """keep and update the moments in the processor's memory (stage 1 to 3)"""
-    offload_param: bool = False
-    """keep the weights in the processor's memory (stage 3)"""
-    gradient_accumulation_steps: int | None = None
-    """parts of a minibatch that go through the model one after the other; by default what the file says, or 1"""
-    deepspeed_config: str | None = None
-    """DeepSpeed's JSON for policy and critic; its sections win over these flags, --use-amp and --max-grad-norm"""
-    ref_deepspeed_config: str | None = None
-    """DeepSpeed's JSON for the reference model"""
-    intent_deepspeed_config: str | None = None
-    """DeepSpeed's JSON for the intent model"""
 
 
 @dataclass

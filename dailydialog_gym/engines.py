@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -16,6 +17,25 @@ from deepspeed.accelerator import get_accelerator
 from dailydialog_gym import ranks
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # the least stage that has it; at others it does nothing
+
+
+@dataclass
+class DeepSpeedArgs:
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """what the ranks share out: nothing, moments, gradients too, weights too"""
+    offload_optimizer: bool = False
+    """keep and update the moments in the processor's memory (stage 1 to 3)"""
+    offload_param: bool = False
+    """keep the weights in the processor's memory (stage 3)"""
+    gradient_accumulation_steps: int | None = None
+    """parts of a minibatch that go through the model one after the other; by default what the file says, or 1"""
+    deepspeed_config: str | None = None
+    """DeepSpeed's JSON for policy and critic; its sections win over these flags, --use-amp and --max-grad-norm"""
+    ref_deepspeed_config: str | None = None
+    """DeepSpeed's JSON for the reference model"""
+    intent_deepspeed_config: str | None = None
+    """DeepSpeed's JSON for the intent model"""
 
 
 def training_config(args: Any, ranks: int) -> dict[str, Any]:
@@ -32,11 +52,9 @@ def training_config(args: Any, ranks: int) -> dict[str, Any]:
     given = _read(args.deepspeed_config)
     if "scheduler" in given:
         raise SystemExit(f"{name}: the script lowers the learning rate (--anneal-lr): take 'scheduler' out")
-    zero: dict[str, Any] = {"stage": args.zero_stage}
-    if args.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if args.offload_param:
-        zero["offload_param"] = {"device": "cpu"}
+    # DeepSpeed's own default is a buffer of 5e8 gradients for each engine, four times GPT-2; OpenRL's file has 5e7 too
+    zero = {"stage": args.zero_stage, "reduce_bucket_size": 50_000_000}
+    zero |= {offload: {"device": "cpu"} for offload in OFFLOADS if getattr(args, offload)}
     config = {
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also where DeepSpeed would compile its own
@@ -44,6 +62,10 @@ def training_config(args: Any, ranks: int) -> dict[str, Any]:
         **_precision(args.use_amp, given, name),
         **given,
     }
+    zero = config["zero_optimization"]
+    for offload, least in OFFLOADS.items():
+        if offload in zero and zero.get("stage", 0) < least:
+            raise SystemExit(f"{name}: {offload} is for ZeRO stage {least} or more, not {zero.get('stage', 0)}")
     return config | _batch(args, ranks, given, name)
 
 

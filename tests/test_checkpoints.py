@@ -6,14 +6,13 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import Server
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dailydialog_gym.agent import DialogueAgent
@@ -21,94 +20,10 @@ from dailydialog_gym.checkpoints import RandomState, write_folder, write_text
 
 SCRIPT = Path(__file__).parents[1] / "ppo_dialog.py"
 
-# Forks a process for each run, so that torch and transformers need not be imported again; itself it never trains.
-SERVER = """
-import json, os, resource, runpy, sys, tempfile, threading, traceback
-from tqdm import tqdm
-from dailydialog_gym.agent import load_model
-from dailydialog_gym.rewards.meteor import meteor
-script, model = sys.argv[1:]
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what libraries print is no answer
-# tqdm's own lock is one for all forks: a process killed while it holds it would stop all later ones
-tqdm.set_lock(threading.RLock())
-runpy.run_path(script)
-meteor("a", "a")
-with tempfile.TemporaryDirectory() as folder:
-    load_model(model).save_pretrained(folder)  # both import much more
-for line in sys.stdin:
-    request = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        os.chdir(request["cwd"])
-        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1), os.dup2(log, 2)
-        if request["file_size"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
-        sys.argv = [script, *request["flags"]]
-        code = 0
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as error:
-            code = error.code
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-                code = 1
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code or 0)
-    print(pid, file=answers, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
-"""
-
-
-class Server:
-    """Runs the script in real processes, one at a time."""
-
-    def __init__(self, model: str):
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(SCRIPT), model],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=SCRIPT.parent,
-            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
-        )
-
-    def start(self, cwd: Path, *flags: str, file_size: int = 0) -> int:
-        """Start the script with some flags in a folder, no file there larger than ``file_size`` bytes; its pid."""
-        request = {"cwd": str(cwd), "flags": flags, "file_size": file_size}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        self._pid = int(self._process.stdout.readline())
-        return self._pid
-
-    def wait_until(self, condition, what: str) -> None:
-        """Wait for something that the started script does."""
-        deadline = time.monotonic() + 300
-        while not condition():
-            if time.monotonic() > deadline:
-                os.kill(self._pid, signal.SIGKILL)  # else nothing could be started after it
-                self.wait()
-                raise TimeoutError(f"no {what}")
-            time.sleep(0.01)
-
-    def wait(self) -> int:
-        """The exit code of what was started; minus the signal's number where one ended it."""
-        return int(self._process.stdout.readline())
-
-    def close(self):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)  # where a test failed, it may still run
-        self._process.stdin.close()
-        self._process.wait()
-
 
 @pytest.fixture(scope="module")
 def server(tiny_model):
-    server = Server(tiny_model)
+    server = Server(SCRIPT, tiny_model)
     yield server
     server.close()
 
@@ -139,7 +54,7 @@ def flags(tiny_model, tiny_intent_model, dialogues) -> list[str]:
 def uninterrupted(server, flags, tmp_path_factory) -> tuple[dict, float]:
     """What a run gives that nobody disturbs, and how long it takes."""
     cwd = tmp_path_factory.mktemp("uninterrupted")
-    server.start(cwd, *flags, "--run-name", "run")
+    server.start(cwd, SCRIPT, *flags, "--run-name", "run")
     start = time.perf_counter()
     assert server.wait() == 0, (cwd / "log.txt").read_text()
     return contents(cwd / "runs/run"), time.perf_counter() - start
@@ -187,7 +102,7 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, fla
         cwd = tmp_path / str(finished)
         cwd.mkdir(exist_ok=True)
         begun = (cwd / "runs/run").exists()
-        pid = server.start(cwd, *(("--resume", "runs/run") if begun else (*flags, "--run-name", "run")))
+        pid = server.start(cwd, SCRIPT, *(("--resume", "runs/run") if begun else (*flags, "--run-name", "run")))
         if kills < 20:
             time.sleep(moments.uniform(0, 0.6 * duration))
             with contextlib.suppress(ProcessLookupError):
@@ -203,7 +118,7 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, fla
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags, uninterrupted, tmp_path, signum):
-    pid = server.start(tmp_path, *flags, "--run-name", "run", "--checkpoint-every", "1000")
+    pid = server.start(tmp_path, SCRIPT, *flags, "--run-name", "run", "--checkpoint-every", "1000")
     server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
     os.kill(pid, signum)
     assert server.wait() == 128 + signum
@@ -214,7 +129,7 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags
     assert f"the agent so far is runs/run/checkpoints/{checkpoint.name}/agent" in log
     assert isinstance(DialogueAgent.load(str(checkpoint / "agent"), max_new_tokens=2).chat("Hello ."), str)
     (command,) = re.findall(r"python \S*ppo_dialog.py (--resume .*)", log)
-    server.start(tmp_path, *command.split(), "--checkpoint-every", "2")
+    server.start(tmp_path, SCRIPT, *command.split(), "--checkpoint-every", "2")
     assert server.wait() == 0
     result = contents(tmp_path / "runs/run")
     assert result["texts"].pop() != uninterrupted[0]["texts"][-1]  # config.json: checkpoint_every
@@ -222,7 +137,7 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags
 
 
 def test_asked_twice_it_quits_at_once(server, flags, tmp_path):
-    pid = server.start(tmp_path, *flags, "--run-name", "run", "--update-epochs", "1000000")
+    pid = server.start(tmp_path, SCRIPT, *flags, "--run-name", "run", "--update-epochs", "1000000")
     log = tmp_path / "log.txt"
     server.wait_until(lambda: log.exists() and "0/32" in log.read_text(), "progress bar")
     os.kill(pid, signal.SIGINT)
@@ -232,20 +147,20 @@ def test_asked_twice_it_quits_at_once(server, flags, tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(server, flags, uninterrupted, tmp_path):
-    pid = server.start(tmp_path, *flags, "--run-name", "run")
+    pid = server.start(tmp_path, SCRIPT, *flags, "--run-name", "run")
     server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
     os.kill(pid, signal.SIGTERM)
     server.wait()
     (last,) = (tmp_path / "runs/run/checkpoints").iterdir()
     size = (last / "state.pt").stat().st_size
-    server.start(tmp_path, "--resume", "runs/run", file_size=size // 2)
+    server.start(tmp_path, SCRIPT, "--resume", "runs/run", file_size=size // 2)
     assert server.wait() == 1
     log = (tmp_path / "log.txt").read_text()
     assert "cannot save checkpoint" in log
     assert "File too large" in log
     assert f"the last checkpoint, runs/run/checkpoints/{last.name}, is whole" in log
     assert list(last.parent.iterdir()) == [last]
-    server.start(tmp_path, "--resume", "runs/run")
+    server.start(tmp_path, SCRIPT, "--resume", "runs/run")
     assert server.wait() == 0, (tmp_path / "log.txt").read_text()
     assert contents(tmp_path / "runs/run") == uninterrupted[0]
 
