@@ -37,6 +37,7 @@ from dailydialog_gym.data import load_samples
 from dailydialog_gym.engines import DeepSpeedArgs, SoundSteps, engine, evaluation_config, gathered, training_config
 from dailydialog_gym.evaluate import evenly_spread
 from dailydialog_gym.objects import import_object
+from dailydialog_gym.packing import pack
 from dailydialog_gym.ranked_runs import evaluation, start_run
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
 from dailydialog_gym.rewards.intent import IntentMatch
@@ -70,10 +71,14 @@ class ModelArgs:
 class RewardArgs:
     meteor_weight: float = 0.5
     """what a METEOR of 1 against the reference reply is worth"""
+    meteor_by_token: bool = True
+    """pay METEOR to the tokens that raise it, rather than all to the last: less noise, the same sum"""
     intent_weight: float = 0.5
     """what a reply that does what the reference reply does (inform, ask, direct, commit) is worth"""
     intent_model: str = "builtin"
     """who judges that: "builtin", or a sequence classifier by folder or hub id"""
+    intent_probability: bool = True
+    """pay how probable the judge finds that, rather than 0 or 1: less noise"""
     intent_labels: tuple[str, ...] | None = None
     """what the classifier's outputs stand for, where its configuration doesn't say it"""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -94,19 +99,21 @@ class PPOArgs:
     """replies to train on"""
     num_envs: int = 128
     """replies written at once; each iteration trains on one batch of them"""
-    replies_per_prompt: int = 4
+    replies_per_prompt: int = 8
     """replies to each context of a batch; the context is read once for all of them, in rollout and update"""
-    update_epochs: int = 2
+    group_baseline: bool = True
+    """expect of a reply what its context's other replies earn; the critic learns the rest"""
+    update_epochs: int = 1
     """passes over each batch"""
     num_minibatches: int = 4
     """minibatches of a pass"""
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-5
     """of the policy"""
     critic_learning_rate: float = 3e-4
     """of the critic; a shared critic's backbone learns at the policy's"""
     anneal_lr: bool = True
     """lower both linearly to zero"""
-    critic: Literal["separate", "shared"] = "separate"
+    critic: Literal["separate", "shared"] = "shared"
     """"separate": a second copy of the model estimates values; "shared": a value head on the policy does"""
     top_k: int = 20
     """replies are drawn from the likeliest K tokens, which the update then chooses among, as in NLPO; 0 is all"""
@@ -209,38 +216,6 @@ def next_logits(policy, input_ids, attention_mask, cache):
     ).logits[:, 0]
 
 
-def pack(input_ids, attention_mask, P, K, device):
-    """Rows that share a context as one row, context | reply 1 | ... | reply K; a reply sees the context and itself.
-
-    This changes no number: a reply's positions go on from the context's end, wherever it stands in the row.
-
-    Args: (B * K, columns) arrays, the prompt in the first P columns, the same for K rows in turn. Columns that are
-    padding in every row are cut: P' are left of the prompt, T of the replies.
-    Returns: `Agent.forward`'s arguments, (B, P' + K * T), (B, 1, P' + K * T, P' + K * T), (B, P' + K * T), (K * T,).
-    """
-    used = attention_mask.any(0).nonzero()[0]
-    first, last = used[0], used[-1] + 1
-    prompt, T = P - first, last - P
-
-    def one_row(array):
-        return np.concatenate([array[::K, first:P], array[:, P:last].reshape(-1, K * T)], axis=1)
-
-    there = one_row(attention_mask)  # (B, P' + K * T)
-    column = np.arange(there.shape[1])
-    reply = np.repeat(np.arange(K + 1), [prompt] + K * [T])  # 0 in the context's columns, 1 to K in the replies'
-    sees = (column <= column[:, None]) & ((reply == 0) | (reply == reply[:, None]))
-    # Padding sees itself, because a softmax over nothing is NaN.
-    mask = (sees & there[:, None].astype(bool)) | np.eye(len(column), dtype=bool)
-    context = there[:, :prompt]
-    position_ids = np.concatenate(
-        [(context.cumsum(1) - 1).clip(0), context.sum(1, keepdims=True) + np.tile(np.arange(T), K)], axis=1
-    )
-    before = prompt + np.arange(K)[:, None] * T + np.arange(-1, T - 1)  # the column before a token predicts it
-    before[:, 0] = prompt - 1
-    arrays = one_row(input_ids), mask[:, None], position_ids, before.ravel()
-    return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
-
-
 def narrow(logits, allowed):
     """Logits of the tokens that may be drawn: (..., top_k) of those in ``allowed``, or all where it is None."""
     return logits if allowed is None else logits.gather(-1, allowed)
@@ -315,7 +290,7 @@ if __name__ == "__main__":
             f"model {args.model!r} reads {longest} tokens, but max_prompt_length {P} + max_new_tokens {T} = {P + T}"
         )
     reward_amp_dtype = amp_dtype if args.use_amp else None
-    intent = IntentMatch(args.intent_model, device, args.intent_labels, amp_dtype=reward_amp_dtype)
+    intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, reward_amp_dtype)
     reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, reward_amp_dtype)
     rules = {"openrl": AdaptiveCoefficient, "ziegler": ZieglerCoefficient}
     fixed = args.kl_rule == "fixed"
@@ -323,7 +298,7 @@ if __name__ == "__main__":
     coefficient = ranks.AgreedCoefficient(coefficient)
     engine(reference.model, evaluation_config(args.ref_deepspeed_config, config, "the reference"))
     judge = engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
-    envs = MeteorReward(envs, args.meteor_weight)
+    envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
     envs = IntentReward(envs, intent, args.intent_weight)
     for scorer, weight, name in map(load_scorer, args.reward):
         envs = ScoreReward(envs, scorer, weight, name)
@@ -398,40 +373,46 @@ if __name__ == "__main__":
         allowed = torch.zeros(args.num_envs, T, args.top_k, dtype=torch.long, device=device)
         rows = np.arange(args.num_envs)  # those whose replies are still being written
         tokens, log_probs = np.zeros(args.num_envs, np.int64), np.zeros(args.num_envs)
-        for t in range(T):
-            logits = logits[:, :vocab_size].float()
-            drawable = logits.topk(args.top_k).indices if args.top_k else None
-            distribution = narrow(logits, drawable).log_softmax(-1)  # (rows, top_k or vocab_size)
-            choice = torch.multinomial(distribution.exp(), 1)  # (rows, 1)
-            choices[rows, t] = choice.squeeze(1)
-            logprobs[rows, t] = distribution.gather(1, choice).squeeze(1)
-            next_ids = choice
-            if args.top_k:
-                allowed[rows, t], next_ids = drawable, drawable.gather(1, choice)
-            # The divergence from the reference is one of whole distributions
-            whole_logprob = logits.gather(1, next_ids).squeeze(1) - logits.logsumexp(1)
-            # The one CPU-GPU sync of a token
-            tokens[rows], log_probs[rows] = torch.stack([next_ids[:, 0].double(), whole_logprob.double()]).cpu().numpy()
-            obs, episode_rewards, terminated, truncated, infos = envs.step({"token": tokens, "log_prob": log_probs})
-            if (terminated | truncated).all():
-                break
-            live = envs.unwrapped.mdp.live[rows]
-            if live.mean() < 0.8:  # leaving the others out pays for the copy of the cache
-                rows, next_ids = rows[live], next_ids[live]
-                cache.batch_select_indices(torch.from_numpy(live.nonzero()[0]).to(device))
-            with autocast:
-                logits = next_logits(agent.policy, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
+        # Within another block, the next one finds the weights that this one has cast
+        with torch.autocast(device.type, enabled=False):
+            for t in range(T):
+                logits = logits[:, :vocab_size].float()
+                drawable = logits.topk(args.top_k).indices if args.top_k else None
+                distribution = narrow(logits, drawable).log_softmax(-1)  # (rows, top_k or vocab_size)
+                choice = torch.multinomial(distribution.exp(), 1)  # (rows, 1)
+                choices[rows, t] = choice.squeeze(1)
+                logprobs[rows, t] = distribution.gather(1, choice).squeeze(1)
+                next_ids = choice
+                if args.top_k:
+                    allowed[rows, t], next_ids = drawable, drawable.gather(1, choice)
+                # The divergence from the reference is one of whole distributions
+                whole_logprob = logits.gather(1, next_ids).squeeze(1) - logits.logsumexp(1)
+                numbers = torch.stack([next_ids[:, 0].double(), whole_logprob.double()])
+                tokens[rows], log_probs[rows] = numbers.cpu().numpy()  # the one CPU-GPU sync of a token
+                obs, episode_rewards, terminated, truncated, infos = envs.step({"token": tokens, "log_prob": log_probs})
+                if (terminated | truncated).all():
+                    break
+                live = envs.unwrapped.mdp.live[rows]
+                if live.mean() < 0.8:  # leaving the others out pays for the copy of the cache
+                    rows, next_ids = rows[live], next_ids[live]
+                    cache.batch_select_indices(torch.from_numpy(live.nonzero()[0]).to(device))
+                with autocast:
+                    logits = next_logits(agent.policy, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
         weights.close()
         rollout_time = time.perf_counter() - start
 
         # The batch: whole replies, (num_envs, T)
         reply_mask = torch.from_numpy(obs["attention_mask"][:, P:]).to(device).float()
         rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
-        values = torch.zeros_like(rewards)
+        # What a context's other replies earn from the same token on (leave-one-out, as RLOO does, arXiv:2402.14740)
+        returns = rewards.flip(1).cumsum(1).flip(1).view(-1, K, T)
+        others = (returns.sum(1, keepdim=True) - returns).view(-1, T) / max(K - 1, 1)
+        baseline = others * reply_mask * args.group_baseline
+        values = baseline.clone()
         with torch.no_grad(), autocast:
             value = agent.critic(*pack(obs["input_ids"], obs["attention_mask"], P, K, device)).float()
             value = value.view(args.num_envs, -1)
-            values[:, : value.shape[1]] = value
+            values[:, : value.shape[1]] += value
 
         # Generalised advantage estimation (arXiv:1506.02438); the reply's end is final, so nothing is bootstrapped
         advantages = torch.zeros_like(rewards)
@@ -462,7 +443,7 @@ if __name__ == "__main__":
                 with autocast:
                     newlogits, newvalue = agent(*packed) if agent.shared else (None, agent.critic(*packed))
                 newvalue = newvalue.float().view(mb_mask.shape)
-                v_loss = 0.5 * ((newvalue - returns[here]) * mb_mask).pow(2).sum() / mb_tokens
+                v_loss = 0.5 * ((newvalue + baseline[here] - returns[here]) * mb_mask).pow(2).sum() / mb_tokens
                 if not agent.shared:  # then nothing of this is in memory while the policy learns
                     step("the critic", args.vf_coef * v_loss, critic_params)
                     with autocast:
