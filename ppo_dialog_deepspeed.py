@@ -416,29 +416,31 @@ if __name__ == "__main__":
         allowed = torch.zeros(args.num_envs, T, args.top_k, dtype=torch.long, device=device)
         rows = np.arange(args.num_envs)  # those whose replies are still being written
         tokens, log_probs = np.zeros(args.num_envs, np.int64), np.zeros(args.num_envs)
-        for t in range(T):
-            logits = logits[:, :vocab_size].float()
-            drawable = logits.topk(args.top_k).indices if args.top_k else None
-            distribution = narrow(logits, drawable).log_softmax(-1)  # (rows, top_k or vocab_size)
-            choice = torch.multinomial(distribution.exp(), 1)  # (rows, 1)
-            choices[rows, t] = choice.squeeze(1)
-            logprobs[rows, t] = distribution.gather(1, choice).squeeze(1)
-            next_ids = choice
-            if args.top_k:
-                allowed[rows, t], next_ids = drawable, drawable.gather(1, choice)
-            # The divergence from the reference is one of whole distributions
-            whole_logprob = logits.gather(1, next_ids).squeeze(1) - logits.logsumexp(1)
-            # The one CPU-GPU sync of a token
-            tokens[rows], log_probs[rows] = torch.stack([next_ids[:, 0].double(), whole_logprob.double()]).cpu().numpy()
-            obs, episode_rewards, terminated, truncated, infos = envs.step({"token": tokens, "log_prob": log_probs})
-            if (terminated | truncated).all():
-                break
-            live = envs.unwrapped.mdp.live[rows]
-            if live.mean() < 0.8:  # leaving the others out pays for the copy of the cache
-                rows, next_ids = rows[live], next_ids[live]
-                cache.batch_select_indices(torch.from_numpy(live.nonzero()[0]).to(device))
-            with autocast:
-                logits = next_logits(agent.policy, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
+        # Within another block, the next one finds the weights that this one has cast
+        with torch.autocast(device.type, enabled=False):
+            for t in range(T):
+                logits = logits[:, :vocab_size].float()
+                drawable = logits.topk(args.top_k).indices if args.top_k else None
+                distribution = narrow(logits, drawable).log_softmax(-1)  # (rows, top_k or vocab_size)
+                choice = torch.multinomial(distribution.exp(), 1)  # (rows, 1)
+                choices[rows, t] = choice.squeeze(1)
+                logprobs[rows, t] = distribution.gather(1, choice).squeeze(1)
+                next_ids = choice
+                if args.top_k:
+                    allowed[rows, t], next_ids = drawable, drawable.gather(1, choice)
+                # The divergence from the reference is one of whole distributions
+                whole_logprob = logits.gather(1, next_ids).squeeze(1) - logits.logsumexp(1)
+                numbers = torch.stack([next_ids[:, 0].double(), whole_logprob.double()])
+                tokens[rows], log_probs[rows] = numbers.cpu().numpy()  # the one CPU-GPU sync of a token
+                obs, episode_rewards, terminated, truncated, infos = envs.step({"token": tokens, "log_prob": log_probs})
+                if (terminated | truncated).all():
+                    break
+                live = envs.unwrapped.mdp.live[rows]
+                if live.mean() < 0.8:  # leaving the others out pays for the copy of the cache
+                    rows, next_ids = rows[live], next_ids[live]
+                    cache.batch_select_indices(torch.from_numpy(live.nonzero()[0]).to(device))
+                with autocast:
+                    logits = next_logits(agent.policy, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
         weights.close()
         rollout_time = time.perf_counter() - start
 
