@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import NewGELUActivation
 
 from dailydialog_gym.data import format_prompt, left_pad
 from dailydialog_gym.embedded import ASSETS, asset
@@ -58,6 +60,11 @@ def load_model(
             f"cannot load model {name!r}: expected 'builtin', a folder with config.json and model.safetensors, or a "
             f"hub id ({error})"
         ) from error
+    # GPT-2's activation is eight operations, each with a pass over memory; this is the same function in one
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
     return model.eval()
 
 

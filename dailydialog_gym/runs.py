@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dailydialog_gym.agent import save_agent
 from dailydialog_gym.checkpoints import Checkpoints, Stateful, write_folder, write_text
 from dailydialog_gym.evaluate import Evaluation
+from dailydialog_gym.memory import keep_freed_memory
 from dailydialog_gym.metrics import table
 from dailydialog_gym.report import plot_curves, side_by_side
 from dailydialog_gym.tokenizer import EOU
@@ -98,6 +99,7 @@ class Run:
 
     def start(self, before: Evaluation) -> None:
         """Open the logs, show the progress bar, and from now on finish the iteration when asked to stop."""
+        keep_freed_memory()
         self.before = before
         done = self.history[-1]["episodes"] if self.history else 0
         # What was logged after the checkpoint is logged again
