@@ -233,7 +233,7 @@ if __name__ == "__main__":
             f"at least num_minibatches ({args.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
         )
     if args.critic_class and args.critic == "shared":
-        raise SystemExit("--critic-class and --critic shared contradict each other")
+        raise SystemExit("--critic-class is a critic of its own: add --critic separate")
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)

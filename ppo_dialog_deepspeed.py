@@ -253,7 +253,7 @@ if __name__ == "__main__":
             f"({args.num_minibatches}), and num_envs <= total_episodes ({whole.total_episodes})"
         )
     if args.critic_class and args.critic == "shared":
-        raise SystemExit("--critic-class and --critic shared contradict each other")
+        raise SystemExit("--critic-class is a critic of its own: add --critic separate")
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(whole.seed)  # the same on all ranks
     torch.manual_seed(args.seed)

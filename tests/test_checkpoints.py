@@ -44,7 +44,7 @@ def dialogues(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def flags(tiny_model, tiny_intent_model, dialogues) -> list[str]:
     flags = {"model": tiny_model, "dataset": dialogues, "num-envs": 4, "total-episodes": 32, "num-minibatches": 2}
-    flags |= {"replies-per-prompt": 2}
+    flags |= {"replies-per-prompt": 2, "critic": "separate"}
     flags |= {"eval-samples": 4, "max-prompt-length": 16, "max-new-tokens": 6, "sample-every": 100}
     flags |= {"checkpoint-every": 2, "update-epochs": 1, "intent-model": tiny_intent_model}
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]

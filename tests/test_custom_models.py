@@ -65,7 +65,9 @@ def my_models(tmp_path, monkeypatch):
 
 
 def test_the_readmes_own_classes_train_and_are_evaluated(train, my_models, tiny_model, tiny_intent_model, capsys):
-    commands = re.findall(r"(--policy-class \S+)(?: (--critic-class \S+))?", (ROOT / "README.md").read_text())
+    commands = re.findall(
+        r"(--policy-class \S+)(?: (--critic-class \S+ --critic separate))?", (ROOT / "README.md").read_text()
+    )
     (training,) = [" ".join(command) for command in commands if command[1]]
     folder = train("--model", tiny_model, *training.split(), "--learning-rate", "0", "--critic-learning-rate", "1e-2")
     my_models = sys.modules["my_models"]
@@ -88,8 +90,11 @@ def test_the_readmes_own_classes_train_and_are_evaluated(train, my_models, tiny_
     ("flags", "message"),
     [
         (("--policy-class", "no_such_module:Policy"), "--policy-class 'no_such_module:Policy': expected module:name"),
-        (("--critic-class", "json:Critic"), "--critic-class 'json:Critic': expected module:name"),
-        (("--critic-class", "json:loads", "--critic", "shared"), "--critic-class and --critic shared contradict"),
+        (
+            ("--critic-class", "json:Critic", "--critic", "separate"),
+            "--critic-class 'json:Critic': expected module:name",
+        ),
+        (("--critic-class", "json:loads"), "--critic-class is a critic of its own: add --critic separate"),
     ],
 )
 def test_bad_classes_are_named(train, tiny_model, flags, message):

@@ -53,7 +53,7 @@ TUTORIAL_EVAL = {
 OFFLOAD = {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
 PARTITIONED = {"stage": 3, "stage3_param_persistence_threshold": 0}
 FLAGS = {"num-envs": 8, "total-episodes": 24, "num-minibatches": 1, "update-epochs": 2, "eval-samples": 4}
-FLAGS["replies-per-prompt"] = 1
+FLAGS |= {"replies-per-prompt": 1, "critic": "separate"}
 FLAGS |= {"max-prompt-length": 24, "max-new-tokens": 6, "sample-every": 100, "checkpoint-every": 1}
 FLAGS |= {"learning-rate": 1e-3, "kl-target": 0.01, "max-grad-norm": 0.01}  # less than the gradients have
 

@@ -31,7 +31,18 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-SMALL = ("--num-envs", "8", "--total-episodes", "16", "--num-minibatches", "2", "--eval-samples", "8")
+SMALL = (
+    "--num-envs",
+    "8",
+    "--total-episodes",
+    "16",
+    "--num-minibatches",
+    "2",
+    "--eval-samples",
+    "8",
+    "--replies-per-prompt",
+    "4",
+)
 
 
 @pytest.mark.parametrize(
