@@ -180,10 +180,16 @@ class Agent(nn.Module):
         # In eval mode for good: with dropout the first ratio would not be 1
         self.policy = load_model(model, policy_class)
         self.shared = critic == "shared"
+        width = self.policy.get_output_embeddings().in_features
         body = self.policy.base_model
         if not self.shared:
             body = load_model(model, critic_class) if critic_class else load_model(model, policy_class).base_model
-        self.critic = Critic(body, self.policy.get_output_embeddings().in_features)
+        if critic_class:
+            one = torch.ones(1, 1, dtype=torch.long)
+            hidden = body(one, attention_mask=one, position_ids=one - 1, use_cache=False)[0]
+            if hidden.shape[-1] != width:
+                raise ValueError(f"--critic-class: its hidden states are {hidden.shape[-1]} wide, the policy's {width}")
+        self.critic = Critic(body, width)
         self.vocab_size = vocab_size
 
     def forward(self, input_ids, attention_mask, position_ids, before):

@@ -102,6 +102,24 @@ def test_bad_classes_are_named(train, tiny_model, flags, message):
         train("--model", tiny_model, *flags)
 
 
+NARROW = """
+from transformers import GPT2Model
+
+class Critic(GPT2Model):
+    def forward(self, *args, **kwargs):
+        return (super().forward(*args, **kwargs)[0][..., :12],)
+"""
+
+
+def test_a_critic_of_another_width_is_refused_before_anything_is_computed(train, tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "narrow.py").write_text(NARROW)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = "--critic-class: its hidden states are 12 wide, the policy's 16"
+    with pytest.raises(ValueError, match=message):
+        train("--model", tiny_model, "--critic", "separate", "--critic-class", "narrow:Critic")
+    assert not (tmp_path / "runs").exists()
+
+
 NAN = """
 import torch
 from transformers import GPT2LMHeadModel

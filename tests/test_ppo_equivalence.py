@@ -23,6 +23,7 @@ def ragged_rows(contexts, K, seed=0):
     """Left-padded prompts, K replies of 1 to T tokens to each, and each row again as an unpadded list."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, VOCAB, (contexts * K, P + T))
+    ids[:, P - 1 : P + 1] = 0  # in places that are no padding, what stands in the padding
     ids[:, :P] = ids[::K, :P].repeat(K, axis=0)
     prompt_lengths = rng.integers(1, P - 1, contexts).repeat(K)
     reply_lengths = rng.integers(1, T, contexts * K)
