@@ -120,7 +120,7 @@ def start(request):
 
 
 def exit_code(pid):
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
         if time.monotonic() > deadline:
             os.killpg(pid, signal.SIGKILL)

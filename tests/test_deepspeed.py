@@ -181,7 +181,7 @@ class Jobs:
             start_new_session=True,
         )
         try:
-            output = process.communicate(timeout=240)[0]
+            output = process.communicate(timeout=600)[0]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the ranks too
             raise
@@ -356,7 +356,7 @@ def test_stages_compute_the_same(two, stage):
         assert_same(gradients, others, 1e-4)
     assert_same_rows(ours["rows"], expected["rows"][: len(ours["rows"])], 1e-4)
     if stage > 1:
-        assert_same(ours["policy"], expected["policy"], 1e-3)
+        assert_same(ours["policy"], expected["policy"], 1e-5)
 
 
 def test_ranks_have_contexts_of_their_own_and_one_kl_coefficient(two):
