@@ -27,6 +27,7 @@ import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.agent import DialogueAgent, load_model
 from dailydialog_gym.cache import roomy_cache
 from dailydialog_gym.checkpoints import RandomState
+from dailydialog_gym.compiling import compile_layers
 from dailydialog_gym.config import parse_args
 from dailydialog_gym.data import load_samples
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
@@ -125,6 +126,8 @@ class PPOArgs:
     """gradients are clipped to this norm, policy and critic each"""
     use_amp: bool = False
     """automatic mixed precision: bfloat16 where the device has it, else float16 with loss scaling"""
+    compile: bool = False
+    """compile the update, which pays for its half a minute with larger models; without a GPU it needs a C++ compiler"""
     seed: int = 1
     """of everything"""
 
@@ -288,6 +291,8 @@ if __name__ == "__main__":
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, coefficient, args.kl_estimator)
 
+    if args.compile:  # after the reference was copied
+        compile_layers(agent)
     policy_params = list(agent.policy.parameters())
     critic_params = list((agent.critic.value_head if agent.shared else agent.critic).parameters())
     optimizer = torch.optim.AdamW(

@@ -131,6 +131,8 @@ class PPOArgs:
     """gradients are clipped to this norm, policy and critic each"""
     use_amp: bool = False
     """automatic mixed precision: bfloat16 where the device has it, else float16 with loss scaling"""
+    compile: bool = False
+    """compile the update, which pays for its half a minute with larger models; without a GPU it needs a C++ compiler"""
     seed: int = 1
     """of everything"""
 
@@ -236,6 +238,8 @@ def minibatches(lengths, num_minibatches, rng):
 
 if __name__ == "__main__":
     whole, resume = parse_args(Args, __doc__, ranks.flags())
+    if whole.compile:
+        raise SystemExit("--compile: DeepSpeed's hooks stand between the layers, so leave it out")
     transformers.utils.logging.disable_progress_bar()
     rank, world, device = ranks.start()
     config = training_config(whole, world)

@@ -106,6 +106,16 @@ def test_wandb_logs_offline_without_a_login(run, tiny_model, monkeypatch, tmp_pa
     assert list((tmp_path / "runs/wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_a_compiled_update_is_the_update(run, tiny_model, critic):
+    flags = ("--model", tiny_model, *SMALL, "--critic", critic)
+    plain, compiled = run(*flags), run(*flags, "--compile", "--run-name", "compiled")
+    for ours, expected in zip(compiled, plain, strict=True):
+        for key in ("losses/policy_loss", "losses/value_loss", "losses/entropy", "reward/kl", "charts/episodic_return"):
+            assert ours[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
