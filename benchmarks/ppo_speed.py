@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +47,10 @@ class Args:
     """of ppo_dialog.py; the others' are separate"""
     replies_per_prompt: tuple[int, ...] = (1, 4, 8)
     """of ppo_dialog.py, above 1 with the first of the critics only; the others can't share a context"""
+    compiled: bool = False
+    """ppo_dialog.py with the first of these once more, with --compile"""
+    rollouts: tuple[int, ...] = ()
+    """how many replies at once to compare the cost of a rollout at, "8 16 32 64" say"""
     num_envs: int = 32
     """replies of an iteration"""
     num_minibatches: int = 4
@@ -78,7 +82,7 @@ def contestants(args: Args) -> list[Contestant]:
     """What is to run for each model, the per-token loop first: the others are compared with it."""
     found = []
     for precision in args.precisions:
-        amp = {"amp": precision == "amp", "critic": args.critics[0], "replies_per_prompt": 1}
+        amp = {"amp": precision == "amp", "critic": args.critics[0], "replies_per_prompt": 1, "compile": False}
         if "per-token" in args.contestants:
             found.append(Contestant("per_token.py", f"per-token loop in OpenRL's manner, {precision}", amp))
         if "trl" in args.contestants:
@@ -89,6 +93,11 @@ def contestants(args: Args) -> list[Contestant]:
                     label = f"ppo_dialog.py, {precision}, {critic} critic"
                     settings = {**amp, "critic": critic, "replies_per_prompt": copies}
                     found.append(Contestant("ours.py", f"{label}, K={copies}" if copies > 1 else label, settings))
+            if args.compiled:
+                first = {**amp, "replies_per_prompt": args.replies_per_prompt[0], "compile": True}
+                found.append(
+                    Contestant("ours.py", f"ppo_dialog.py, {precision}, {args.critics[0]} critic, --compile", first)
+                )
     return found
 
 
@@ -173,6 +182,16 @@ def summary(result: dict) -> dict:
     }
 
 
+def rollout_seconds(replies: int, model: str, precision: str, args: Args, folder: Path) -> float:
+    """What ppo_dialog.py takes to write so many replies, each to a prompt of its own."""
+    few = replace(
+        args, num_envs=replies, epochs=1, precisions=(precision,), critics=("shared",), replies_per_prompt=(1,)
+    )
+    contestant = contestants(replace(few, contestants=("ours",), compiled=False))[0]
+    timed = run(contestant, describe_job(few, model), few, folder)["iterations"][1:]
+    return statistics.median(iteration["seconds"]["rollout"] for iteration in timed)
+
+
 def machine(threads: int) -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
@@ -192,8 +211,8 @@ def main(args: Args) -> None:
     print(f"{machine(args.threads)}; Python {platform.python_version()}, {versions}; {datetime.date.today()}")
     print(
         f"{args.num_envs} replies an iteration, {args.num_minibatches} minibatches, {args.epochs} epochs; "
-        f"{args.iterations - 1} iterations after 1 of warming up. Times: FPS over the per-token loop's in "
-        f"{args.precisions[0]}. GFLOP: of linear layers and the head, padding included, attention not."
+        f"{args.iterations - 1} iterations after 1 of warming up. Times: FPS over the per-token loop's and over TRL's, "
+        f"both in {args.precisions[0]}. GFLOP: of linear layers and the head, padding included, attention not."
     )
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -203,25 +222,32 @@ def main(args: Args) -> None:
             lengths = [len(prompt) for prompt in job["prompts"]]
             print(f"\n{name}, prompts of {statistics.mean(lengths):.0f} tokens on average ({args.dataset})\n")
             print(
-                "| | FPS | times | GFLOP a token | rollout | rewards | update | update's GFLOP/s | of a matmul's "
-                "| peak GB |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+                "| | FPS | times | times TRL | GFLOP a token | rollout | rewards | update | update's GFLOP/s "
+                "| of a matmul's | peak GB |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
             )
-            baseline = None
+            baselines = {}
             for contestant in todo:
                 result = run(contestant, job, args, Path(folder))
                 if result is None:
                     failures += 1
                     continue
                 row = summary(result)
-                if contestant.script == "per_token.py" and baseline is None:
-                    baseline = row["fps"]
-                times = f"{row['fps'] / baseline:.1f}" if baseline else ""
+                baselines.setdefault(contestant.script, row["fps"])
+                times = " | ".join(
+                    f"{row['fps'] / baselines[script]:.1f}" if script in baselines else ""
+                    for script in ("per_token.py", "trl_ppo.py")
+                )
                 shares = " | ".join(f"{share:.0%}" for share in row["shares"])
                 print(
                     f"| {contestant.label} | {row['fps']:.2f} | {times} | {row['gflop_a_token']:.2f} | {shares} | "
                     f"{row['update_gflops']:.0f} | {row['of_matmul']:.0%} | {row['peak_gb']:.1f} |",
                     flush=True,
                 )
+            for precision in args.precisions if args.rollouts else ():
+                print(f"\n{name}, {precision}\n\n| replies at once | rollout s | ms a reply |\n| ---: | ---: | ---: |")
+                for replies in args.rollouts:
+                    seconds = rollout_seconds(replies, model, precision, args, Path(folder))
+                    print(f"| {replies} | {seconds:.2f} | {1000 * seconds / replies:.0f} |", flush=True)
     if failures:
         raise SystemExit(f"{failures} of the contestants failed")
 

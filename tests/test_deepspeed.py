@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -75,6 +76,12 @@ def test_its_models_packing_and_flags_are_the_plain_script_s_to_the_letter():
     ]
     assert blocks[1].keys() == blocks[0].keys()
     assert {name for name in blocks[0] if blocks[0][name] != blocks[1][name]} == {"Args"}
+
+
+def test_compile_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--compile"])
+    with pytest.raises(SystemExit, match="--compile: DeepSpeed's hooks stand between the layers"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 # Configurations

@@ -62,7 +62,14 @@ def contest(tiny_model, tmp_path, monkeypatch):
     def contest(script, **settings):
         args = benchmark["Args"](num_envs=8, num_minibatches=2, iterations=2, intent_model=intent)
         job = benchmark["describe_job"](args, tiny_model)
-        job |= {"amp": False, "critic": "separate", "replies_per_prompt": 1, "result": "result.json", **settings}
+        job |= {
+            "amp": False,
+            "critic": "separate",
+            "replies_per_prompt": 1,
+            "compile": False,
+            "result": "result.json",
+            **settings,
+        }
         Path("job.json").write_text(json.dumps(job))
         monkeypatch.setattr(sys, "argv", [script, "job.json"])
         runpy.run_path(str(BENCHMARKS / "contestants" / script), run_name="__main__")["meter"].hook.remove()

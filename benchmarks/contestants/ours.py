@@ -61,7 +61,6 @@ if __name__ == "__main__":
         "run-name": "speed",
     }
     sys.argv = ["ppo_dialog.py", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
-    if job["amp"]:
-        sys.argv.append("--use-amp")
+    sys.argv += [flag for name, flag in (("amp", "--use-amp"), ("compile", "--compile")) if job[name]]
     runpy.run_path(str(Path(__file__).parents[2] / "ppo_dialog.py"), run_name="__main__")
     meter.report(job)
