@@ -223,7 +223,7 @@ def main(args: Args) -> None:
             print(f"\n{name}, prompts of {statistics.mean(lengths):.0f} tokens on average ({args.dataset})\n")
             print(
                 "| | FPS | times | times TRL | GFLOP a token | rollout | rewards | update | update's GFLOP/s "
-                "| of a matmul's | peak GB |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+                f"| of a matmul's | peak GB |\n| --- {'| ---: ' * 10}|"
             )
             baselines = {}
             for contestant in todo:
