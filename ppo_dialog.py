@@ -90,7 +90,7 @@ class RewardArgs:
 
 @dataclass
 class PPOArgs:
-    total_episodes: int = 2560
+    total_episodes: int = 7680
     """replies to train on"""
     num_envs: int = 128
     """replies written at once; each iteration trains on one batch of them"""
