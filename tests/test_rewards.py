@@ -452,7 +452,8 @@ def test_kl_needs_log_probs():
 def test_reference_loads_from_a_folder(tmp_path, ragged):
     model = make_model("gpt2")
     model.save_pretrained(tmp_path)
-    np.testing.assert_array_equal(KLDivergence(str(tmp_path), VOCAB)(ragged), KLDivergence(model, VOCAB)(ragged))
+    loaded = KLDivergence(str(tmp_path), VOCAB)(ragged)  # with GPT-2's activation in one operation
+    np.testing.assert_allclose(loaded, KLDivergence(model, VOCAB)(ragged), rtol=0, atol=1e-5)
 
 
 def test_amp_dtype_autocasts_the_reference(ragged):
