@@ -2,7 +2,7 @@
 
     python benchmarks/deepspeed_speed.py                                # two processes, 5 minutes
     python benchmarks/deepspeed_speed.py --devices 1 --model gpt2-small --num-envs 64 --flags=--use-amp     # a GPU
-    python benchmarks/deepspeed_speed.py --devices 8 --model opt-1.3b --flags=--use-amp --flags=--critic=shared
+    python benchmarks/deepspeed_speed.py --devices 8 --model opt-1.3b --flags=--use-amp
 
 Weights are drawn at random. Plain trains on one device. FPS counts the tokens of replies, over all devices: the median
 of a run's iterations but the first. GB is what the iterations need on a device at most, the largest of all ranks: on a
@@ -112,6 +112,7 @@ def measure(args: Args, model: Path, stage: int | None, flags: list[str]) -> tup
     launcher = [sys.executable] if stage is None else ["deepspeed", "--num_gpus", str(devices)]
     common = {"run-name": "run", "model": model, "num-envs": args.num_envs, "eval-samples": 4}
     common |= {"total-episodes": args.num_envs * args.iterations, "num-minibatches": 2, "checkpoint-every": 1000}
+    common |= {"replies-per-prompt": 4}
     common |= {} if stage is None else {"zero-stage": stage}
     words = [str(word) for name, value in common.items() for word in (f"--{name}", value)]
     # Processes that have more threads than cores between them wait for each other most of the time
@@ -139,7 +140,7 @@ def main(args: Args) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("deepspeed", "torch", "transformers"))
     print(f"{machine()}; Python {platform.python_version()}, {versions}; {datetime.date.today()}")
     print(", ".join([args.model, f"{args.num_envs} replies an iteration", *args.flags]))
-    amp, shared = "--use-amp" in args.flags, "--critic=shared" in args.flags
+    amp, shared = "--use-amp" in args.flags, "--critic=separate" not in args.flags
     with tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_config(MODELS[args.model])
         num_params = model.num_parameters()
