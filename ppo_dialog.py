@@ -169,10 +169,13 @@ class Critic(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, input_ids, attention_mask, position_ids, before):
-        """Values (B, K * T) before each reply token of packed rows, see `pack`."""
+    def forward(self, input_ids, attention_mask, position_ids, tail, before):
+        """Values (N,) before each reply token of packed rows, see `Packed`."""
         hidden = self.body(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)[0]
-        return self.value_head(hidden[:, before]).squeeze(-1)
+        return self.values(hidden[:, -tail:].flatten(0, 1)[before])
+
+    def values(self, hidden):
+        return self.value_head(hidden).squeeze(-1)
 
 
 class Agent(nn.Module):
@@ -195,40 +198,42 @@ class Agent(nn.Module):
         self.critic = Critic(body, width)
         self.vocab_size = vocab_size
 
-    def forward(self, input_ids, attention_mask, position_ids, before):
-        """Logits (B, K * T, vocab_size) and, of a shared critic, values (B, K * T) before each reply token."""
+    def forward(self, input_ids, attention_mask, position_ids, tail, before):
+        """Logits (N, vocab_size) and, of a shared critic, values (N,) before each reply token."""
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
-        outputs = self.policy(input_ids, **inputs, logits_to_keep=before, output_hidden_states=self.shared)
-        logits = outputs.logits[..., : self.vocab_size]
+        outputs = self.policy(input_ids, **inputs, logits_to_keep=tail, output_hidden_states=self.shared)
+        logits = outputs.logits[..., : self.vocab_size].flatten(0, 1)[before]
         if not self.shared:
             return logits
-        return logits, self.critic.value_head(outputs.hidden_states[-1][:, before]).squeeze(-1)
+        return logits, self.critic.values(outputs.hidden_states[-1][:, -tail:].flatten(0, 1)[before])
 
 
 @torch.no_grad()
-def next_logits(policy, input_ids, attention_mask, cache):
-    """(n, vocabulary) logits of the token after the last column; ``input_ids`` are the columns that the cache lacks."""
-    input_ids, attention_mask = (torch.as_tensor(array, device=policy.device) for array in (input_ids, attention_mask))
+def next_token(agent, input_ids, attention_mask, cache):
+    """(n, vocabulary) logits of the token after the last column, whose inputs ``input_ids`` are the columns that the
+    cache lacks, and a shared critic's values (n,) before it."""
+    device = agent.policy.device
+    input_ids, attention_mask = (torch.as_tensor(array, device=device) for array in (input_ids, attention_mask))
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # prompts are left-padded
-    return policy(
+    outputs = agent.policy(
         input_ids,
         attention_mask=attention_mask,
         position_ids=position_ids[:, -input_ids.shape[1] :],
         past_key_values=cache,
         logits_to_keep=1,
-    ).logits[:, 0]
+        output_hidden_states=agent.shared,
+    )
+    value = (
+        agent.critic.values(outputs.hidden_states[-1][:, -1])
+        if agent.shared
+        else torch.zeros_like(outputs.logits[:, 0, 0])
+    )
+    return outputs.logits[:, 0], value
 
 
 def narrow(logits, allowed):
     """Logits of the tokens that may be drawn: (..., top_k) of those in ``allowed``, or all where it is None."""
     return logits if allowed is None else logits.gather(-1, allowed)
-
-
-def minibatches(lengths, num_minibatches, rng):
-    """Numbers of contexts in random order, those of similar length together: little of a minibatch is padding then."""
-    order = np.argsort(lengths + rng.uniform(0, 8, len(lengths)))
-    parts = np.array_split(order, num_minibatches)
-    return [parts[i] for i in rng.permutation(num_minibatches)]
 
 
 if __name__ == "__main__":
@@ -354,14 +359,13 @@ if __name__ == "__main__":
         first = int(obs["attention_mask"].any(0).argmax())  # columns that are padding in every row are cut
         cache = roomy_cache()
         with autocast:
-            logits = next_logits(
-                agent.policy, obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P], cache
-            )
+            outputs = next_token(agent, obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P], cache)
         cache.batch_repeat_interleave(K)
-        logits = logits.repeat_interleave(K, dim=0)
-        logprobs = torch.zeros(args.num_envs, T, device=device)
+        logits, value = (output.repeat_interleave(K, dim=0) for output in outputs)
+        logprobs, values = torch.zeros(2, args.num_envs, T, device=device)
         choices = torch.zeros(args.num_envs, T, dtype=torch.long, device=device)  # positions in allowed, or tokens
         allowed = torch.zeros(args.num_envs, T, args.top_k, dtype=torch.long, device=device)
+        contexts = np.arange(args.num_envs) // K
         rows = np.arange(args.num_envs)  # those whose replies are still being written
         tokens, log_probs = np.zeros(args.num_envs, np.int64), np.zeros(args.num_envs)
         # Within another block, the next one finds the weights that this one has cast
@@ -373,6 +377,7 @@ if __name__ == "__main__":
                 choice = torch.multinomial(distribution.exp(), 1)  # (rows, 1)
                 choices[rows, t] = choice.squeeze(1)
                 logprobs[rows, t] = distribution.gather(1, choice).squeeze(1)
+                values[rows, t] = value.float()
                 next_ids = choice
                 if args.top_k:
                     allowed[rows, t], next_ids = drawable, drawable.gather(1, choice)
@@ -388,7 +393,7 @@ if __name__ == "__main__":
                     rows, next_ids = rows[live], next_ids[live]
                     cache.batch_select_indices(torch.from_numpy(live.nonzero()[0]).to(device))
                 with autocast:
-                    logits = next_logits(agent.policy, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
+                    logits, value = next_token(agent, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
         rollout_time = time.perf_counter() - start
 
         # The batch: whole replies, (num_envs, T)
@@ -397,12 +402,12 @@ if __name__ == "__main__":
         # What a context's other replies earn from the same token on (leave-one-out, as RLOO does, arXiv:2402.14740)
         returns = rewards.flip(1).cumsum(1).flip(1).view(-1, K, T)
         others = (returns.sum(1, keepdim=True) - returns).view(-1, T) / max(K - 1, 1)
-        baseline = others * reply_mask * args.group_baseline
-        values = baseline.clone()
-        with torch.no_grad(), autocast:
-            value = agent.critic(*pack(obs["input_ids"], obs["attention_mask"], P, K, device)).float()
-            value = value.view(args.num_envs, -1)
-            values[:, : value.shape[1]] += value
+        baseline = others * args.group_baseline
+        if not agent.shared:  # a shared critic's came with the tokens
+            with torch.no_grad(), autocast:
+                value = agent.critic(*pack(obs["input_ids"], obs["attention_mask"], P, contexts, device))
+            values[reply_mask.bool()] = value.float()
+        values = (values + baseline) * reply_mask
 
         # Generalised advantage estimation (arXiv:1506.02438); the reply's end is final, so nothing is bootstrapped
         advantages = torch.zeros_like(rewards)
@@ -413,39 +418,37 @@ if __name__ == "__main__":
             delta = rewards[:, t] + args.gamma * nextvalues * nextnonterminal - values[:, t]
             lastgaelam = delta + args.gamma * args.gae_lambda * nextnonterminal * lastgaelam
             advantages[:, t] = lastgaelam * reply_mask[:, t]
-        returns = advantages + values * reply_mask
+        returns = advantages + values
         num_tokens = reply_mask.sum()
         mean = advantages.sum() / num_tokens
         std = (((advantages - mean) * reply_mask).pow(2).sum() / num_tokens).sqrt()
         advantages = (advantages - mean) / (std + 1e-8) * reply_mask
 
         # Update on whole replies: one forward gives all log-probabilities and values of a context's K replies
-        lengths = obs["attention_mask"].sum(1).reshape(-1, K).max(1)
         stats = []
         for _ in range(args.update_epochs):
-            for mb_contexts in minibatches(lengths, args.num_minibatches, rng):
+            for mb_contexts in np.array_split(rng.permutation(num_contexts), args.num_minibatches):
                 mb_inds = (mb_contexts[:, None] * K + np.arange(K)).ravel()  # rows
-                packed = pack(obs["input_ids"][mb_inds], obs["attention_mask"][mb_inds], P, K, device)
-                here = mb_inds, slice(len(packed[-1]) // K)  # (minibatch, replies), as all below
-                mb_mask = reply_mask[here]
-                mb_tokens = mb_mask.sum()
+                packed = pack(obs["input_ids"][mb_inds], obs["attention_mask"][mb_inds], P, contexts[mb_inds], device)
+                row, t = obs["attention_mask"][mb_inds, P:].nonzero()
+                here = mb_inds[row], t  # the minibatch's tokens, (N,), as all below
+                mb_tokens = len(t)
 
                 with autocast:
                     newlogits, newvalue = agent(*packed) if agent.shared else (None, agent.critic(*packed))
-                newvalue = newvalue.float().view(mb_mask.shape)
-                v_loss = 0.5 * ((newvalue + baseline[here] - returns[here]) * mb_mask).pow(2).sum() / mb_tokens
+                v_loss = 0.5 * (newvalue.float() + baseline[here] - returns[here]).pow(2).sum() / mb_tokens
                 if not agent.shared:  # then nothing of this is in memory while the policy learns
                     step("the critic", args.vf_coef * v_loss, critic_params)
                     with autocast:
                         newlogits = agent(*packed)
 
                 drawable = allowed[here] if args.top_k else None
-                newlogits = narrow(newlogits.view(*mb_mask.shape, -1), drawable).float()
-                newlogprob = -cross_entropy(newlogits.transpose(1, 2), choices[here], reduction="none")
+                newlogits = narrow(newlogits, drawable).float()
+                newlogprob = -cross_entropy(newlogits, choices[here], reduction="none")
                 with torch.set_grad_enabled(args.ent_coef != 0):
                     entropy = Categorical(logits=newlogits, validate_args=False).entropy()
-                entropy_loss = (entropy * mb_mask).sum() / mb_tokens
-                logratio = (newlogprob - logprobs[here]) * mb_mask
+                entropy_loss = entropy.sum() / mb_tokens
+                logratio = newlogprob - logprobs[here]
                 ratio = logratio.exp()
                 pg_loss1 = -advantages[here] * ratio
                 pg_loss2 = -advantages[here] * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
@@ -457,8 +460,8 @@ if __name__ == "__main__":
                     step("the policy", loss, policy_params)
                 with torch.no_grad():
                     # k3 of http://joschu.net/blog/kl-approx.html
-                    approx_kl = ((ratio - 1 - logratio) * mb_mask).sum() / mb_tokens
-                    clipfrac = (((ratio - 1).abs() > args.clip_coef) * mb_mask).sum() / mb_tokens
+                    approx_kl = (ratio - 1 - logratio).sum() / mb_tokens
+                    clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / mb_tokens
                 stats.append(torch.stack([pg_loss, v_loss, entropy_loss, approx_kl, clipfrac]).detach())
 
         # Logs: what the wrappers put into the final info, as means over the batch, and the algorithm's own

@@ -1,45 +1,89 @@
-"""Several replies to a context in one row of a batch, so that the context is computed once."""
+"""A batch of prompts and replies in rows without padding, each context once for all of its replies."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 
-def pack(
-    input_ids: np.ndarray, attention_mask: np.ndarray, P: int, K: int, device: torch.device | str
-) -> list[torch.Tensor]:
-    """Rows that share a context as one row, context | reply 1 | ... | reply K; a reply sees the context and itself.
+class Packed(NamedTuple):
+    """B rows of L columns; the last R of them hold all columns that predict one of the N reply tokens."""
 
-    This changes no number: a reply's positions go on from the context's end, wherever it stands in the row. Columns
-    that are padding in every row are cut: P' are left of the prompt, T of the replies.
+    input_ids: torch.Tensor
+    """``(B, L)``"""
+    attention_mask: torch.Tensor
+    """boolean ``(B, 1, L, L)``"""
+    position_ids: torch.Tensor
+    """``(B, L)``"""
+    tail: int
+    """R"""
+    before: torch.Tensor
+    """``(N,)``: in the flattened ``(B, R)``, the column that predicts a reply token; tokens in the order in which
+    ``attention_mask[:, P:].nonzero()`` finds them"""
+
+
+def share_out(sizes: np.ndarray, capacity: int) -> list[list[int]]:
+    """Put items into as few rows as this finds, none of them over ``capacity``, all about as full: the largest item
+    first, each into the row that is emptiest (longest processing time, Graham 1969, doi:10.1137/0117039)."""
+    count = -(-sizes.sum() // capacity)
+    while True:
+        rows: list[list[int]] = [[] for _ in range(count)]
+        filled = np.zeros(count, np.int64)
+        for item in np.argsort(-sizes, kind="stable"):
+            emptiest = filled.argmin()
+            rows[emptiest].append(item)
+            filled[emptiest] += sizes[item]
+        if filled.max() <= capacity or count == len(sizes):
+            return rows
+        count += 1
+
+
+def pack(
+    input_ids: np.ndarray, attention_mask: np.ndarray, P: int, context: np.ndarray, device: torch.device | str
+) -> Packed:
+    """Contexts with all their replies in shared rows; a reply sees its context and itself.
+
+    This changes no number: a reply's positions go on from its context's end, wherever it stands in the row. A row has
+    the contexts but for their last tokens, then for each context its last token, which predicts the first of each
+    reply, and its replies. It is at most as long as the longest prompt with the most replies could be.
 
     Args:
-        input_ids, attention_mask: ``(B * K, columns)`` int64, the prompt in the first P columns.
-        K: so many rows in turn have the same prompt.
-
-    Returns:
-        ``input_ids`` ``(B, P' + K * T)``, boolean ``attention_mask`` ``(B, 1, P' + K * T, P' + K * T)``,
-        ``position_ids`` ``(B, P' + K * T)``, and ``(K * T,)`` the columns that predict the replies' tokens.
+        input_ids, attention_mask: ``(n, P + T)`` int64, the prompts in the first P columns, left-padded.
+        context: ``(n,)``; those with the same number here have the same prompt.
     """
-    used = attention_mask.any(0).nonzero()[0]
-    first, last = used[0], used[-1] + 1
-    prompt, T = P - first, last - P
+    there = attention_mask.astype(bool)
+    first, context, counts = np.unique(context, return_index=True, return_inverse=True, return_counts=True)[1:]
+    members = np.split(context.argsort(kind="stable"), counts.cumsum()[:-1])
+    read = there[first, :P].sum(1)
+    tail = 1 + np.bincount(context, there[:, P:].sum(1)).astype(np.int64)
+    rows = share_out(read - 1 + tail, P + counts.max() * (there.shape[1] - P))
+    R = max(tail[row].sum() for row in rows)
+    L = max((read[row] - 1 + tail[row]).sum() for row in rows)
 
-    def one_row(array):
-        return np.concatenate([array[::K, first:P], array[:, P:last].reshape(-1, K * T)], axis=1)
+    row_ids, position, prompt, reply = np.zeros((4, len(rows), L), np.int64)  # prompt 0 is padding, reply 0 none
+    before = np.zeros(there[:, P:].shape, np.int64)
+    for b, row in enumerate(rows):
+        column = L - tail[row].sum()
+        body = column - (read[row] - 1).sum()
+        for c in row:
+            which, t = there[members[c], P:].nonzero()
+            which = members[c][which]
+            own = column + 1 + np.arange(len(t))
+            before[which, t] = b * R + np.where(t > 0, own - 1, column) - (L - R)
+            columns = np.concatenate([np.arange(body, body + read[c] - 1), [column], own])
+            row_ids[b, columns] = np.concatenate(
+                [input_ids[first[c], :P][there[first[c], :P]], input_ids[which, P + t]]
+            )
+            position[b, columns] = np.concatenate([np.arange(read[c]), read[c] + t])
+            prompt[b, columns] = c + 1
+            reply[b, own] = which + 1
+            body, column = body + read[c] - 1, column + tail[c]
 
-    there = one_row(attention_mask)  # (B, P' + K * T)
-    column = np.arange(there.shape[1])
-    reply = np.repeat(np.arange(K + 1), [prompt] + K * [T])  # 0 in the context's columns, 1 to K in the replies'
-    sees = (column <= column[:, None]) & ((reply == 0) | (reply == reply[:, None]))
-    # Padding sees itself, because a softmax over nothing is NaN.
-    mask = (sees & there[:, None].astype(bool)) | np.eye(len(column), dtype=bool)
-    context = there[:, :prompt]
-    position_ids = np.concatenate(
-        [(context.cumsum(1) - 1).clip(0), context.sum(1, keepdims=True) + np.tile(np.arange(T), K)], axis=1
-    )
-    before = prompt + np.arange(K)[:, None] * T + np.arange(-1, T - 1)  # the column before a token predicts it
-    before[:, 0] = prompt - 1
-    arrays = one_row(input_ids), mask[:, None], position_ids, before.ravel()
-    return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
+    one, other = np.s_[:, :, None], np.s_[:, None]
+    mask = (prompt[one] == prompt[other]) & ((reply[other] == 0) | (reply[one] == reply[other]))
+    mask &= np.tri(L, dtype=bool)  # of padding too, because a softmax over nothing is NaN
+    arrays = row_ids, mask[:, None], position, before[there[:, P:]]
+    row_ids, mask, position, before = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
+    return Packed(row_ids, mask, position, int(R), before)

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ppo_dialog import Agent, Critic, minibatches, pack
+from dailydialog_gym.packing import share_out
+from ppo_dialog import Agent, Critic, pack
 
 SCRIPT = Path(__file__).parents[1] / "ppo_dialog.py"
 P, T, VOCAB = 9, 5, 50
@@ -73,24 +76,25 @@ def slow_outputs(agent, row, prompt_length, allowed=None):
 def test_packed_rows_equal_rows_alone(kind, K, critic):
     """Log-probabilities, values and gradients, to 1e-5: Llama's norms and rotations are float32 in every model."""
     agent = make_agent(kind, critic)
-    ids, mask, rows, prompt_lengths = ragged_rows(4, K)
-    packed = pack(ids, mask, P, K, "cpu")
+    ids, mask, rows, prompt_lengths = ragged_rows(7, K)
+    packed = pack(ids, mask, P, np.arange(len(ids)) // K, "cpu")
     logits, values = agent(*packed) if agent.shared else (agent(*packed), agent.critic(*packed))
-    log_probs = logits.reshape(len(rows), -1, VOCAB).log_softmax(-1)
-    values = values.reshape(len(rows), -1)
-    assert log_probs.shape[1] == mask[:, P:].any(0).sum() < T
-    assert packed[0].shape[1] < P + K * T  # padding of all rows is cut
-    torch.testing.assert_close(agent.critic(*packed).reshape(len(rows), -1), values)
-    loss = slow_loss = 0
+    log_probs = logits.log_softmax(-1)
+    assert 1 < len(packed.input_ids) < 7  # rows, some with several contexts
+    torch.testing.assert_close(agent.critic(*packed), values)
+    loss = slow_loss = first = 0
     for i, (row, prompt_length) in enumerate(zip(rows, prompt_lengths, strict=True)):
         reply = torch.from_numpy(row[prompt_length:])
-        ours = log_probs[i, range(len(reply)), reply]
+        own = slice(first, first + len(reply))
+        first = own.stop
+        ours = log_probs[own].gather(1, reply[:, None])[:, 0]
         expected, expected_values = slow_outputs(agent, row, prompt_length)
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(values[i, : len(reply)], expected_values, rtol=0, atol=1e-5)
+        torch.testing.assert_close(values[own], expected_values, rtol=0, atol=1e-5)
         weights = torch.sin(torch.arange(len(reply)) + i)
-        loss += (weights * (ours + values[i, : len(reply)])).sum()
+        loss += (weights * (ours + values[own])).sum()
         slow_loss += (weights * (expected + expected_values)).sum()
+    assert first == len(log_probs) == mask[:, P:].sum()
     parameters = [parameter for parameter in agent.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     slow_gradients = torch.autograd.grad(slow_loss, parameters, allow_unused=True)
@@ -102,11 +106,19 @@ def test_packed_rows_equal_rows_alone(kind, K, critic):
     assert used > 20
 
 
-def test_minibatches_are_a_partition_of_similar_lengths():
-    lengths = np.random.default_rng(0).integers(10, 148, 64)
-    parts = minibatches(lengths, 5, np.random.default_rng(0))
-    assert sorted(np.concatenate(parts)) == list(range(64))
-    assert np.mean([np.ptp(lengths[part]) for part in parts]) < np.ptp(lengths) / 2
+@given(st.lists(st.integers(1, 148), min_size=1, max_size=40))
+def test_rows_hold_every_context_once_and_none_is_overfull(sizes):
+    sizes = np.array(sizes)
+    rows = share_out(sizes, 148)
+    assert sorted(item for row in rows for item in row) == list(range(len(sizes)))
+    assert max(sizes[row].sum() for row in rows) <= 148
+
+
+def test_packed_rows_are_almost_without_padding():
+    ids, mask, *_ = ragged_rows(32, 2)
+    packed = pack(ids, mask, P, np.arange(64) // 2, "cpu")
+    used = mask[::2, :P].sum() + mask[:, P:].sum()
+    assert used <= packed.input_ids.numel() < 1.15 * used
 
 
 # A whole iteration

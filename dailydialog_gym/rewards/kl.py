@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from dailydialog_gym.agent import load_model
+from dailydialog_gym.packing import pack
 from dailydialog_gym.precision import MixedPrecision
 from dailydialog_gym.rewards.episodes import Episodes
 
@@ -46,34 +48,20 @@ class KLDivergence:
         if episodes.log_probs is None:
             raise ValueError("KLDivergence needs the agent's log-probabilities: wrap the environment in KLPenalty")
         ids, mask = episodes.input_ids, episodes.attention_mask  # (n, L)
-        used = mask.any(0).nonzero()[0]  # columns that are padding in every row cost time and change nothing
-        first, start, last = used[0], ids.shape[1] - episodes.max_new_tokens, used[-1] + 1
-        _, readers, context = np.unique(
-            np.where(mask, ids, -1)[:, first:start], axis=0, return_index=True, return_inverse=True
-        )
-        prompt, reply, cache = slice(first, start), slice(start, last), DynamicCache()
-        with MixedPrecision(self.device, self.amp_dtype, ids.shape[1], self.amp_dtype is not None):
-            after_prompt = self._logits(ids[readers, prompt], mask[readers, prompt], cache, 1)
-            context = torch.from_numpy(context).to(self.device)
-            cache.batch_select_indices(context)
-            after_reply = self._logits(ids[:, reply], mask[:, first:last], cache, 0)
-        logits = torch.cat([after_prompt[context], after_reply[:, :-1]], 1)  # (n, T, vocabulary)
-        tokens = torch.from_numpy(ids[:, reply]).to(self.device)
-        drawn = logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1).cpu().numpy()
+        start = ids.shape[1] - episodes.max_new_tokens
+        context = np.unique(np.where(mask, ids, -1)[:, :start], axis=0, return_inverse=True)[1]
+        rows = pack(ids, mask, start, context, self.device)
+        with MixedPrecision(self.device, self.amp_dtype, rows.input_ids.shape[1], self.amp_dtype is not None):
+            logits = self.model(
+                rows.input_ids,
+                attention_mask=rows.attention_mask,
+                position_ids=rows.position_ids,
+                logits_to_keep=rows.tail,
+                use_cache=False,
+            ).logits
+        logits = logits[..., : self.vocab_size].flatten(0, 1)[rows.before].float()  # (tokens, vocabulary)
+        tokens = torch.from_numpy(ids[:, start:][episodes.reply_mask]).to(self.device)
         result = np.zeros(episodes.log_probs.shape)
-        result[:, : drawn.shape[1]] = episodes.log_probs[:, : drawn.shape[1]] - drawn
-        return np.where(episodes.reply_mask, result, 0.0)
-
-    def _logits(self, ids: np.ndarray, mask: np.ndarray, cache: DynamicCache, last: int) -> torch.Tensor:
-        """Of the ``last`` columns of ``ids``, 0 for all; ``mask`` also covers the columns that are in the cache."""
-        position_ids = (mask.cumsum(1) - 1).clip(0)[:, -ids.shape[1] :]
-        input_ids, attention_mask, position_ids = (
-            torch.from_numpy(array).to(self.device) for array in (ids, mask, position_ids)
-        )
-        return self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            logits_to_keep=last,
-        ).logits[..., : self.vocab_size]
+        result[episodes.reply_mask] = episodes.log_probs[episodes.reply_mask]
+        result[episodes.reply_mask] += cross_entropy(logits, tokens, reduction="none").cpu().numpy()
+        return result
