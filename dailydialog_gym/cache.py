@@ -13,29 +13,38 @@ class _RoomyLayer(DynamicLayer):
     """A `DynamicLayer` that copies what it holds every 32nd token, not at every one: that took a third of a rollout."""
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.buffers = None
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self.buffers is None or self.buffers[0].shape[-2] < end:
-            shape = (*key_states.shape[:-2], end + ROOM, key_states.shape[-1])
-            held, self.buffers = (self.keys, self.values), (key_states.new_empty(shape), value_states.new_empty(shape))
-            for buffer, states in zip(self.buffers, held, strict=True):
-                if start:
-                    buffer[..., :start, :] = states
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[..., start:end, :] = states
-        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._move(key_states, value_states)
+        else:
+            if self.buffers[0].shape[-2] < end:
+                self._move(self.keys, self.values)
+            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer[..., start:end, :] = states
+        self._hold(end)
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self.buffers = None
+        self._move(*(states[:, None].expand(-1, repeats, -1, -1, -1) for states in (self.keys, self.values)))
+        self._hold(self.keys.shape[-2])
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        self.buffers = None
+        self.buffers = [buffer[indices] for buffer in self.buffers]
+        self._hold(self.keys.shape[-2])
+
+    def _move(self, *held: torch.Tensor) -> None:
+        """Copy ``(rows, [repeats,] heads, columns, width)`` to where there is room."""
+        self.buffers = []
+        for states in held:
+            columns = states.shape[-2]
+            buffer = states.new_empty((*states.shape[:-2], columns + ROOM, states.shape[-1]))
+            buffer[..., :columns, :] = states
+            self.buffers.append(buffer.flatten(0, -4))
+
+    def _hold(self, columns: int) -> None:
+        self.keys, self.values = (buffer[..., :columns, :] for buffer in self.buffers)
 
 
 def roomy_cache() -> Cache:

@@ -80,6 +80,29 @@ def test_a_second_run_can_begin_where_the_first_ended(whole, dataset, tmp_path):
     assert (tmp_path / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
 
 
+def test_a_teacher_s_opinions_are_what_intent_match_finds(whole, dataset):
+    dialogues = load_dialogues(dataset, "validation")
+    found = intent.opinions(whole, dialogues, intent.Args(out=whole, max_length=96))
+    pairs = [(last, reply) for d in dialogues for last, reply in zip((None, *d.utterances), d.utterances, strict=False)]
+    after = torch.tensor([last is not None for last, _ in pairs])
+    prompts, answers = zip(*((format_prompt([last]), reply) for last, reply in pairs if last is not None), strict=True)
+    expected = torch.from_numpy(IntentMatch(str(whole)).probabilities(prompts, answers)).float()
+    assert len(expected) < len(found)
+    torch.testing.assert_close(found[after], expected, rtol=0, atol=1e-3)
+
+
+def test_what_is_taught_is_the_label_soft_labels_and_teachers(whole, dataset, tmp_path, monkeypatch):
+    taught, losses = [], intent.Learner.losses
+    monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[2]) or losses(*args))
+    flags = {**TOY, "epochs": 1, "soft_weight": 0.75, "teachers": (whole, whole)}
+    intent.main(intent.Args(out=tmp_path, dataset=dataset, **flags))
+    dialogues = load_dialogues(dataset, "train")
+    labels = torch.eye(4)[[act - 1 for dialogue in dialogues for act in dialogue.acts]]
+    opinions = intent.opinions(whole, dialogues, intent.Args(out=whole))
+    expected = 0.25 * labels + 0.25 * intent.soft_labels(dialogues) + 0.5 * opinions
+    torch.testing.assert_close(taught[0], expected)
+
+
 def test_rows_are_what_the_tokenizer_makes_of_the_joined_text():
     dialogues = load_dialogues("builtin", "validation")
     tokenizer = intent.train_tokenizer(dialogues, 400, 30)

@@ -7,7 +7,8 @@ separator, and the reply. Beside the question that counts it guesses masked word
 policy are cut as the policy would cut them.
 
 An encoder this small learns the annotators' slips by heart. So most of what it is taught is not the label but what two
-logistic regressions, which never saw the dialogue, think of it: see `soft_labels`.
+logistic regressions, which never saw the dialogue, think of it: see `soft_labels`. A classifier that was trained so may
+have a say in what the next is taught: ``--teachers``.
 
 Reads the train split and stops early on the validation split; ``--test`` opens the test split when all is done. `OUT`
 becomes a Hugging Face folder (float16 safetensors and tokenizer), with the curve in ``intent.jsonl`` and the scores in
@@ -55,6 +56,8 @@ class Args:
     """at the end, score the classifier on the test split too"""
     start: Path | None = None
     """a folder that this recipe made with the same sizes: begin with its tokenizer and weights"""
+    teachers: tuple[Path, ...] = ()
+    """folders that this recipe made: what they find counts as much as `soft_labels`, each"""
     vocab_size: int = 8192
     """tokens of the byte-level BPE, special ones included"""
     layers: int = 3
@@ -70,7 +73,7 @@ class Args:
     masking: float = 0.3
     """of each text, at most this share of tokens is masked (the share is drawn anew each time)"""
     soft_weight: float = 0.6
-    """share of `soft_labels` in what the encoder is taught; the rest is the label itself"""
+    """share of `soft_labels` and teachers in what the encoder is taught; the rest is the label itself"""
     label_smoothing: float = 0.0
     """share of an even distribution in what it is taught"""
     mask_weight: float = 0.3
@@ -293,6 +296,15 @@ def logits_of(model: ModernBertForSequenceClassification, rows: list[Row], batch
     return result
 
 
+def opinions(folder: Path, dialogues: Sequence[Dialogue], args: Args) -> torch.Tensor:
+    """``(n, 4)``: how probable a trained classifier finds each act of each utterance, even of those that it learned
+    from, as in born-again networks (Furlanello et al. 2018, arXiv:1805.04770)."""
+    model = ModernBertForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    examples = encode(PreTrainedTokenizerFast.from_pretrained(folder), dialogues, args.max_new_tokens)
+    rows = [row(example, False, args.max_length) for example in examples]
+    return logits_of(model, rows, args.batch_tokens).softmax(-1)
+
+
 def scores(logits: torch.Tensor, acts: torch.Tensor) -> dict:
     """Accuracy, F1 of each act and their mean, expected calibration error (15 bins), confusion[true][found]."""
     probability, found = logits.softmax(-1).max(-1)
@@ -376,7 +388,8 @@ def main(args: Args) -> None:
 
     targets = one_hot(torch.tensor([example.act for example in examples]), len(ACTS)).float()
     if args.soft_weight:
-        targets += args.soft_weight * (soft_labels(train) - targets)
+        soft = [soft_labels(train), *(opinions(folder, train, args) for folder in args.teachers)]
+        targets += args.soft_weight * (torch.stack(soft).mean(0) - targets)
     torch.manual_seed(args.seed)
     learner = Learner(args, len(tokenizer)).to(device)
     if args.start:
