@@ -38,6 +38,7 @@ from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
 from dailydialog_gym.rewards.meteor import meteor, words
 from dailydialog_gym.rewards.own import load_scorer
+from dailydialog_gym.rewards.surprise import token_surprise
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_dailydialog = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data/dailydialog")
@@ -469,6 +470,23 @@ def test_reference_is_frozen_and_has_no_dropout(ragged):
     scorer = KLDivergence(make_model("gpt2").train(), VOCAB)
     assert not any(parameter.requires_grad for parameter in scorer.model.parameters())
     np.testing.assert_array_equal(scorer(ragged), scorer(ragged))
+
+
+# How rare a token is
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_surprise_is_log_rarity_without_the_ends_and_zero_on_average(lengths, seed):
+    episodes = make_episodes(lengths, 6, vocab_size=6, seed=seed)
+    scores = token_surprise(episodes)
+    said = [list(row[: length - 1]) for row, length in zip(episodes.reply_ids, lengths, strict=True)]
+    tokens = [token for reply in said for token in reply]
+    surprise = [-np.log(tokens.count(token) / len(tokens)) for token in tokens]
+    expected = np.zeros((len(lengths), 6))
+    for i, reply in enumerate(said):
+        expected[i, : len(reply)] = [-np.log(tokens.count(token) / len(tokens)) - np.mean(surprise) for token in reply]
+    np.testing.assert_allclose(scores, expected, atol=1e-12)
+    assert scores.sum() == pytest.approx(0, abs=1e-9)
 
 
 # The adaptive coefficient
