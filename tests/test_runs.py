@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+import time
 from dataclasses import make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +60,10 @@ def test_what_a_users_own_reward_says_reaches_every_log(script, no_login, tmp_pa
     assert all(0 < row["reward/brevity"] < 1 for row in rows)
     events = EventAccumulator(str(folder)).Reload()
     (offline,) = (tmp_path / "runs/wandb").glob("offline-run-*/*.wandb")
-    tracked = offline.read_bytes().decode(errors="replace")  # records of names and of values as JSON
+    deadline = time.time() + 30  # a process of wandb's own writes it
+    while "losses/explained_variance" not in (tracked := offline.read_bytes().decode(errors="replace")):
+        assert time.time() < deadline
+        time.sleep(0.1)
     for key in set(rows[0]) - {"episodes"}:
         values = [row[key] for row in rows]
         assert [(event.step, event.value) for event in events.Scalars(key)] == [
