@@ -19,15 +19,13 @@ import torch
 import transformers
 import tyro
 from torch import nn
-from torch.distributions import Categorical
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.agent import DialogueAgent, load_model
-from dailydialog_gym.cache import roomy_cache
+from dailydialog_gym.cache import FixedCache, roomy_cache
 from dailydialog_gym.checkpoints import RandomState
-from dailydialog_gym.compiling import compile_layers
+from dailydialog_gym.compiling import compile_decoding, compile_layers
 from dailydialog_gym.config import parse_args
 from dailydialog_gym.data import load_samples
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
@@ -127,7 +125,7 @@ class PPOArgs:
     use_amp: bool = False
     """automatic mixed precision: bfloat16 where the device has it, else float16 with loss scaling"""
     compile: bool = False
-    """compile the update, which pays for its half a minute with larger models; without a GPU it needs a C++ compiler"""
+    """compile update and decoding, for long runs: it takes a minute or more, and without a GPU a C++ compiler"""
     seed: int = 1
     """of everything"""
 
@@ -298,6 +296,8 @@ if __name__ == "__main__":
 
     if args.compile:  # after the reference was copied
         compile_layers(agent)
+        compile_decoding(agent.policy)
+        fixed_cache = FixedCache(P + T)
     policy_params = list(agent.policy.parameters())
     critic_params = list((agent.critic.value_head if agent.shared else agent.critic).parameters())
     optimizer = torch.optim.AdamW(
@@ -361,6 +361,8 @@ if __name__ == "__main__":
         with autocast:
             outputs = next_token(agent, obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P], cache)
         cache.batch_repeat_interleave(K)
+        if args.compile:
+            cache = fixed_cache.hold(cache, first)
         logits, value = (output.repeat_interleave(K, dim=0) for output in outputs)
         logprobs, values = torch.zeros(2, args.num_envs, T, device=device)
         choices = torch.zeros(args.num_envs, T, dtype=torch.long, device=device)  # positions in allowed, or tokens
@@ -389,11 +391,12 @@ if __name__ == "__main__":
                 if (terminated | truncated).all():
                     break
                 live = envs.unwrapped.mdp.live[rows]
-                if live.mean() < 0.8:  # leaving the others out pays for the copy of the cache
+                if live.mean() < 0.8 and not args.compile:  # leaving the others out pays for the copy of the cache
                     rows, next_ids = rows[live], next_ids[live]
                     cache.batch_select_indices(torch.from_numpy(live.nonzero()[0]).to(device))
+                columns = np.s_[:] if args.compile else np.s_[first : P + t + 1]
                 with autocast:
-                    logits, value = next_token(agent, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
+                    logits, value = next_token(agent, next_ids, obs["attention_mask"][rows, columns], cache)
         rollout_time = time.perf_counter() - start
 
         # The batch: whole replies, (num_envs, T)
@@ -443,11 +446,10 @@ if __name__ == "__main__":
                         newlogits = agent(*packed)
 
                 drawable = allowed[here] if args.top_k else None
-                newlogits = narrow(newlogits, drawable).float()
-                newlogprob = -cross_entropy(newlogits, choices[here], reduction="none")
+                distribution = narrow(newlogits, drawable).float().log_softmax(-1)  # (N, top_k or vocab_size)
+                newlogprob = distribution.gather(1, choices[here][:, None]).squeeze(1)
                 with torch.set_grad_enabled(args.ent_coef != 0):
-                    entropy = Categorical(logits=newlogits, validate_args=False).entropy()
-                entropy_loss = entropy.sum() / mb_tokens
+                    entropy_loss = torch.special.entr(distribution.exp()).sum() / mb_tokens
                 logratio = newlogprob - logprobs[here]
                 ratio = logratio.exp()
                 pg_loss1 = -advantages[here] * ratio

@@ -23,8 +23,6 @@ import torch
 import transformers
 import tyro
 from torch import nn
-from torch.distributions import Categorical
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
@@ -463,11 +461,10 @@ if __name__ == "__main__":
                         newlogits = agent(*packed)
 
                 drawable = allowed[here] if args.top_k else None
-                newlogits = narrow(newlogits, drawable).float()
-                newlogprob = -cross_entropy(newlogits, choices[here], reduction="none")
+                distribution = narrow(newlogits, drawable).float().log_softmax(-1)  # (N, top_k or vocab_size)
+                newlogprob = distribution.gather(1, choices[here][:, None]).squeeze(1)
                 with torch.set_grad_enabled(args.ent_coef != 0):
-                    entropy = Categorical(logits=newlogits, validate_args=False).entropy()
-                entropy_loss = entropy.sum() / mb_tokens
+                    entropy_loss = torch.special.entr(distribution.exp()).sum() / mb_tokens
                 logratio = newlogprob - logprobs[here]
                 ratio = logratio.exp()
                 pg_loss1 = -advantages[here] * ratio

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 ROOM = 32  # columns
 
@@ -50,3 +52,23 @@ class _RoomyLayer(DynamicLayer):
 def roomy_cache() -> Cache:
     """An empty cache, equal to a `transformers.DynamicCache` in all but speed."""
     return Cache(layer_class_to_replicate=_RoomyLayer)
+
+
+class FixedCache(Cache):
+    """A cache of a fixed number of columns at a fixed address, with which every step is the same program: what
+    `torch.compile` needs for a CUDA graph. The attention mask, as wide, hides the columns that hold nothing."""
+
+    def __init__(self, columns: int):
+        super().__init__(layer_class_to_replicate=partial(StaticLayer, max_cache_len=columns))
+
+    def hold(self, cache: Cache, first: int) -> FixedCache:
+        """Hold what another cache does, as many rows each time, from this column on."""
+        self.layers = self.layers or [self.layer_class_to_replicate() for _ in cache.layers]
+        for own, other in zip(self.layers, cache.layers, strict=True):
+            if not own.is_initialized:
+                own.lazy_initialization(other.keys, other.values)
+            end = first + other.keys.shape[-2]
+            own.keys[..., first:end, :] = other.keys
+            own.values[..., first:end, :] = other.values
+            own.cumulative_length.fill_(end)
+        return self

@@ -5,7 +5,7 @@ import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from dailydialog_gym.cache import ROOM, roomy_cache
+from dailydialog_gym.cache import ROOM, FixedCache, roomy_cache
 
 
 def keys(cache):
@@ -44,3 +44,42 @@ def test_what_is_held_is_copied_only_when_the_room_is_used_up():
         places.append(keys(cache).data_ptr())
     assert len(set(places)) == 3
     assert cache.get_seq_length() == len(places) and (keys(cache) == 1).all()
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@torch.no_grad()
+def test_a_fixed_cache_gives_the_same_logits_from_the_same_place_each_time(kind):
+    config, sizes = SHAPES[kind]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+    first, prompt, columns = (
+        2,
+        5,
+        11,
+    )  # the first two columns are padding in all rows, and the cache holds nothing there
+    fixed, places = FixedCache(columns), []
+    for padding in ([0, 2, 1], [2, 0, 0]):
+        ids, mask = torch.randint(50, (3, columns)), torch.zeros(3, columns, dtype=torch.long)
+        mask[:, first:prompt] = torch.arange(3) >= torch.tensor(padding)[:, None]
+        cache = roomy_cache()
+
+        def positions(mask):
+            return (mask.cumsum(-1) - 1).clamp(min=0)
+
+        seen = mask[:, first:prompt]
+        model(ids[:, first:prompt], attention_mask=seen, position_ids=positions(seen), past_key_values=cache)
+        fixed.hold(cache, first)
+        for t in range(prompt, columns):
+            mask[:, t] = 1
+            logits = [
+                model(
+                    ids[:, t : t + 1],
+                    attention_mask=seen,
+                    position_ids=positions(seen)[:, -1:],
+                    past_key_values=held,
+                ).logits
+                for held, seen in ((cache, mask[:, first : t + 1]), (fixed, mask))
+            ]
+            torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
+        places.append(keys(fixed).data_ptr())
+    assert places[0] == places[1] and fixed.get_seq_length() == columns

@@ -1,4 +1,4 @@
-"""Compiled layers compute what the others do, and are compiled once."""
+"""What is compiled computes what it did before, and is compiled once."""
 
 import shutil
 
@@ -7,10 +7,12 @@ import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM
 
-from dailydialog_gym.compiling import compile_layers
+from dailydialog_gym.cache import FixedCache, roomy_cache
+from dailydialog_gym.compiling import compile_decoding, compile_layers
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")
 def test_logits_and_gradients_are_those_of_the_layers_as_they_were():
     config, sizes = SHAPES["gpt2"]
     torch.manual_seed(0)
@@ -35,4 +37,30 @@ def test_logits_and_gradients_are_those_of_the_layers_as_they_were():
     with torch.no_grad():
         cache = compiled(ids).past_key_values
         compiled(ids[:, -1:], past_key_values=cache)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@torch.no_grad()
+def test_a_step_with_a_fixed_cache_is_one_program_for_all_tokens_of_all_batches():
+    config, sizes = SHAPES["gpt2"]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+    ids, mask = torch.randint(50, (2, 3, 9)), torch.zeros(3, 9, dtype=torch.long)
+    expected = [model(batch).logits[:, 4:] for batch in ids]
+    compile_decoding(model)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    fixed = FixedCache(9)
+    for batch, wanted in zip(ids, expected, strict=True):
+        mask[:, :4], mask[:, 4:] = 1, 0
+        prefilled = roomy_cache()
+        model(batch[:, :4], past_key_values=prefilled)
+        fixed.hold(prefilled, 0)
+        found = []
+        for t in range(4, 9):
+            mask[:, t] = 1
+            position_ids = torch.full((3, 1), t)
+            inputs = {"attention_mask": mask.clone(), "position_ids": position_ids, "past_key_values": fixed}
+            found.append(model(batch[:, t : t + 1], **inputs).logits)
+        torch.testing.assert_close(torch.cat(found, 1), wanted, rtol=0, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1

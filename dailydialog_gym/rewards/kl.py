@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from dailydialog_gym.agent import load_model
 from dailydialog_gym.packing import pack
@@ -23,7 +25,7 @@ class KLDivergence:
         model: the reference, a causal language model or its hub id or folder.
         vocab_size: the policy's vocabulary; columns of the reference's logits beyond it are left out.
         device: where the reference runs.
-        amp_dtype: autocast to this type, or None for full precision.
+        amp_dtype: autocast to this type, or None for full precision. The weights of linear layers are kept in it.
     """
 
     def __init__(
@@ -42,6 +44,11 @@ class KLDivergence:
         self.vocab_size = vocab_size
         self.device = torch.device(device)
         self.amp_dtype = amp_dtype
+        if amp_dtype:  # as autocast would cast them each time, but not a head that is the embeddings too
+            tied = self.model.get_input_embeddings().weight
+            for module in self.model.modules():
+                if isinstance(module, nn.Linear | Conv1D) and module.weight is not tied:
+                    module.to(amp_dtype)
 
     @torch.no_grad()
     def __call__(self, episodes: Episodes) -> np.ndarray:

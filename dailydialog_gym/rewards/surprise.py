@@ -17,7 +17,7 @@ def token_surprise(episodes: Episodes) -> np.ndarray:
     """
     said = episodes.reply_mask & (np.arange(episodes.max_new_tokens) < episodes.reply_mask.sum(1, keepdims=True) - 1)
     tokens = episodes.reply_ids[said]
-    surprise = np.log(max(len(tokens), 1)) - np.log(np.bincount(tokens))[tokens]
+    surprise = np.log(max(len(tokens), 1)) - np.log(np.bincount(tokens)[tokens])
     result = np.zeros(said.shape)
     result[said] = surprise - surprise.mean() if len(tokens) else 0
     return result
