@@ -36,6 +36,7 @@ from dailydialog_gym.rewards import Episodes, Meteor, pay
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
+from dailydialog_gym.rewards.length import words_beyond_people
 from dailydialog_gym.rewards.meteor import meteor, words
 from dailydialog_gym.rewards.own import load_scorer
 from dailydialog_gym.rewards.surprise import token_surprise
@@ -475,6 +476,24 @@ def test_reference_is_frozen_and_has_no_dropout(ragged):
     scorer = KLDivergence(make_model("gpt2").train(), VOCAB)
     assert not any(parameter.requires_grad for parameter in scorer.model.parameters())
     np.testing.assert_array_equal(scorer(ragged), scorer(ragged))
+
+
+# How long replies are
+
+
+def test_words_beyond_people_is_the_mean_excess_over_prompts_and_references():
+    prompts = ["one two <EOU> one two three four <EOU>", "one <EOU>"]
+    episodes = make_episodes(
+        [4, 3], 6, prompts=prompts, references=["one two three", "x " * 40], responses=["a b c", "a b"]
+    )
+    # 5 words in 7 tokens, so 6 tokens are 30/7 words; people: 2, 4, 3, 1, and 40 cut to 30/7
+    excess = 2.5 - (2 + 4 + 3 + 1 + 30 / 7) / 5
+    np.testing.assert_allclose(words_beyond_people(episodes), np.where(episodes.reply_mask, excess, 0))
+
+
+def test_words_beyond_people_of_empty_replies():
+    episodes = make_episodes([1, 1], 6, responses=["", ""])
+    np.testing.assert_array_equal(words_beyond_people(episodes), np.zeros((2, 6)))
 
 
 # How rare a token is
