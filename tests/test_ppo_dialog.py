@@ -108,7 +108,7 @@ def test_wandb_logs_offline_without_a_login(run, tiny_model, monkeypatch, tmp_pa
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")
 @pytest.mark.parametrize("critic", ["separate", "shared"])
-def test_a_compiled_update_is_the_update(run, tiny_model, critic):
+def test_a_compiled_run_is_the_run(run, tiny_model, critic):
     flags = ("--model", tiny_model, *SMALL, "--critic", critic)
     plain, compiled = run(*flags), run(*flags, "--compile", "--run-name", "compiled")
     for ours, expected in zip(compiled, plain, strict=True):
