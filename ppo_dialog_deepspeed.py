@@ -71,7 +71,7 @@ class RewardArgs:
     """what a METEOR of 1 against the reference reply is worth"""
     meteor_by_token: bool = True
     """pay METEOR to the tokens that raise it, rather than all to the last: less noise, the same sum"""
-    intent_weight: float = 0.1
+    intent_weight: float = 0.3
     """what a reply that does what the reference reply does (inform, ask, direct, commit) is worth"""
     intent_model: str = "builtin"
     """who judges that: "builtin", or a sequence classifier by folder or hub id"""
@@ -93,7 +93,7 @@ class RewardArgs:
 
 @dataclass
 class PPOArgs:
-    total_episodes: int = 7680
+    total_episodes: int = 10240
     """replies to train on"""
     num_envs: int = 128
     """replies written at once; each iteration trains on one batch of them"""
