@@ -43,7 +43,11 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(tiny_model, tmp_path,
     infos = script["infos"]
     assert rows[-1]["reward/brevity"] == pytest.approx(infos["reward/brevity"].mean())
     assert rows[-1]["reward/Meteor"] == pytest.approx(rows[-1]["reward/meteor"])
-    paid = 0.6 * infos["reward/meteor"] + 0.1 * infos["reward/intent"] + 0.2 * infos["reward/brevity"]
+    paid = (
+        0.6 * infos["reward/meteor"]
+        + script["args"].intent_weight * infos["reward/intent"]
+        + 0.2 * infos["reward/brevity"]
+    )
     paid -= infos["metric/kl_coef"] * infos["reward/kl"]
     np.testing.assert_allclose(infos["token_rewards"].sum(1), paid, atol=1e-9)
     events = EventAccumulator(str(script["run"].folder)).Reload()
