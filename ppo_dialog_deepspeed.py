@@ -130,7 +130,7 @@ class PPOArgs:
     use_amp: bool = False
     """automatic mixed precision: bfloat16 where the device has it, else float16 with loss scaling"""
     compile: bool = False
-    """compile the update, which pays for its half a minute with larger models; without a GPU it needs a C++ compiler"""
+    """compile update and decoding, for long runs: it takes a minute or more, and without a GPU a C++ compiler"""
     seed: int = 1
     """of everything"""
 
