@@ -20,7 +20,7 @@ class MixedPrecision:
     Args:
         device: where the models run.
         dtype: of matmuls.
-        columns: of the longest context with its replies; a packed row can be twice as wide.
+        columns: of the longest context with its replies; a packed row can be wider.
         enabled: without, all stays in float32, and ``dtype`` means nothing.
     """
 

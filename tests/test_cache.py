@@ -52,11 +52,7 @@ def test_a_fixed_cache_gives_the_same_logits_from_the_same_place_each_time(kind)
     config, sizes = SHAPES[kind]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
-    first, prompt, columns = (
-        2,
-        5,
-        11,
-    )  # the first two columns are padding in all rows, and the cache holds nothing there
+    first, prompt, columns = 2, 5, 11  # two columns of padding in all rows, of which the caches hold nothing
     fixed, places = FixedCache(columns), []
     for padding in ([0, 2, 1], [2, 0, 0]):
         ids, mask = torch.randint(50, (3, columns)), torch.zeros(3, columns, dtype=torch.long)
