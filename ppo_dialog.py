@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.agent import DialogueAgent, load_model
-from dailydialog_gym.cache import FixedCache, roomy_cache
+from dailydialog_gym.cache import roomy_cache
 from dailydialog_gym.checkpoints import RandomState
 from dailydialog_gym.compiling import compile_decoding, compile_layers
 from dailydialog_gym.config import parse_args
@@ -296,20 +296,15 @@ if __name__ == "__main__":
 
     if args.compile:  # after the reference was copied
         compile_layers(agent)
-        compile_decoding(agent.policy)
-        fixed_cache = FixedCache(P + T)
+        fixed_cache = compile_decoding(agent.policy, P + T)
     policy_params = list(agent.policy.parameters())
     critic_params = list((agent.critic.value_head if agent.shared else agent.critic).parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": policy_params, "lr": args.learning_rate},
-            {"params": critic_params, "lr": args.critic_learning_rate},
-        ],
-        eps=1e-5,
-        weight_decay=0.0,
-        fused=True,
-    )
-    initial_lrs = [group["lr"] for group in optimizer.param_groups]
+    groups = [
+        {"params": policy_params, "lr": args.learning_rate},
+        {"params": critic_params, "lr": args.critic_learning_rate},
+    ]
+    initial_lrs = [group["lr"] for group in groups]
+    optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.use_amp and amp_dtype == torch.float16)
     autocast = MixedPrecision(device, amp_dtype, P + K * T, args.use_amp)
 

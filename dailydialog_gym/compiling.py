@@ -33,9 +33,9 @@ def _where_it_learns(forward: Callable) -> Callable:
     return chosen
 
 
-def compile_decoding(policy: PreTrainedModel) -> None:
-    """Compile the policy's forward for steps with a `FixedCache`; on a GPU each is the replay of a CUDA graph, without
-    the processor's launching some hundred kernels a token."""
+def compile_decoding(policy: PreTrainedModel, columns: int) -> FixedCache:
+    """Compile the policy's forward for steps with a `FixedCache`, of which this returns one with so many columns; on a
+    GPU each is the replay of a CUDA graph, without the processor's launching some hundred kernels a token."""
     forward = policy.forward
     compiled = torch.compile(forward, mode="reduce-overhead", dynamic=False)
 
@@ -44,3 +44,4 @@ def compile_decoding(policy: PreTrainedModel) -> None:
         return step(*args, past_key_values=past_key_values, **kwargs)
 
     policy.forward = chosen
+    return FixedCache(columns)

@@ -7,7 +7,7 @@ import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM
 
-from dailydialog_gym.cache import FixedCache, roomy_cache
+from dailydialog_gym.cache import roomy_cache
 from dailydialog_gym.compiling import compile_decoding, compile_layers
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")
@@ -47,10 +47,9 @@ def test_a_step_with_a_fixed_cache_is_one_program_for_all_tokens_of_all_batches(
     model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
     ids, mask = torch.randint(50, (2, 3, 9)), torch.zeros(3, 9, dtype=torch.long)
     expected = [model(batch).logits[:, 4:] for batch in ids]
-    compile_decoding(model)
+    fixed = compile_decoding(model, 9)
     counters = torch._dynamo.utils.counters
     counters.clear()
-    fixed = FixedCache(9)
     for batch, wanted in zip(ids, expected, strict=True):
         mask[:, :4], mask[:, 4:] = 1, 0
         prefilled = roomy_cache()
