@@ -212,7 +212,8 @@ def main(args: Args) -> None:
     print(
         f"{args.num_envs} replies an iteration, {args.num_minibatches} minibatches, {args.epochs} epochs; "
         f"{args.iterations - 1} iterations after 1 of warming up. Times: FPS over the per-token loop's and over TRL's, "
-        f"both in {args.precisions[0]}. GFLOP: of linear layers and the head, padding included, attention not."
+        f"both in {args.precisions[0]}. GFLOP: of linear layers and the head, padding included, attention not; not "
+        "counted under --compile."
     )
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -238,9 +239,16 @@ def main(args: Args) -> None:
                     for script in ("per_token.py", "trl_ppo.py")
                 )
                 shares = " | ".join(f"{share:.0%}" for share in row["shares"])
+                work, rate, of_matmul = (
+                    f"{row['gflop_a_token']:.2f}",
+                    f"{row['update_gflops']:.0f}",
+                    f"{row['of_matmul']:.0%}",
+                )
+                if contestant.settings["compile"]:
+                    work, rate, of_matmul = "", "", ""
                 print(
-                    f"| {contestant.label} | {row['fps']:.2f} | {times} | {row['gflop_a_token']:.2f} | {shares} | "
-                    f"{row['update_gflops']:.0f} | {row['of_matmul']:.0%} | {row['peak_gb']:.1f} |",
+                    f"| {contestant.label} | {row['fps']:.2f} | {times} | {work} | {shares} | {rate} | {of_matmul} | "
+                    f"{row['peak_gb']:.1f} |",
                     flush=True,
                 )
             for precision in args.precisions if args.rollouts else ():

