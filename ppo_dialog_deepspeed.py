@@ -412,6 +412,7 @@ if __name__ == "__main__":
                 with autocast:
                     logits, value = next_token(agent, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
         weights.close()
+        del cache  # the update needs the memory
         rollout_time = time.perf_counter() - start
 
         # The batch: whole replies, (num_envs, T)
@@ -480,6 +481,7 @@ if __name__ == "__main__":
                     approx_kl = (ratio - 1 - logratio).sum() / mb_tokens
                     clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / mb_tokens
                 stats.append(torch.stack([pg_loss, v_loss, entropy_loss, approx_kl, clipfrac]).detach())
+                del newlogits, distribution  # the next minibatch needs the memory
 
         # Logs: what the wrappers put into the final info, as means over the batch, and the algorithm's own
         pg_loss, v_loss, entropy_loss, approx_kl, clipfrac = torch.stack(stats).nanmean(0).tolist()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dailydialog_gym.agent import save_agent
 from dailydialog_gym.checkpoints import Checkpoints, Stateful, write_folder, write_text
 from dailydialog_gym.evaluate import Evaluation
-from dailydialog_gym.memory import keep_freed_memory
+from dailydialog_gym.memory import forget_shapes, keep_freed_memory
 from dailydialog_gym.metrics import table
 from dailydialog_gym.report import plot_curves, side_by_side
 from dailydialog_gym.tokenizer import EOU
@@ -52,6 +52,7 @@ class Run:
     _launcher = "python"
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
+        forget_shapes()  # before the first forward
         for every in ("checkpoint_every", "sample_every"):
             if getattr(args, every) < 1:
                 raise SystemExit(f"--{every.replace('_', '-')} must be at least 1, got {getattr(args, every)}")
