@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import transformers
 import tyro
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -203,6 +204,7 @@ def machine(threads: int) -> str:
 
 
 def main(args: Args) -> None:
+    transformers.utils.logging.disable_progress_bar()
     todo = contestants(args)
     if any(c.script == "trl_ppo.py" for c in todo) and not has_trl(args.trl_python):
         print(f"TRL is left out: {args.trl_python} can't import trl.experimental.ppo (pip install trl==1.12.0)\n")
@@ -211,7 +213,7 @@ def main(args: Args) -> None:
     print(f"{machine(args.threads)}; Python {platform.python_version()}, {versions}; {datetime.date.today()}")
     print(
         f"{args.num_envs} replies an iteration, {args.num_minibatches} minibatches, {args.epochs} epochs; "
-        f"{args.iterations - 1} iterations after 1 of warming up. Times: FPS over the per-token loop's and over TRL's, "
+        f"{args.iterations} iterations, the first not counted. Times: FPS over the per-token loop's and over TRL's, "
         f"both in {args.precisions[0]}. GFLOP: of linear layers and the head, padding included, attention not; not "
         "counted under --compile."
     )

@@ -1,10 +1,13 @@
 """What is freed stays with the process, and what is allocated next takes it."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from dailydialog_gym.memory import forget_shapes
 
 SCRIPT = """
 import ctypes, resource
@@ -29,3 +32,9 @@ def faults(before=""):
 def test_the_second_of_two_equal_blocks_is_the_first():
     kept = faults("from dailydialog_gym.memory import keep_freed_memory\nkeep_freed_memory()")
     assert 10 * kept < faults()
+
+
+def test_onednn_keeps_few_shapes_or_as_many_as_the_user_says(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
+    forget_shapes()
+    assert os.environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
