@@ -241,13 +241,10 @@ def main(args: Args) -> None:
                     for script in ("per_token.py", "trl_ppo.py")
                 )
                 shares = " | ".join(f"{share:.0%}" for share in row["shares"])
-                work, rate, of_matmul = (
-                    f"{row['gflop_a_token']:.2f}",
-                    f"{row['update_gflops']:.0f}",
-                    f"{row['of_matmul']:.0%}",
-                )
-                if contestant.settings["compile"]:
-                    work, rate, of_matmul = "", "", ""
+                work, rate, of_matmul = "", "", ""
+                if not contestant.settings["compile"]:
+                    work, rate = f"{row['gflop_a_token']:.2f}", f"{row['update_gflops']:.0f}"
+                    of_matmul = f"{row['of_matmul']:.0%}"
                 print(
                     f"| {contestant.label} | {row['fps']:.2f} | {times} | {work} | {shares} | {rate} | {of_matmul} | "
                     f"{row['peak_gb']:.1f} |",

@@ -22,9 +22,8 @@ def keep_freed_memory() -> None:
 def forget_shapes() -> None:
     """Have oneDNN, which does a CPU's matmuls in bfloat16, keep what it built for the last 32 shapes of matrices only.
 
-    By itself it keeps 1,024, and the rows of a minibatch are of another length each time: after two iterations of GPT-2
-    small's that was 0.4 GB, for nothing, as a shape's next use is far. It takes effect before the first matmul only;
-    what the user has set stays.
+    By itself it keeps 1,024, and the rows of a minibatch are of another length each time. It takes effect before the
+    first matmul only. What the user has set stays: with both at 1024, `benchmarks/ppo_speed.py` shows what it saves.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own; PyTorch's of its objects
         os.environ.setdefault(name, "32")
