@@ -11,6 +11,7 @@ token. The names are CleanRL's (https://github.com/vwxyzjn/cleanrl/blob/master/c
 import copy
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import gymnasium as gym
@@ -23,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.agent import DialogueAgent, load_model
-from dailydialog_gym.cache import roomy_cache
+from dailydialog_gym.cache import read_prompts
 from dailydialog_gym.checkpoints import RandomState
 from dailydialog_gym.compiling import compile_decoding, compile_layers
 from dailydialog_gym.config import parse_args
@@ -352,9 +353,9 @@ if __name__ == "__main__":
         drawn = rng.choice(len(samples), num_contexts, replace=len(samples) < num_contexts)
         obs, _ = envs.reset(seed=args.seed, options={"sample_id": np.repeat(drawn, K)})
         first = int(obs["attention_mask"].any(0).argmax())  # columns that are padding in every row are cut
-        cache = roomy_cache()
+        prompts = obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P]
         with autocast:
-            outputs = next_token(agent, obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P], cache)
+            outputs, cache = read_prompts(partial(next_token, agent), *prompts)
         cache.batch_repeat_interleave(K)
         if args.compile:
             cache = fixed_cache.hold(cache, first)

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym import ranks
 from dailydialog_gym.agent import DialogueAgent, load_model
-from dailydialog_gym.cache import roomy_cache
+from dailydialog_gym.cache import read_prompts
 from dailydialog_gym.checkpoints import RandomState
 from dailydialog_gym.config import parse_args
 from dailydialog_gym.data import load_samples
@@ -373,10 +373,10 @@ if __name__ == "__main__":
         drawn = drawn[rank::world]
         obs, _ = envs.reset(seed=args.seed, options={"sample_id": np.repeat(drawn, K)})
         first = int(obs["attention_mask"].any(0).argmax())  # columns that are padding in every row are cut
-        cache = roomy_cache()
+        prompts = obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P]
         weights = gathered(engines[0])
         with autocast:
-            outputs = next_token(agent, obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P], cache)
+            outputs, cache = read_prompts(partial(next_token, agent), *prompts)
         cache.batch_repeat_interleave(K)
         logits, value = (output.repeat_interleave(K, dim=0) for output in outputs)
         logprobs, values = torch.zeros(2, args.num_envs, T, device=device)

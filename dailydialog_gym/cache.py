@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
 ROOM = 32  # columns
+MOST_GROUPS = 4  # more save less padding than their small matrices cost
 
 
 class _RoomyLayer(DynamicLayer):
@@ -52,6 +55,39 @@ class _RoomyLayer(DynamicLayer):
 def roomy_cache() -> Cache:
     """An empty cache, equal to a `transformers.DynamicCache` in all but speed."""
     return Cache(layer_class_to_replicate=_RoomyLayer)
+
+
+def read_prompts(
+    read: Callable, input_ids: np.ndarray, attention_mask: np.ndarray
+) -> tuple[tuple[torch.Tensor, ...], Cache]:
+    """Read left-padded prompts into a cache, those of about equal length together: little of what is read is padding.
+
+    Args:
+        read: gets the input_ids and the attention_mask of some rows, ``(n, columns)``, and an empty cache, which it
+            fills; returns tensors of n rows.
+        input_ids, attention_mask: ``(rows, columns)``, in the first column not padding alone.
+
+    Returns:
+        What ``read`` returns and a `roomy_cache`, for all rows as if read at once.
+    """
+    rows, columns = attention_mask.shape
+    lengths = attention_mask.sum(1)
+    groups = np.array_split(lengths.argsort(), min(MOST_GROUPS, -(-rows // 4)))
+    outputs, caches, starts = [], [], [columns - lengths[group].max() for group in groups]
+    for group, start in zip(groups, starts, strict=True):
+        caches.append(roomy_cache())
+        outputs.append(read(input_ids[group, start:], attention_mask[group, start:], caches[-1]))
+    order = torch.from_numpy(np.concatenate(groups).argsort())
+    whole = roomy_cache()
+    for i, layer in enumerate(caches[0].layers):
+        held = [
+            states.new_zeros(rows, states.shape[1], columns, states.shape[3]) for states in (layer.keys, layer.values)
+        ]
+        for group, start, cache in zip(groups, starts, caches, strict=True):
+            for states, part in zip(held, (cache.layers[i].keys, cache.layers[i].values), strict=True):
+                states[group, :, start:] = part
+        whole.update(*held, i)
+    return tuple(torch.cat(parts)[order] for parts in zip(*outputs, strict=True)), whole
 
 
 class FixedCache(Cache):

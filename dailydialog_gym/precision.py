@@ -5,17 +5,17 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 LONGEST = 512  # columns
 
 
 class MixedPrecision:
-    """`torch.autocast`, in which attention on the CPU is two matmuls and a softmax instead of PyTorch's fused kernel.
+    """`torch.autocast`, in which models with PyTorch's attention ("sdpa") attend on the CPU by `masked_attention`.
 
-    In bfloat16 that kernel's forward and backward take three times as long on a processor with bfloat16 instructions,
-    and are no nearer to float32. What it saves is the memory of the scores, which grows with the square of the columns:
-    where those are more than 512 it stays.
+    What PyTorch's fused kernel saves is the memory of the scores, which grows with the square of the columns: where
+    those are more than 512 it stays.
 
     Args:
         device: where the models run.
@@ -32,15 +32,39 @@ class MixedPrecision:
     def __enter__(self) -> None:
         with ExitStack() as block:
             if self._unfused:
-                # The softmax reads bfloat16 scores and computes in float32
-                block.callback(
-                    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp,
-                    torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed(),
-                )
-                torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-                block.enter_context(sdpa_kernel(SDPBackend.MATH))
+                block.callback(ALL_ATTENTION_FUNCTIONS.__setitem__, "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
+                ALL_ATTENTION_FUNCTIONS["sdpa"] = masked_attention
             block.enter_context(self._autocast)
             self._blocks.append(block.pop_all())
 
     def __exit__(self, *error) -> None:
         self._blocks.pop().__exit__(*error)
+
+
+def masked_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """Attention as two matmuls and a softmax, which reads bfloat16 scores and computes in float32.
+
+    In bfloat16 PyTorch's fused kernel takes three times as long, forward and backward, on a processor with bfloat16
+    instructions, and its unfused one a quarter longer, for rows that see nothing; neither is nearer to float32. Without
+    a boolean mask, or where a model asks for more than one, PyTorch's is called.
+
+    Args:
+        query: ``(B, heads, L, d)``.
+        key, value: ``(B, heads or fewer, S, d)``.
+        attention_mask: boolean ``(B, 1, L, S)``, true where a query sees a key; what a query that sees none gets means
+            nothing, but is finite.
+
+    Returns:
+        ``(B, L, heads, d)`` and None, as transformers' attention functions do.
+    """
+    plain = attention_mask is not None and attention_mask.dtype == torch.bool
+    if not plain or dropout or kwargs.keys() & {"softcap", "position_bias"}:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = query * scaling @ key.transpose(2, 3)
+    unseen = torch.zeros_like(attention_mask, dtype=scores.dtype)
+    unseen.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.add_(unseen).softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), None

@@ -1,11 +1,12 @@
 """The cache gives what transformers' own gives, whatever is done to it."""
 
+import numpy as np
 import pytest
 import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from dailydialog_gym.cache import ROOM, FixedCache, roomy_cache
+from dailydialog_gym.cache import ROOM, FixedCache, read_prompts, roomy_cache
 
 
 def keys(cache):
@@ -79,3 +80,37 @@ def test_a_fixed_cache_gives_the_same_logits_from_the_same_place_each_time(kind)
             torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
         places.append(keys(fixed).data_ptr())
     assert places[0] == places[1] and fixed.get_seq_length() == columns
+
+
+@pytest.mark.parametrize("lengths", [[5], [3, 9, 1, 9, 4, 6, 2], [7, 7, 7, 7, 7], range(40, 0, -1)])
+@pytest.mark.parametrize("kind", SHAPES)
+@torch.no_grad()
+def test_prompts_read_in_groups_are_those_read_at_once(kind, lengths):
+    config, sizes = SHAPES[kind]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+    columns, rows = max(lengths), len(lengths)
+    mask = (np.arange(columns) >= columns - np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.random.default_rng(0).integers(1, 50, (rows, columns)) * mask
+    read_columns = []
+
+    def read(input_ids, attention_mask, cache):
+        read_columns.append(attention_mask.size)
+        input_ids, attention_mask = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        inputs = {"attention_mask": attention_mask, "position_ids": positions, "past_key_values": cache}
+        logits = model(input_ids, **inputs, logits_to_keep=1).logits[:, 0]
+        return logits, logits[:, 0]
+
+    (logits, first), cache = read_prompts(read, ids, mask)
+    if len(set(lengths)) > 4:
+        assert sum(read_columns) < 0.9 * mask.size
+    whole = roomy_cache()
+    torch.testing.assert_close((logits, first), read(ids, mask, whole), rtol=0, atol=1e-5)
+    assert cache.get_seq_length() == columns
+    mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+    one = np.ones((rows, 1), np.int64)
+    torch.testing.assert_close(read(one, mask, cache), read(one, mask, whole), rtol=0, atol=1e-5)
+    there = torch.from_numpy(mask).bool()
+    torch.testing.assert_close(keys(cache).transpose(1, 2)[there], keys(whole).transpose(1, 2)[there])
+    assert keys(cache).isfinite().all()

@@ -1,12 +1,16 @@
 """Mixed precision's attention: which one, where, and that its results are autocast's."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from shapes import SHAPES
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from dailydialog_gym.precision import MixedPrecision
+from dailydialog_gym.precision import MixedPrecision, masked_attention
 
 CPU = torch.device("cpu")
 
@@ -23,33 +27,80 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def attends(block) -> list[str]:
-    query = torch.randn(1, 2, 3, 8, dtype=torch.bfloat16)
+def model_of(kind):
+    config, sizes = SHAPES[kind]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+
+
+@torch.no_grad()
+def attends(block, model) -> list[str]:
+    mask = torch.tensor([[0, 1, 1]])  # of one without padding PyTorch makes none
     with block, Operations() as operations:
-        torch.nn.functional.scaled_dot_product_attention(query, query, query)
+        model(torch.ones_like(mask), attention_mask=mask)
     return operations.names
 
 
+@pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize(("columns", "enabled", "fused"), [(512, True, False), (513, True, True), (512, False, True)])
-def test_attention_is_unfused_in_bfloat16_up_to_512_columns(columns, enabled, fused):
-    block = MixedPrecision(CPU, torch.bfloat16, columns, enabled)
+def test_attention_is_unfused_in_bfloat16_up_to_512_columns(columns, enabled, fused, kind):
+    block, model = MixedPrecision(CPU, torch.bfloat16, columns, enabled), model_of(kind)
     flash = "_scaled_dot_product_flash_attention_for_cpu.default"
-    names = attends(block)
-    assert (flash in names) == fused
-    if not fused:
-        assert not {"_to_copy.default"} & set(names)  # its matmuls are in bfloat16
+    assert (flash in attends(block, model)) == fused
     with block:
-        attends(block)
-        assert (flash in attends(torch.no_grad())) == fused  # the inner block's end isn't the outer one's
-    assert flash in attends(torch.no_grad())
+        attends(block, model)
+        assert (flash in attends(nullcontext(), model)) == fused  # the inner block's end isn't the outer one's
+    assert flash in attends(nullcontext(), model)
+
+
+def some_attention(heads, key_heads, queries, keys, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, n, length, 8, dtype=dtype, generator=generator, requires_grad=True)
+        for n, length in ((heads, queries), (key_heads, keys), (key_heads, keys))
+    )
+    mask = torch.rand(3, 1, queries, keys, generator=generator) < 0.5
+    mask[..., -1] = True
+    module = SimpleNamespace(num_key_value_groups=heads // key_heads, is_causal=True)
+    return module, query, key, value, mask
+
+
+@pytest.mark.parametrize("scaling", [None, 0.1])
+@pytest.mark.parametrize(("heads", "key_heads", "queries", "keys"), [(4, 4, 9, 9), (4, 2, 9, 9), (4, 1, 1, 7)])
+def test_it_is_pytorchs_attention(heads, key_heads, queries, keys, scaling):
+    inputs = some_attention(heads, key_heads, queries, keys)
+    results = []
+    for attention in (masked_attention, sdpa_attention_forward):
+        output, _ = attention(*inputs, scaling=scaling)
+        gradients = torch.autograd.grad(output.square().sum(), inputs[1:4])
+        results.append((output, *gradients))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_query_that_sees_nothing_spoils_no_gradient(dtype):
+    module, query, key, value, mask = some_attention(2, 2, 4, 4, dtype)
+    mask[0, :, 2] = False
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = masked_attention(module, query, key, value, mask)
+    assert output.isfinite().all()
+    for gradient in torch.autograd.grad(output.float().sum(), (query, key, value)):
+        assert gradient.isfinite().all()
+
+
+def test_what_it_cannot_do_pytorchs_does():
+    module, query, key, value, mask = some_attention(2, 2, 5, 5)
+    bias = torch.randn(1, 2, 5, 5, dtype=query.dtype)
+    additive = torch.randn(3, 1, 5, 5, dtype=query.dtype)
+    for seen, more in ((None, {}), (additive, {}), (mask, {"position_bias": bias})):
+        theirs = sdpa_attention_forward(module, query, key, value, seen, **more)[0]
+        torch.testing.assert_close(masked_attention(module, query, key, value, seen, **more)[0], theirs)
 
 
 @pytest.mark.parametrize("kind", SHAPES)
 @torch.no_grad()
 def test_it_is_as_near_to_float32_as_autocast(kind):
-    config, sizes = SHAPES[kind]
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+    model = model_of(kind)
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     ids, mask = torch.randint(50, (16, 20)), torch.ones(20, 20, dtype=bool).tril()
