@@ -47,7 +47,7 @@ class Args:
     critics: tuple[Literal["separate", "shared"], ...] = ("separate", "shared")
     """of ppo_dialog.py; the others' are separate"""
     replies_per_prompt: tuple[int, ...] = (1, 4, 8)
-    """of ppo_dialog.py, above 1 with the first of the critics only; the others can't share a context"""
+    """of ppo_dialog.py; the others can't share a context"""
     compiled: bool = False
     """ppo_dialog.py with the first of these once more, with --compile"""
     rollouts: tuple[int, ...] = ()
@@ -90,7 +90,7 @@ def contestants(args: Args) -> list[Contestant]:
             found.append(Contestant("trl_ppo.py", f"TRL, {precision}", amp))
         if "ours" in args.contestants:
             for critic in args.critics:
-                for copies in args.replies_per_prompt if critic == args.critics[0] else args.replies_per_prompt[:1]:
+                for copies in args.replies_per_prompt:
                     label = f"ppo_dialog.py, {precision}, {critic} critic"
                     settings = {**amp, "critic": critic, "replies_per_prompt": copies}
                     found.append(Contestant("ours.py", f"{label}, K={copies}" if copies > 1 else label, settings))
