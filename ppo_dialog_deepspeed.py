@@ -34,6 +34,7 @@ from dailydialog_gym.config import parse_args
 from dailydialog_gym.data import load_samples
 from dailydialog_gym.engines import DeepSpeedArgs, SoundSteps, engine, evaluation_config, gathered, training_config
 from dailydialog_gym.evaluate import evenly_spread
+from dailydialog_gym.last_block import only_tail_is_read
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.packing import pack
 from dailydialog_gym.ranked_runs import evaluation, start_run
@@ -174,7 +175,8 @@ class Critic(nn.Module):
 
     def forward(self, input_ids, attention_mask, position_ids, tail, before):
         """Values (N,) before each reply token of packed rows, see `Packed`."""
-        hidden = self.body(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)[0]
+        with only_tail_is_read(self.body, tail):
+            hidden = self.body(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)[0]
         return self.values(hidden[:, -tail:].flatten(0, 1)[before])
 
     def values(self, hidden):
@@ -204,7 +206,8 @@ class Agent(nn.Module):
     def forward(self, input_ids, attention_mask, position_ids, tail, before):
         """Logits (N, vocab_size) and, of a shared critic, values (N,) before each reply token."""
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
-        outputs = self.policy(input_ids, **inputs, logits_to_keep=tail, output_hidden_states=self.shared)
+        with only_tail_is_read(self.policy, tail):
+            outputs = self.policy(input_ids, **inputs, logits_to_keep=tail, output_hidden_states=self.shared)
         logits = outputs.logits[..., : self.vocab_size].flatten(0, 1)[before]
         if not self.shared:
             return logits

@@ -22,6 +22,7 @@ def compile_layers(agent: nn.Module) -> None:
     for module in agent.modules():
         if type(module).__name__ in names:
             module.forward = _where_it_learns(module.forward)
+            module.compiled = True  # for all columns: `only_tail_is_read` would have it compiled for each tail
 
 
 def _where_it_learns(forward: Callable) -> Callable:

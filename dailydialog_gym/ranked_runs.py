@@ -22,6 +22,7 @@ from dailydialog_gym.agent import DialogueAgent, save_agent
 from dailydialog_gym.checkpoints import Checkpoints, Stateful
 from dailydialog_gym.engines import gathered
 from dailydialog_gym.evaluate import Evaluation
+from dailydialog_gym.memory import forget_shapes, keep_freed_memory
 from dailydialog_gym.runs import Run
 
 
@@ -147,6 +148,7 @@ class OtherRun:
     """The `Run` of a rank other than 0: silent, without a file of its own, it saves and stops together with rank 0."""
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
+        forget_shapes()
         self.folder = ranks.share()
         self.args, self._total_episodes = args, total_episodes
         self._episodes = 0
@@ -163,6 +165,7 @@ class OtherRun:
 
     def start(self, before: bool | None) -> None:
         """Leave Ctrl-C, which the terminal sends to all, to rank 0."""
+        keep_freed_memory()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def check_step(self, part: str, *numbers: torch.Tensor, loss_scale: float) -> bool:

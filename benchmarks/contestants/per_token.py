@@ -123,5 +123,6 @@ if __name__ == "__main__":
         meter.end(steps * ROWS, repeat={"update": needed / minibatches})
 
     iterate(1, 1)
-    iterate(STEPS, MINIBATCHES)
+    for _ in range(job["iterations"] - 1):
+        iterate(STEPS, MINIBATCHES)
     meter.report(job)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dailydialog_gym.agent import load_model
+from dailydialog_gym.last_block import only_tail_is_read
 from dailydialog_gym.packing import pack
 from dailydialog_gym.precision import MixedPrecision
 from dailydialog_gym.rewards.episodes import Episodes
@@ -58,7 +59,8 @@ class KLDivergence:
         start = ids.shape[1] - episodes.max_new_tokens
         context = np.unique(np.where(mask, ids, -1)[:, :start], axis=0, return_inverse=True)[1]
         rows = pack(ids, mask, start, context, self.device)
-        with MixedPrecision(self.device, self.amp_dtype, rows.input_ids.shape[1], self.amp_dtype is not None):
+        precision = MixedPrecision(self.device, self.amp_dtype, rows.input_ids.shape[1], self.amp_dtype is not None)
+        with precision, only_tail_is_read(self.model, rows.tail):
             logits = self.model(
                 rows.input_ids,
                 attention_mask=rows.attention_mask,
