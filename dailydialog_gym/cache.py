@@ -65,14 +65,14 @@ def read_prompts(
     Args:
         read: gets the input_ids and the attention_mask of some rows, ``(n, columns)``, and an empty cache, which it
             fills; returns tensors of n rows.
-        input_ids, attention_mask: ``(rows, columns)``, in the first column not padding alone.
+        input_ids, attention_mask: ``(rows, columns)``; the first column is padding in some rows, but not in all.
 
     Returns:
         What ``read`` returns and a `roomy_cache`, for all rows as if read at once.
     """
     rows, columns = attention_mask.shape
     lengths = attention_mask.sum(1)
-    groups = np.array_split(lengths.argsort(), min(MOST_GROUPS, -(-rows // 4)))
+    groups = np.array_split(lengths.argsort(kind="stable"), min(MOST_GROUPS, -(-rows // 4)))
     outputs, caches, starts = [], [], [columns - lengths[group].max() for group in groups]
     for group, start in zip(groups, starts, strict=True):
         caches.append(roomy_cache())
