@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dailydialog_gym.cache import FixedCache
+from dailydialog_gym.last_block import blocks_of
 
 
 def compile_layers(agent: nn.Module) -> None:
@@ -18,11 +19,9 @@ def compile_layers(agent: nn.Module) -> None:
     evaluating stay as they are.
     """
     models = [module for module in agent.modules() if isinstance(module, PreTrainedModel)]
-    names = {name for model in models for name in model._no_split_modules or ()}
-    for module in agent.modules():
-        if type(module).__name__ in names:
-            module.forward = _where_it_learns(module.forward)
-            module.compiled = True  # for all columns: `only_tail_is_read` would have it compiled for each tail
+    for block in {block for model in models for block in blocks_of(model)}:  # one model is within another
+        block.forward = _where_it_learns(block.forward)
+        block.compiled = True  # for all columns: `only_tail_is_read` would have it compiled for each tail
 
 
 def _where_it_learns(forward: Callable) -> Callable:

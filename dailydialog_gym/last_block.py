@@ -9,16 +9,21 @@ from torch import nn
 from torch.nn import functional
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """A transformers model's blocks, of other models none."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
 @contextmanager
 def only_tail_is_read(model: nn.Module, tail: int) -> Iterator[None]:
     """Within, only the last ``tail`` columns of what a transformers model returns mean something.
 
     They and their gradients are what they always are: after the last attention no column sees another. In the others
-    the last block leaves out its ``mlp``, more than half of its work; of packed rows they are four fifths. A block that
-    has none of that name (OPT's), or is compiled, works on all columns.
+    the last block leaves out its ``mlp``, more than half of its work; of packed rows they are most. A block that has
+    none of that name (OPT's), or is compiled, works on all columns.
     """
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    blocks = blocks_of(model)
     mlp = getattr(blocks[-1], "mlp", None) if blocks and not hasattr(blocks[-1], "compiled") else None
     if mlp is None:
         yield

@@ -44,9 +44,9 @@ class MixedPrecision:
 def masked_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """Attention as two matmuls and a softmax, which reads bfloat16 scores and computes in float32.
 
-    In bfloat16 PyTorch's fused kernel takes three times as long, forward and backward, on a processor with bfloat16
-    instructions, and its unfused one a quarter longer, for rows that see nothing; neither is nearer to float32. Without
-    a boolean mask, or where a model asks for more than one, PyTorch's is called.
+    In bfloat16 PyTorch's fused kernel takes longer, forward and backward, on a processor with bfloat16 instructions,
+    and so does its unfused one, which looks for queries that see nothing; neither is nearer to float32. Without a
+    boolean mask, or where a model asks for more than one, PyTorch's is called.
 
     Args:
         query: ``(B, heads, L, d)``.

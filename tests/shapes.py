@@ -1,6 +1,7 @@
 """Tiny configurations of architectures that differ in position ids, padding and caches."""
 
-from transformers import GPT2Config, LlamaConfig, OPTConfig
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedModel
 
 SHAPES = {
     "gpt2": (GPT2Config, {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 160}),
@@ -26,3 +27,10 @@ SHAPES = {
         },
     ),
 }
+
+
+def tiny_model(kind: str, **changes) -> PreTrainedModel:
+    """Of one of the shapes, with random weights, the same each time, and 50 tokens of vocabulary."""
+    config, sizes = SHAPES[kind]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes | changes)).eval()

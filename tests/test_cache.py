@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from shapes import SHAPES
-from transformers import AutoModelForCausalLM, DynamicCache
+from shapes import SHAPES, tiny_model
+from transformers import DynamicCache
 
 from dailydialog_gym.cache import ROOM, FixedCache, read_prompts, roomy_cache
 
@@ -16,9 +16,7 @@ def keys(cache):
 @pytest.mark.parametrize("kind", SHAPES)
 @torch.no_grad()
 def test_logits_equal_those_with_transformers_own_cache(kind):
-    config, sizes = SHAPES[kind]
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+    model = tiny_model(kind)
     caches = DynamicCache(), roomy_cache()
 
     def equal(input_ids):
@@ -50,9 +48,7 @@ def test_what_is_held_is_copied_only_when_the_room_is_used_up():
 @pytest.mark.parametrize("kind", SHAPES)
 @torch.no_grad()
 def test_a_fixed_cache_gives_the_same_logits_from_the_same_place_each_time(kind):
-    config, sizes = SHAPES[kind]
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+    model = tiny_model(kind)
     first, prompt, columns = 2, 5, 11  # two columns of padding in all rows, of which the caches hold nothing
     fixed, places = FixedCache(columns), []
     for padding in ([0, 2, 1], [2, 0, 0]):
@@ -86,9 +82,7 @@ def test_a_fixed_cache_gives_the_same_logits_from_the_same_place_each_time(kind)
 @pytest.mark.parametrize("kind", SHAPES)
 @torch.no_grad()
 def test_prompts_read_in_groups_are_those_read_at_once(kind, lengths):
-    config, sizes = SHAPES[kind]
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+    model = tiny_model(kind)
     columns, rows = max(lengths), len(lengths)
     mask = (np.arange(columns) >= columns - np.array(lengths)[:, None]).astype(np.int64)
     ids = np.random.default_rng(0).integers(1, 50, (rows, columns)) * mask

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from shapes import SHAPES
+from shapes import tiny_model
 from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.cache import roomy_cache
@@ -14,9 +14,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling f
 
 
 def test_logits_and_gradients_are_those_of_the_layers_as_they_were():
-    config, sizes = SHAPES["gpt2"]
-    torch.manual_seed(0)
-    plain = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes | {"n_layer": 10})).eval()
+    plain = tiny_model("gpt2", n_layer=10)
     compiled = AutoModelForCausalLM.from_config(plain.config).eval()
     compiled.load_state_dict(plain.state_dict())
     compile_layers(torch.nn.ModuleList([compiled]))
@@ -42,9 +40,7 @@ def test_logits_and_gradients_are_those_of_the_layers_as_they_were():
 
 @torch.no_grad()
 def test_a_step_with_a_fixed_cache_is_one_program_for_all_tokens_of_all_batches():
-    config, sizes = SHAPES["gpt2"]
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
+    model = tiny_model("gpt2")
     ids, mask = torch.randint(50, (2, 3, 9)), torch.zeros(3, 9, dtype=torch.long)
     expected = [model(batch).logits[:, 4:] for batch in ids]
     fixed = compile_decoding(model, 9)

@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from shapes import SHAPES
+from shapes import SHAPES, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dailydialog_gym.precision import MixedPrecision, masked_attention
@@ -27,12 +26,6 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def model_of(kind):
-    config, sizes = SHAPES[kind]
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes)).eval()
-
-
 @torch.no_grad()
 def attends(block, model) -> list[str]:
     mask = torch.tensor([[0, 1, 1]])  # of one without padding PyTorch makes none
@@ -44,7 +37,7 @@ def attends(block, model) -> list[str]:
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize(("columns", "enabled", "fused"), [(512, True, False), (513, True, True), (512, False, True)])
 def test_attention_is_unfused_in_bfloat16_up_to_512_columns(columns, enabled, fused, kind):
-    block, model = MixedPrecision(CPU, torch.bfloat16, columns, enabled), model_of(kind)
+    block, model = MixedPrecision(CPU, torch.bfloat16, columns, enabled), tiny_model(kind)
     flash = "_scaled_dot_product_flash_attention_for_cpu.default"
     assert (flash in attends(block, model)) == fused
     with block:
@@ -88,6 +81,13 @@ def test_a_query_that_sees_nothing_spoils_no_gradient(dtype):
         assert gradient.isfinite().all()
 
 
+def test_its_matmuls_are_in_bfloat16():
+    module, query, key, value, mask = some_attention(2, 2, 4, 4, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), Operations() as operations:
+        masked_attention(module, query, key, value, mask)
+    assert "bmm.default" in operations.names and "_to_copy.default" not in operations.names
+
+
 def test_what_it_cannot_do_pytorchs_does():
     module, query, key, value, mask = some_attention(2, 2, 5, 5)
     bias = torch.randn(1, 2, 5, 5, dtype=query.dtype)
@@ -100,7 +100,7 @@ def test_what_it_cannot_do_pytorchs_does():
 @pytest.mark.parametrize("kind", SHAPES)
 @torch.no_grad()
 def test_it_is_as_near_to_float32_as_autocast(kind):
-    model = model_of(kind)
+    model = tiny_model(kind)
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     ids, mask = torch.randint(50, (16, 20)), torch.ones(20, 20, dtype=bool).tril()
