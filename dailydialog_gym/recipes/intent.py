@@ -7,8 +7,9 @@ separator, and the reply. Beside the question that counts it guesses masked word
 policy are cut as the policy would cut them.
 
 An encoder this small learns the annotators' slips by heart. So most of what it is taught is not the label but what two
-logistic regressions, which never saw the dialogue, think of it: see `soft_labels`. A classifier that was trained so may
-have a say in what the next is taught: ``--teachers``.
+logistic regressions, which never saw the dialogue, think of it: see `soft_labels`. A pretrained encoder knows better:
+this recipe fine-tunes one from a hub id or folder (``--start``), and the small one learns from it (``--teachers``),
+also what it says of replies that nobody has labelled (``--unlabelled``).
 
 Reads the train split and stops early on the validation split; ``--test`` opens the test split when all is done. `OUT`
 becomes a Hugging Face folder (float16 safetensors and tokenizer), with the curve in ``intent.jsonl`` and the scores in
@@ -22,28 +23,35 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import tyro
-from scipy.sparse import hstack
-from sklearn.feature_extraction import DictVectorizer
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, one_hot
 from torch.nn.utils.rnn import pad_sequence
-from transformers import ModernBertConfig, ModernBertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from dailydialog_gym.data import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.recipes.sft import save_atomically
+from dailydialog_gym.recipes.teachers import opinions, pairs_of, pieces, soft_labels, unlabelled_pairs
+from dailydialog_gym.rewards.intent import load_classifier
 from dailydialog_gym.tokenizer import load_tokenizer
 
-PAD, END, MASK = range(3)
+LABELS = {
+    "id2label": {act - 1: name for act, name in ACTS.items()},
+    "label2id": {name: act - 1 for act, name in ACTS.items()},
+}
 
 
 @dataclass
@@ -54,10 +62,16 @@ class Args:
     """what to train on, as in `gym.make("DailyDialog-v0", dataset=...)`"""
     test: bool = False
     """at the end, score the classifier on the test split too"""
-    start: Path | None = None
-    """a folder that this recipe made with the same sizes: begin with its tokenizer and weights"""
-    teachers: tuple[Path, ...] = ()
-    """folders that this recipe made: what they find counts as much as `soft_labels`, each"""
+    start: str | None = None
+    """a folder or hub id, of this recipe's making or any pretrained encoder: begin with its tokenizer and weights;
+    the four flags of size and `dropout` then say nothing"""
+    teachers: tuple[str, ...] = ()
+    """intent classifiers, as in `IntentMatch`: what they find on average takes the place of `soft_labels`"""
+    unlabelled: Path | None = None
+    """a .jsonl or .jsonl.gz file of `{"dialog": [...]}` in ordinary spacing: read its replies too, and single sentences
+    of the training replies, as the teachers judge them"""
+    unlabelled_replies: int = 50_000
+    """how many of that file's replies are read, chosen by chance"""
     vocab_size: int = 8192
     """tokens of the byte-level BPE, special ones included"""
     layers: int = 3
@@ -73,7 +87,7 @@ class Args:
     masking: float = 0.3
     """of each text, at most this share of tokens is masked (the share is drawn anew each time)"""
     soft_weight: float = 0.6
-    """share of `soft_labels` and teachers in what the encoder is taught; the rest is the label itself"""
+    """share of `soft_labels` or teachers in what the encoder is taught; the rest is the label itself"""
     label_smoothing: float = 0.0
     """share of an even distribution in what it is taught"""
     mask_weight: float = 0.3
@@ -93,7 +107,7 @@ class Args:
     batch_tokens: int = 4096
     """columns of a minibatch, padding included"""
     amp: bool = False
-    """autocast to bfloat16"""
+    """autocast to bfloat16, for all but the scores at the end"""
     seed: int = 1
     """of initialisation, order, masks and cuts"""
 
@@ -128,12 +142,12 @@ def train_tokenizer(dialogues: Sequence[Dialogue], vocab_size: int, max_length: 
         (utterance for dialogue in dialogues for utterance in dialogue.utterances),
         trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=["[PAD]", "[END]", "[MASK]"],
+            special_tokens=["[PAD]", "[END]", "[MASK]"],  # 0, 1 and 2
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A [END]", special_tokens=[("[END]", END)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -145,49 +159,50 @@ def train_tokenizer(dialogues: Sequence[Dialogue], vocab_size: int, max_length: 
     )
 
 
-def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
-    """``(n, 4)``: how probable each act of each utterance is, the mean of two logistic regressions on words.
-
-    One reads the utterance and the one before. The other is also told the dialogue's other acts, which say what the
-    utterance answers, what was made of it, and how its annotator tends to label. Either judges only dialogues that it
-    wasn't fitted on.
-    """
-    number: dict[tuple[str, ...], int] = {}  # a dialogue that stands twice is in one fold
-    fold, acts, texts, others = [], [], [], []
-    for dialogue in dialogues:
-        own = number.setdefault(dialogue.utterances, len(number)) % folds
-        lower = ["", *(utterance.lower() for utterance in dialogue.utterances)]
-        around = [0, 0, *dialogue.acts, 0]
-        for i, act in enumerate(dialogue.acts, 1):
-            fold.append(own)
-            acts.append(act - 1)
-            before, last, after = around[i - 1], around[i], around[i + 2]
-            words = lower[i].split()
-            answer = [*words[:8], "_".join(words[:2]), "_".join(words[:3])]
-            texts.append((lower[i - 1], lower[i], " ".join(f"{last}|{word}" for word in answer)))
-            rest = [*dialogue.acts[: i - 1], *dialogue.acts[i:]]
-            others.append({f"{last}?": 0.5, f"?{after}": 0.5, f"{last}?{after}": 0.5, f"{before}{last}?": 0.5})
-            others[-1] |= {f"share of {a}": rest.count(a) / max(len(rest), 1) for a in ACTS}
-    words = [
-        TfidfVectorizer(
-            ngram_range=(1, longest), min_df=rarest, token_pattern=r"\S+", sublinear_tf=True, dtype=np.float32
-        ).fit_transform(column)
-        for column, longest, rarest in zip(zip(*texts, strict=True), (2, 3, 1), (4, 3, 3), strict=True)
-    ]
-    told = DictVectorizer(dtype=np.float32).fit_transform(others)
-    fold, acts = np.array(fold), np.array(acts)
-    result = np.zeros((len(acts), len(ACTS)), np.float32)
-    for features in hstack(words[:2]).tocsr(), hstack([*words, told]).tocsr():
-        for i in range(folds):
-            regression = LogisticRegression(C=3, tol=1e-3, max_iter=50).fit(features[fold != i], acts[fold != i])
-            result[fold == i] += regression.predict_proba(features[fold == i]) / 2
-    return torch.from_numpy(result)
-
-
 def cut_utterances(utterances: Sequence[str], max_new_tokens: int) -> list[str]:
     """What is left of utterances when the embedded policy says them."""
     policy = load_tokenizer("builtin")
     return policy.decode([np.array(ids[:max_new_tokens]) for ids in policy.encode(list(utterances))])
+
+
+def build_model(args: Args, tokenizer: PreTrainedTokenizerFast) -> ModernBertForSequenceClassification:
+    """The small encoder, untrained."""
+    return ModernBertForSequenceClassification(
+        ModernBertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=args.width,
+            intermediate_size=2 * args.width,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.width // 64,
+            layer_types=["sliding_attention"] + ["full_attention"] * (args.layers - 1),
+            local_attention=8,
+            max_position_embeddings=args.max_length,
+            initializer_range=0.05,
+            embedding_dropout=args.dropout,
+            mlp_dropout=args.dropout,
+            classifier_dropout=args.dropout,
+            classifier_pooling="mean",  # tokens vote, and there is none whose place says where the reply is
+            pad_token_id=tokenizer.pad_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            bos_token_id=None,
+            eos_token_id=None,
+            cls_token_id=None,
+            separator=tokenizer.sep_token,
+            **LABELS,
+        )
+    )
+
+
+def begin(args: Args, train: Sequence[Dialogue]) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model before training, and its tokenizer."""
+    if not args.start:
+        tokenizer = train_tokenizer(train, args.vocab_size, args.max_length)
+        return build_model(args, tokenizer), tokenizer
+    model, tokenizer = load_classifier(args.start, **LABELS)
+    if tokenizer.sep_token is None or tokenizer.mask_token is None:
+        raise ValueError(f"--start {args.start}: its tokenizer has no separator or no mask: expected an encoder's")
+    model.config.separator = tokenizer.sep_token
+    return model, tokenizer
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Dialogue], max_new_tokens: int) -> list[Example]:
@@ -195,7 +210,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Dialogue], ma
     examples = []
     for dialogue in dialogues:
         whole, short = (
-            tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]  # however long
+            ids_of(tokenizer, texts)
             for texts in (dialogue.utterances, cut_utterances(dialogue.utterances, max_new_tokens))
         )
         acts = [act - 1 for act in dialogue.acts]
@@ -203,14 +218,27 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Dialogue], ma
     return examples
 
 
+def ids_of(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]  # however long
+
+
+def encode_pairs(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> list[Example]:
+    """Utterances and replies whose act nobody knows, and which no policy will cut."""
+    lasts, answers = zip(*pairs, strict=True)
+    ids = zip(ids_of(tokenizer, lasts), ids_of(tokenizer, answers), answers, strict=True)
+    return [Example(last, reply, reply, -1, text) for last, reply, text in ids]
+
+
 def replies(examples: list[Example]) -> list[Example]:
     """Those with an utterance before them, which is what the classifier will be asked about."""
     return [example for example in examples if example.last is not None]
 
 
-def row(example: Example, cut: bool, max_length: int) -> Row:
-    ids = [*(example.last or []), END, *(example.cut_reply if cut else example.reply)]
-    return Row([*ids[1 - max_length :], END], example.act)
+def row(example: Example, cut: bool, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Row:
+    """As the tokenizer reads the joined text: what is too long loses its beginning."""
+    first = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
+    ids = [*(example.last or []), tokenizer.sep_token_id, *(example.cut_reply if cut else example.reply)]
+    return Row([*first, *ids[len(first) + 1 - max_length :], tokenizer.sep_token_id], example.act)
 
 
 def batches(rows: list[Row], batch_tokens: int) -> list[list[Row]]:
@@ -229,80 +257,53 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
 
 
 class Learner(nn.Module):
-    """The classifier, with the heads of the two other tasks, which are thrown away."""
+    """A classifier with a head for the other task, guessing masked words, which is thrown away."""
 
-    def __init__(self, args: Args, vocab_size: int):
+    def __init__(self, args: Args, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast):
         super().__init__()
         self.args = args
-        self.classifier = ModernBertForSequenceClassification(
-            ModernBertConfig(
-                vocab_size=vocab_size,
-                hidden_size=args.width,
-                intermediate_size=2 * args.width,
-                num_hidden_layers=args.layers,
-                num_attention_heads=args.width // 64,
-                layer_types=["sliding_attention"] + ["full_attention"] * (args.layers - 1),
-                local_attention=8,
-                max_position_embeddings=args.max_length,
-                initializer_range=0.05,
-                embedding_dropout=args.dropout,
-                mlp_dropout=args.dropout,
-                classifier_dropout=args.dropout,
-                classifier_pooling="mean",  # tokens vote, and there is none whose place says where the reply is
-                pad_token_id=PAD,
-                sep_token_id=END,
-                bos_token_id=None,
-                eos_token_id=None,
-                cls_token_id=None,
-                id2label={act - 1: name for act, name in ACTS.items()},
-                label2id={name: act - 1 for act, name in ACTS.items()},
-                separator="[END]",
-            )
-        )
-        self.word = nn.Linear(args.width, args.width)
-        self.word_bias = nn.Parameter(torch.zeros(vocab_size))
+        self.classifier = model
+        self.mask = tokenizer.mask_token_id
+        self.special = tokenizer.all_special_ids
+        embeddings = model.get_input_embeddings()
+        self.word = nn.Linear(model.config.hidden_size, embeddings.embedding_dim)
+        self.word_bias = nn.Parameter(torch.zeros(embeddings.num_embeddings))
 
     def losses(self, rows: list[Row], targets: torch.Tensor) -> torch.Tensor:
         """``(2,)``: of the act, ``targets[row.index]``, and of the masked tokens."""
         model, device = self.classifier, self.word_bias.device
-        ids = pad([row.ids for row in rows], PAD).to(device)
+        pad_id = model.config.pad_token_id
+        ids = pad([row.ids for row in rows], pad_id).to(device)
         share = self.args.masking * torch.rand(len(rows), 1, device=device)
-        masked = (torch.rand(ids.shape, device=device) < share) & (ids > END)
-        read = ids != PAD
+        masked = torch.rand(ids.shape, device=device) < share
+        masked &= ~torch.isin(ids, torch.tensor(self.special, device=device))
         acts = targets[[row.index for row in rows]].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.args.amp):
-            hidden = model.model(ids.masked_fill(masked, MASK), attention_mask=read.long()).last_hidden_state
-            pooled = (hidden * read[..., None]).sum(1) / read.sum(1, keepdim=True)  # as ModernBert's "mean" does
-            logits = model.classifier(model.drop(model.head(pooled)))
-            words = linear(self.word(hidden[masked]), model.get_input_embeddings().weight, self.word_bias)
+            found = model(
+                ids.masked_fill(masked, self.mask), attention_mask=(ids != pad_id).long(), output_hidden_states=True
+            )
+            hidden = self.word(found.hidden_states[-1][masked])
+            words = linear(hidden, model.get_input_embeddings().weight, self.word_bias)
         return torch.stack(
             [
-                cross_entropy(logits.float(), acts, label_smoothing=self.args.label_smoothing),
+                cross_entropy(found.logits.float(), acts, label_smoothing=self.args.label_smoothing),
                 cross_entropy(words.float(), ids[masked], reduction="sum") / masked.sum().clamp(min=1),
             ]
         )
 
 
 @torch.no_grad()
-def logits_of(model: ModernBertForSequenceClassification, rows: list[Row], batch_tokens: int) -> torch.Tensor:
+def logits_of(model: PreTrainedModel, rows: list[Row], args: Args) -> torch.Tensor:
     """``(n, 4)`` in the order of ``rows``."""
     model.eval()
     result = torch.empty(len(rows), len(ACTS))
     indexed = [row._replace(index=i) for i, row in enumerate(rows)]
-    for group in batches(indexed, batch_tokens):
-        ids = pad([row.ids for row in group], PAD).to(model.device)
-        found = model(ids, attention_mask=(ids != PAD).long()).logits
+    for group in batches(indexed, args.batch_tokens):
+        ids = pad([row.ids for row in group], model.config.pad_token_id).to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.amp):
+            found = model(ids, attention_mask=(ids != model.config.pad_token_id).long()).logits
         result[[row.index for row in group]] = found.float().cpu()
     return result
-
-
-def opinions(folder: Path, dialogues: Sequence[Dialogue], args: Args) -> torch.Tensor:
-    """``(n, 4)``: how probable a trained classifier finds each act of each utterance, even of those that it learned
-    from, as in born-again networks (Furlanello et al. 2018, arXiv:1805.04770)."""
-    model = ModernBertForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    examples = encode(PreTrainedTokenizerFast.from_pretrained(folder), dialogues, args.max_new_tokens)
-    rows = [row(example, False, args.max_length) for example in examples]
-    return logits_of(model, rows, args.batch_tokens).softmax(-1)
 
 
 def scores(logits: torch.Tensor, acts: torch.Tensor) -> dict:
@@ -324,18 +325,23 @@ def scores(logits: torch.Tensor, acts: torch.Tensor) -> dict:
     }
 
 
-def calibrate(model: ModernBertForSequenceClassification, logits: torch.Tensor, acts: torch.Tensor) -> float:
+def calibrate(model: PreTrainedModel, logits: torch.Tensor, acts: torch.Tensor) -> float:
     """Divide the last layer by the temperature that fits ``logits`` best."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     temperatures = torch.linspace(0.5, 2, 151)
     best = min(temperatures.tolist(), key=lambda t: cross_entropy(logits / t, acts).item())
     with torch.no_grad():
-        model.classifier.weight /= best
-        model.classifier.bias /= best
+        last.weight /= best
+        last.bias /= best
     return best
 
 
 def report(
-    model: ModernBertForSequenceClassification, examples: dict[str, list[Example]], seen: set[str], args: Args
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: dict[str, list[Example]],
+    seen: set[str],
+    args: Args,
 ) -> dict[str, dict]:
     """Scores of each set of replies: of all, of those whose text ``seen`` doesn't hold, and of all when cut."""
     result = {}
@@ -343,25 +349,27 @@ def report(
         acts = torch.tensor([example.act for example in replies])
         new = torch.tensor([example.text not in seen for example in replies])
         for cut in (False, True):
-            logits = logits_of(model, [row(e, cut, args.max_length) for e in replies], args.batch_tokens)
+            rows = [row(example, cut, tokenizer, args.max_length) for example in replies]
+            logits = logits_of(model, rows, args)
             result[f"{name}, cut" if cut else name] = scores(logits, acts)
             if not cut:
                 result[f"{name}, not in train"] = scores(logits[new], acts[new])
     return result
 
 
-def finish(args: Args, tokenizer: PreTrainedTokenizerFast, train: list[Example], held_out: list[Example]) -> None:
+def finish(args: Args, tokenizer: PreTrainedTokenizerFast, seen: set[str], held_out: list[Example]) -> None:
     """Calibrate the best model, write it in float16, and print how the written one does."""
-    model = ModernBertForSequenceClassification.from_pretrained(args.out / "best")
-    both = [row(example, cut, args.max_length) for cut in (False, True) for example in held_out]
-    temperature = calibrate(model, logits_of(model, both, args.batch_tokens), torch.tensor([row.act for row in both]))
+    args = replace(args, amp=False)
+    model = AutoModelForSequenceClassification.from_pretrained(args.out / "best", dtype=torch.float32)
+    both = [row(example, cut, tokenizer, args.max_length) for cut in (False, True) for example in held_out]
+    temperature = calibrate(model, logits_of(model, both, args), torch.tensor([row.act for row in both]))
     model.half().save_pretrained(args.out)
-    model = ModernBertForSequenceClassification.from_pretrained(args.out, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(args.out, dtype=torch.float32)
     sets = {"validation": held_out}
     for dataset, split in ((args.dataset, "test"), ("builtin", "test")) if args.test else ():
         name = "test" if dataset == args.dataset else f"{dataset} {split}"
         sets[name] = replies(encode(tokenizer, load_dialogues(dataset, split), args.max_new_tokens))
-    found = report(model, sets, {example.text for example in train}, args)
+    found = report(model, tokenizer, sets, seen, args)
     (args.out / "scores.json").write_text(json.dumps({"temperature": temperature, **found}, indent=1) + "\n")
     print(f"temperature {temperature:.2f} was divided out; in float16:")
     for name, values in found.items():
@@ -373,28 +381,29 @@ def finish(args: Args, tokenizer: PreTrainedTokenizerFast, train: list[Example],
 
 
 def main(args: Args) -> None:
+    if args.unlabelled and not args.teachers:
+        raise ValueError("--unlabelled needs --teachers: nobody else says which acts those replies are")
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train, validation = (load_dialogues(args.dataset, split) for split in ("train", "validation"))
-    if (args.out / "tokenizer.json").exists():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.out)
-    elif args.start:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
-    else:
-        tokenizer = train_tokenizer(train, args.vocab_size, args.max_length)
+    torch.manual_seed(args.seed)
+    model, tokenizer = begin(args, train)
     tokenizer.save_pretrained(args.out)
     examples = encode(tokenizer, train, args.max_new_tokens)
     held_out = replies(encode(tokenizer, validation, args.max_new_tokens))
+    seen = {example.text for example in examples}
 
     targets = one_hot(torch.tensor([example.act for example in examples]), len(ACTS)).float()
     if args.soft_weight:
-        soft = [soft_labels(train), *(opinions(folder, train, args) for folder in args.teachers)]
+        pairs = pairs_of(train)
+        soft = [opinions(teacher, pairs, args.amp) for teacher in args.teachers] or [soft_labels(train)]
         targets += args.soft_weight * (torch.stack(soft).mean(0) - targets)
-    torch.manual_seed(args.seed)
-    learner = Learner(args, len(tokenizer)).to(device)
-    if args.start:
-        start = ModernBertForSequenceClassification.from_pretrained(args.start, dtype=torch.float32)
-        learner.classifier.load_state_dict(start.state_dict())
+    if args.unlabelled:
+        pairs = pieces(train, args.seed) + unlabelled_pairs(args.unlabelled, args.unlabelled_replies, args.seed)
+        soft = [opinions(teacher, pairs, args.amp) for teacher in args.teachers]
+        targets = torch.cat([targets, torch.stack(soft).mean(0)])
+        examples += encode_pairs(tokenizer, pairs)
+    learner = Learner(args, model, tokenizer).to(device)
     average = copy.deepcopy(learner.classifier)
     matrices = [p for p in learner.parameters() if p.dim() > 1]
     vectors = [p for p in learner.parameters() if p.dim() == 1]
@@ -404,7 +413,7 @@ def main(args: Args) -> None:
         betas=(0.9, 0.98),
         fused=True,
     )
-    whole = [row(example, False, args.max_length) for example in examples]
+    whole = [row(example, False, tokenizer, args.max_length) for example in examples]
     total_steps = args.epochs * len(batches(whole, args.batch_tokens))
 
     def schedule(step: int) -> float:
@@ -428,7 +437,8 @@ def main(args: Args) -> None:
     while epoch < args.epochs and bad_epochs < args.patience:
         rng = random.Random(f"{args.seed} {epoch}")  # the epoch's own, so that a resumed run sees the same
         torch.manual_seed(args.seed * 1000 + epoch)
-        rows = [row(e, rng.random() < 0.5, args.max_length)._replace(index=i) for i, e in enumerate(examples)]
+        rows = [row(e, rng.random() < 0.5, tokenizer, args.max_length) for e in examples]
+        rows = [row._replace(index=i) for i, row in enumerate(rows)]
         data = batches(rows, args.batch_tokens)
         rng.shuffle(data)
         learner.train()
@@ -456,7 +466,7 @@ def main(args: Args) -> None:
                     flush=True,
                 )
         epoch += 1
-        found = report(average, {"validation": held_out}, {example.text for example in examples}, args)
+        found = report(average, tokenizer, {"validation": held_out}, seen, args)
         entry = {
             "epoch": epoch,
             "train_loss": (sums[0] / len(data)).item(),
@@ -472,7 +482,7 @@ def main(args: Args) -> None:
             average.save_pretrained(args.out / "best")
         counts = {"epoch": epoch, "best": best, "bad_epochs": bad_epochs}
         save_atomically({name: part.state_dict() for name, part in parts.items()} | counts, state_file)
-    finish(args, tokenizer, examples, held_out)
+    finish(args, tokenizer, seen, held_out)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,15 @@ from dailydialog_gym.rewards.episodes import Episodes
 from dailydialog_gym.tokenizer import EOU, hub_is_off
 
 
-def _load(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_classifier(model: str, **config: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier by folder or hub id, in float32, with its tokenizer; ``config`` replaces what its
+    configuration says. Raises ValueError where there is none; loads no pickle from a folder."""
     here = Path(model).is_dir()
     source = {"local_files_only": here or hub_is_off()}
     try:
         return (
             AutoModelForSequenceClassification.from_pretrained(
-                model, dtype=torch.float32, use_safetensors=True if here else None, **source
+                model, dtype=torch.float32, use_safetensors=True if here else None, **source, **config
             ),
             # Where the text is too long for the model, the reply is what must stay.
             AutoTokenizer.from_pretrained(model, truncation_side="left", **source),
@@ -77,9 +79,9 @@ class IntentMatch:
     ):
         if model == "builtin":
             with asset("intent") as folder:
-                self.classifier, self.tokenizer = _load(str(folder))
+                self.classifier, self.tokenizer = load_classifier(str(folder))
         else:
-            self.classifier, self.tokenizer = _load(model)
+            self.classifier, self.tokenizer = load_classifier(model)
         self.classifier.to(device).eval()
         id2label = self.classifier.config.id2label
         if labels is not None and len(labels) != len(id2label):
