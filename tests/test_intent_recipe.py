@@ -122,6 +122,17 @@ def test_a_pretrained_encoder_becomes_a_classifier_that_scores_as_the_recipe_say
     assert IntentMatch(str(bert_classifier)).match(prompts, answers, acts).mean() == pytest.approx(said["accuracy"])
 
 
+def test_a_teacher_s_opinions_are_what_it_finds_in_the_joined_texts(whole, dataset):
+    dialogues = load_dialogues(dataset, "validation")
+    found = teachers.opinions(str(whole), teachers.pairs_of(dialogues), amp=False)
+    lasts = [last for d in dialogues for last in ("", *d.utterances[:-1])]
+    texts = [
+        f"{last}[END]{reply}" for last, reply in zip(lasts, (u for d in dialogues for u in d.utterances), strict=True)
+    ]
+    expected = torch.from_numpy(IntentMatch(str(whole)).classify(texts)).float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_only_an_encoder_can_be_begun_with(whole, dataset, tmp_path):
     with pytest.raises(ValueError, match="no separator or no mask"):
         intent.main(intent.Args(out=tmp_path, dataset=dataset, start=str(ASSETS / "policy"), **TOY))

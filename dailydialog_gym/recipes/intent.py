@@ -64,7 +64,7 @@ class Args:
     """at the end, score the classifier on the test split too"""
     start: str | None = None
     """a folder or hub id, of this recipe's making or any pretrained encoder: begin with its tokenizer and weights;
-    the four flags of size and `dropout` then say nothing"""
+    `vocab_size`, `layers`, `width` and `dropout` then say nothing"""
     teachers: tuple[str, ...] = ()
     """intent classifiers, as in `IntentMatch`: what they find on average takes the place of `soft_labels`"""
     unlabelled: Path | None = None
@@ -196,7 +196,10 @@ def build_model(args: Args, tokenizer: PreTrainedTokenizerFast) -> ModernBertFor
 def begin(args: Args, train: Sequence[Dialogue]) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model before training, and its tokenizer."""
     if not args.start:
-        tokenizer = train_tokenizer(train, args.vocab_size, args.max_length)
+        if (args.out / "tokenizer.json").exists():  # a run that goes on
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(args.out)
+        else:
+            tokenizer = train_tokenizer(train, args.vocab_size, args.max_length)
         return build_model(args, tokenizer), tokenizer
     model, tokenizer = load_classifier(args.start, **LABELS)
     if tokenizer.sep_token is None or tokenizer.mask_token is None:
