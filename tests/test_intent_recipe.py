@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from dailydialog_gym.data import ACTS, Dialogue, format_prompt, load_dialogues
 from dailydialog_gym.embedded import ASSETS
@@ -235,6 +235,23 @@ def test_soft_labels_come_near_the_labels_of_dialogues_never_seen():
     assert 0.6 < (found == labels).double().mean() < 0.95  # by heart it would be 1.0
     twice = len(dialogues[0].acts)
     torch.testing.assert_close(soft[:twice], soft[-twice:])
+
+
+@pytest.mark.parametrize("kind", ["albert", "bert", "distilbert", "electra", "modernbert", "roberta"])
+def test_any_encoder_is_calibrated_by_its_last_layer(kind):
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1}
+    config = AutoConfig.for_model(kind, vocab_size=50, num_labels=4, **sizes, **special)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids, acts = torch.randint(2, 50, (20, 6)), torch.randint(4, (20,))
+    with torch.no_grad():
+        before = model(ids).logits
+        temperature = intent.calibrate(model, before, acts)
+        torch.testing.assert_close(model(ids).logits, before / temperature)
+    assert temperature != 1
 
 
 def test_scores():
