@@ -102,6 +102,14 @@ def bert(dataset, tmp_path_factory):
     return folder
 
 
+def test_dropout_is_as_asked_for_whatever_the_start_had(whole, bert, tmp_path):
+    for start in whole, bert:
+        args = intent.Args(out=tmp_path, start=str(start), dropout=0.37)
+        learner = intent.Learner(args, *intent.begin(args, ()))
+        found = {module.p for module in learner.modules() if isinstance(module, torch.nn.Dropout)}
+        assert found == {0.37}
+
+
 @pytest.fixture(scope="module")
 def bert_classifier(bert, dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier")
@@ -201,10 +209,39 @@ def test_pieces_are_whole_sentences_of_replies_that_have_several():
 
 def test_unlabelled_replies_need_a_teacher_and_must_be_enough(dataset, tmp_path, whole):
     flags = {"out": tmp_path / "out", "dataset": dataset, "unlabelled": unlabelled(tmp_path, 9), **TOY}
-    with pytest.raises(ValueError, match="needs --teachers"):
+    with pytest.raises(ValueError, match="need --teachers"):
         intent.main(intent.Args(**flags))
     with pytest.raises(ValueError, match="has 9 replies, fewer than --unlabelled-replies 50,000"):
         intent.main(intent.Args(**flags, teachers=(str(whole),)))
+
+
+def test_policy_replies_are_taught_as_the_teachers_judge_them(whole, dataset, tmp_path, monkeypatch):
+    taught, losses = [], intent.Learner.losses
+    monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[1:]) or losses(*args))
+    flags = {"dataset": dataset, **TOY, "epochs": 1, "policy_replies": 30}
+    with pytest.raises(ValueError, match="need --teachers"):
+        intent.main(intent.Args(out=tmp_path, **flags))
+    intent.main(intent.Args(out=tmp_path, teachers=(str(whole),), **flags))
+    pairs = teachers.policy_pairs(dataset, 30, 1)
+    contexts = [
+        (d.utterances[i - 1], d.utterances[i])
+        for d in load_dialogues(dataset, "train")
+        for i in range(1, len(d.utterances))
+    ]
+    lasts = {last for last, _ in contexts}
+    assert all(last in lasts for last, _ in pairs)
+    assert len(set(pairs) - set(contexts)) > 20  # the policy's own, not the people's
+    torch.testing.assert_close(taught[0][1][-30:], teachers.opinions(str(whole), pairs, amp=False))
+    with pytest.raises(ValueError, match="fewer than --policy-replies 9,999"):
+        teachers.policy_pairs(dataset, 9_999, 1)
+
+
+def test_a_run_that_goes_on_does_not_ask_the_teachers_again(whole, dataset, tmp_path):
+    flags = {"out": tmp_path, "dataset": dataset, **TOY, "teachers": (str(whole),)}
+    intent.main(intent.Args(**{**flags, "epochs": 1}))
+    flags["teachers"] = ("gone",)
+    intent.main(intent.Args(**flags, test=True))
+    assert len(curve(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("kind", ["own", "bert"])

@@ -9,7 +9,7 @@ policy are cut as the policy would cut them.
 An encoder this small learns the annotators' slips by heart. So most of what it is taught is not the label but what two
 logistic regressions, which never saw the dialogue, think of it: see `soft_labels`. A pretrained encoder knows better:
 this recipe fine-tunes one from a hub id or folder (``--start``), and the small one learns from it (``--teachers``),
-also what it says of replies that nobody has labelled (``--unlabelled``).
+also what it says of replies that nobody has labelled (``--unlabelled``, ``--policy-replies``).
 
 Reads the train split and stops early on the validation split; ``--test`` opens the test split when all is done. `OUT`
 becomes a Hugging Face folder (float16 safetensors and tokenizer), with the curve in ``intent.jsonl`` and the scores in
@@ -44,7 +44,7 @@ from transformers import (
 
 from dailydialog_gym.data import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.recipes.sft import save_atomically
-from dailydialog_gym.recipes.teachers import opinions, pairs_of, pieces, soft_labels, unlabelled_pairs
+from dailydialog_gym.recipes.teachers import opinions, pairs_of, pieces, policy_pairs, soft_labels, unlabelled_pairs
 from dailydialog_gym.rewards.intent import load_classifier
 from dailydialog_gym.tokenizer import load_tokenizer
 
@@ -64,7 +64,7 @@ class Args:
     """at the end, score the classifier on the test split too"""
     start: str | None = None
     """a folder or hub id, of this recipe's making or any pretrained encoder: begin with its tokenizer and weights;
-    `vocab_size`, `layers`, `width` and `dropout` then say nothing"""
+    `vocab_size`, `layers` and `width` then say nothing"""
     teachers: tuple[str, ...] = ()
     """intent classifiers, as in `IntentMatch`: what they find on average takes the place of `soft_labels`"""
     unlabelled: Path | None = None
@@ -72,6 +72,8 @@ class Args:
     of the training replies, as the teachers judge them"""
     unlabelled_replies: int = 50_000
     """how many of that file's replies are read, chosen by chance"""
+    policy_replies: int = 0
+    """read so many of the embedded policy's replies to training contexts, as the teachers judge them"""
     vocab_size: int = 8192
     """tokens of the byte-level BPE, special ones included"""
     layers: int = 3
@@ -83,7 +85,7 @@ class Args:
     max_new_tokens: int = 20
     """where the policy's replies are cut, in tokens of the embedded policy"""
     dropout: float = 0.1
-    """on embeddings, inside the blocks and before the last layer"""
+    """on embeddings, inside the blocks and before the last layer, whatever the start had"""
     masking: float = 0.3
     """of each text, at most this share of tokens is masked (the share is drawn anew each time)"""
     soft_weight: float = 0.6
@@ -259,6 +261,25 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
     return pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True, padding_value=value)
 
 
+def lesson(args: Args, train: Sequence[Dialogue]) -> tuple[list[tuple[str, str]], torch.Tensor]:
+    """The training replies, then those without a label, each with the utterance before it; and ``(n, 4)``, how probable
+    their acts are to the teachers. A run that goes on reads them from ``lesson.jsonl``."""
+    file = args.out / "lesson.jsonl"
+    if not file.exists():
+        pairs = pairs_of(train)
+        if args.unlabelled:
+            pairs += pieces(train, args.seed) + unlabelled_pairs(args.unlabelled, args.unlabelled_replies, args.seed)
+        if args.policy_replies:
+            pairs += policy_pairs(args.dataset, args.policy_replies, args.seed)
+        soft = [opinions(teacher, pairs, args.amp) for teacher in args.teachers] or [soft_labels(train)]
+        acts = torch.stack(soft).mean(0).tolist()
+        lines = (json.dumps([*pair, found]) for pair, found in zip(pairs, acts, strict=True))
+        file.with_suffix(".tmp").write_text("\n".join(lines))
+        file.with_suffix(".tmp").replace(file)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [(last, reply) for last, reply, _ in rows], torch.tensor([acts for _, _, acts in rows])
+
+
 class Learner(nn.Module):
     """A classifier with a head for the other task, guessing masked words, which is thrown away."""
 
@@ -266,6 +287,11 @@ class Learner(nn.Module):
         super().__init__()
         self.args = args
         self.classifier = model
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = args.dropout
+        if not torch.cuda.is_available():  # the fused attention's backward pass takes a third of a CPU's time
+            model.set_attn_implementation("eager")
         self.mask = tokenizer.mask_token_id
         self.special = tokenizer.all_special_ids
         embeddings = model.get_input_embeddings()
@@ -384,8 +410,10 @@ def finish(args: Args, tokenizer: PreTrainedTokenizerFast, seen: set[str], held_
 
 
 def main(args: Args) -> None:
-    if args.unlabelled and not args.teachers:
-        raise ValueError("--unlabelled needs --teachers: nobody else says which acts those replies are")
+    if (args.unlabelled or args.policy_replies) and not args.teachers:
+        raise ValueError(
+            "--unlabelled and --policy-replies need --teachers: nobody else says which acts those replies are"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train, validation = (load_dialogues(args.dataset, split) for split in ("train", "validation"))
@@ -397,15 +425,12 @@ def main(args: Args) -> None:
     seen = {example.text for example in examples}
 
     targets = one_hot(torch.tensor([example.act for example in examples]), len(ACTS)).float()
-    if args.soft_weight:
-        pairs = pairs_of(train)
-        soft = [opinions(teacher, pairs, args.amp) for teacher in args.teachers] or [soft_labels(train)]
-        targets += args.soft_weight * (torch.stack(soft).mean(0) - targets)
-    if args.unlabelled:
-        pairs = pieces(train, args.seed) + unlabelled_pairs(args.unlabelled, args.unlabelled_replies, args.seed)
-        soft = [opinions(teacher, pairs, args.amp) for teacher in args.teachers]
-        targets = torch.cat([targets, torch.stack(soft).mean(0)])
-        examples += encode_pairs(tokenizer, pairs)
+    if args.soft_weight or args.teachers:
+        pairs, soft = lesson(args, train)
+        targets += args.soft_weight * (soft[: len(targets)] - targets)
+        if unlabelled := pairs[len(targets) :]:
+            targets = torch.cat([targets, soft[len(targets) :]])
+            examples += encode_pairs(tokenizer, unlabelled)
     learner = Learner(args, model, tokenizer).to(device)
     average = copy.deepcopy(learner.classifier)
     matrices = [p for p in learner.parameters() if p.dim() > 1]

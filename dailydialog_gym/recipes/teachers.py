@@ -15,9 +15,11 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from dailydialog_gym.data import ACTS, Dialogue, format_prompt
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.data import ACTS, Dialogue, format_prompt, load_samples
 from dailydialog_gym.recipes.sft import read_pretraining
 from dailydialog_gym.rewards.intent import IntentMatch
+from dailydialog_gym.tokenizer import EOU
 
 
 def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
@@ -75,6 +77,18 @@ def unlabelled_pairs(path: Path, n: int, seed: int) -> list[tuple[str, str]]:
     if len(pairs) < n:
         raise ValueError(f"{path} has {len(pairs):,} replies, fewer than --unlabelled-replies {n:,}")
     return random.Random(seed).sample(list(pairs), n)
+
+
+def policy_pairs(dataset: str, n: int, seed: int) -> list[tuple[str, str]]:
+    """``n`` last utterances of training contexts, chosen by chance, with the embedded policy's replies to them, drawn
+    as `ppo_dialog.py` draws them: what the classifier will be paid for, half sentences and nonsense included."""
+    prompts = load_samples(dataset, "train").prompts
+    if len(prompts) < n:
+        raise ValueError(f"dataset {dataset!r} has {len(prompts):,} contexts, fewer than --policy-replies {n:,}")
+    prompts = random.Random(seed).sample(prompts, n)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    replies = DialogueAgent.load("builtin", device).reply(prompts, sample=True, top_k=20, seed=seed, batch_size=256)
+    return [(prompt.split(EOU)[-2].strip(), reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
 def pairs_of(dialogues: Sequence[Dialogue]) -> list[tuple[str, str]]:
