@@ -117,10 +117,13 @@ class Checkpoints:
             # torch hides the system's error behind one of its own
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             raise SystemExit(f"cannot save checkpoint {target}: {reason}; {whole}") from error
-        for path in self.folder.iterdir():
-            if path != target:
-                shutil.rmtree(path)
+        self._remove_all_but(target)
         return target
+
+    def _remove_all_but(self, kept: Path) -> None:
+        for path in self.folder.iterdir():
+            if path != kept:
+                shutil.rmtree(path)
 
     def _write(self, folder: Path, iteration: int, progress: dict[str, Any]) -> None:
         self._write_agent(folder / "agent")
@@ -129,11 +132,15 @@ class Checkpoints:
             torch.save({"iteration": iteration, "progress": progress, "parts": state}, file)
 
     def load(self) -> tuple[int, dict[str, Any]]:
-        """Put the newest checkpoint into the parts. Returns: its iteration and progress; 0 and {} where none is."""
+        """Put the newest checkpoint into the parts, and remove what a killed run has left beside it.
+
+        Returns: its iteration and progress; 0 and {} where none is.
+        """
         if self.last is None:
             return 0, {}
         # weights_only: tensors and plain data, nothing that a file could make run
         saved = torch.load(self.last / "state.pt", map_location="cpu", weights_only=True)
         for name, part in self._parts.items():
             part.load_state_dict(saved["parts"][name])
+        self._remove_all_but(self.last)
         return saved["iteration"], saved["progress"]

@@ -16,7 +16,7 @@ from forks import Server
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.checkpoints import RandomState, write_folder, write_text
+from dailydialog_gym.checkpoints import Checkpoints, RandomState, write_folder, write_text
 
 SCRIPT = Path(__file__).parents[1] / "ppo_dialog.py"
 
@@ -195,3 +195,12 @@ def test_random_states_go_on_where_they_were():
     first = rng.integers(10, size=3).tolist(), torch.rand(3).tolist()
     random_state.load_state_dict(saved)
     assert (rng.integers(10, size=3).tolist(), torch.rand(3).tolist()) == first
+
+
+def test_what_a_kill_left_of_an_older_checkpoint_is_removed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, lambda folder: folder.mkdir(), {})
+    checkpoints.save(6, {})
+    (tmp_path / "000004/agent").mkdir(parents=True)  # half removed
+    (tmp_path / ".000008.new").mkdir()  # half written
+    assert checkpoints.load() == (6, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["000006"]
