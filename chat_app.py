@@ -18,10 +18,10 @@ import tyro
 from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.chat import Chat, check_message, choose_threads
+from dailydialog_gym.chat.conversation import Chat, check_message, choose_threads
+from dailydialog_gym.chat.trained import find_agent
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.text import visible
-from dailydialog_gym.trained import find_agent
 
 
 @dataclass
@@ -107,7 +107,7 @@ def main(args: Args) -> None:
         start = DialogueAgent.load(baseline, device, use_template=agent.template is not None, **options)
     votes = args.votes or trained.home / "votes.jsonl"
     # These take seconds to import, which --terminal need not wait for.
-    from dailydialog_gym.page import build_page, launch
+    from dailydialog_gym.chat.page import build_page, launch
     from dailydialog_gym.rewards.intent import IntentMatch
 
     intent = IntentMatch(args.intent_model, device, args.intent_labels) if args.intent_model else None

@@ -23,22 +23,21 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
-from dailydialog_gym.agent import DialogueAgent, load_model
-from dailydialog_gym.cache import read_prompts
-from dailydialog_gym.checkpoints import RandomState
-from dailydialog_gym.compiling import compile_decoding, compile_layers
-from dailydialog_gym.config import parse_args
-from dailydialog_gym.data import load_samples
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
-from dailydialog_gym.last_block import only_tail_is_read
+from dailydialog_gym.models.cache import read_prompts
+from dailydialog_gym.models.compiling import compile_decoding, compile_layers
+from dailydialog_gym.models.last_block import only_tail_is_read
+from dailydialog_gym.models.loading import load_model
+from dailydialog_gym.models.packing import pack
+from dailydialog_gym.models.precision import MixedPrecision
 from dailydialog_gym.objects import import_object
-from dailydialog_gym.packing import pack
-from dailydialog_gym.precision import MixedPrecision
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
 from dailydialog_gym.rewards.own import load_scorer
-from dailydialog_gym.runs import Run, describe_amp
+from dailydialog_gym.runs import RandomState, Run, describe_amp, parse_args
 from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
 

@@ -15,10 +15,10 @@ import torch
 import transformers
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.chat import Chat, choose_threads
-from dailydialog_gym.generation import Decoding
-from dailydialog_gym.page import build_page, launch
-from dailydialog_gym.trained import find_agent
+from dailydialog_gym.chat.conversation import Chat, choose_threads
+from dailydialog_gym.chat.page import build_page, launch
+from dailydialog_gym.chat.trained import find_agent
+from dailydialog_gym.models.decoding import Decoding
 
 MESSAGE = "I was thinking about going to the cinema on Friday. Would you like to come with me?"
 HISTORY = ["Good morning! How are you?", "Fine, thanks. And you?", "Very well. It's a lovely day.", "Yes, it is."]

@@ -87,7 +87,7 @@ def measured_run(script: str, out: str, *flags: str) -> None:
     before, needed = peak(), []
     logs = [Run]
     if "start_run" in module:
-        from dailydialog_gym.ranked_runs import OtherRun
+        from dailydialog_gym.distributed.runs import OtherRun
 
         logs.append(OtherRun)
     for each in logs:

@@ -29,8 +29,8 @@ import transformers
 import tyro
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from dailydialog_gym.agent import resolve
-from dailydialog_gym.data import load_samples
+from dailydialog_gym.env.samples import load_samples
+from dailydialog_gym.models.loading import resolve
 
 HERE = Path(__file__).parent
 PHASES = ("rollout", "rewards", "update")

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from dailydialog_gym.metrics import LABELS
+from dailydialog_gym.evaluate.metrics import LABELS
 
 ROOT = Path(__file__).parents[1]
 SAMPLED = ("--sample", "--top-k", "20")

@@ -16,7 +16,7 @@ import tyro
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.evaluate import evenly_spread
+from dailydialog_gym.evaluate.evaluation import evenly_spread
 from dailydialog_gym.rewards import Episodes, Meteor, TokenCredit
 from dailydialog_gym.rewards.intent import IntentMatch
 

@@ -11,13 +11,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dailydialog_gym.agent import DialogueAgent, load_model
-from dailydialog_gym.core import TokenMDP
-from dailydialog_gym.data import load_samples
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.env.mdp import TokenMDP
+from dailydialog_gym.env.samples import load_samples
+from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.rewards import Episodes, Meteor
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
-from dailydialog_gym.tokenizer import EOU
 
 BATCH, ROUNDS, WARM_UP = 64, 30, 20
 PROMPT, REPLY = 128, 20

@@ -2,13 +2,13 @@
 
 from gymnasium.envs.registration import register
 
-from dailydialog_gym.envs import DailyDialogEnv, DailyDialogVectorEnv
+from dailydialog_gym.env import DailyDialogEnv, DailyDialogVectorEnv
 
 __version__ = "0.1.0"
 __all__ = ["DailyDialogEnv", "DailyDialogVectorEnv"]
 
 register(
     id="DailyDialog-v0",
-    entry_point="dailydialog_gym.envs:DailyDialogEnv",
-    vector_entry_point="dailydialog_gym.envs:DailyDialogVectorEnv",
+    entry_point="dailydialog_gym.env:DailyDialogEnv",
+    vector_entry_point="dailydialog_gym.env:DailyDialogVectorEnv",
 )

@@ -9,8 +9,8 @@ import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from dailydialog_gym.data import ACTS
 from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.env.dialogues import ACTS
 
 
 @pytest.fixture(scope="session")

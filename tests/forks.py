@@ -20,7 +20,7 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from paths import ROOT
 
 
 class Server:
@@ -131,7 +131,7 @@ def exit_code(pid):
 def main(script, model):
     from tqdm import tqdm
 
-    from dailydialog_gym.agent import load_model
+    from dailydialog_gym.models.loading import load_model
     from dailydialog_gym.rewards.meteor import meteor
 
     answers = os.fdopen(os.dup(1), "w")

@@ -4,16 +4,15 @@ import json
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from transformers import AutoModelForCausalLM
 
-from dailydialog_gym import evaluate
-from dailydialog_gym.agent import DialogueAgent, load_model
-
-ROOT = Path(__file__).parents[1]
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.evaluate import __main__ as evaluate
+from dailydialog_gym.models.loading import load_model
 
 
 @pytest.fixture

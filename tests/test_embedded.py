@@ -3,11 +3,11 @@
 import pytest
 
 from dailydialog_gym import embedded
-from dailydialog_gym.agent import load_model
-from dailydialog_gym.data import load_dialogues
 from dailydialog_gym.embedded import ASSETS, asset, damaged
+from dailydialog_gym.env.dialogues import load_dialogues
+from dailydialog_gym.env.tokenizer import load_tokenizer
+from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.rewards import synonyms
-from dailydialog_gym.tokenizer import load_tokenizer
 
 FILES = sorted(str(path.relative_to(ASSETS)) for path in ASSETS.rglob("*") if path.is_file())
 # Each without its cache.

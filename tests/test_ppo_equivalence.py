@@ -2,20 +2,20 @@
 
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import ROOT
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dailydialog_gym.packing import share_out
+from dailydialog_gym.models.packing import share_out
 from ppo_dialog import Agent, Critic, pack
 
-SCRIPT = Path(__file__).parents[1] / "ppo_dialog.py"
+SCRIPT = ROOT / "ppo_dialog.py"
 P, T, VOCAB = 9, 5, 50
 
 

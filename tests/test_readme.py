@@ -4,13 +4,12 @@ import json
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 

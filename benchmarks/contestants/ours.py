@@ -8,7 +8,7 @@ import numpy as np
 from meter import Meter, read_job
 
 import dailydialog_gym.runs
-from dailydialog_gym.envs import DailyDialogVectorEnv
+from dailydialog_gym.env.envs import DailyDialogVectorEnv
 from dailydialog_gym.wrappers.vector import KLPenalty, ScoreReward
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributions import Categorical
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
-from dailydialog_gym.agent import load_model
+from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.wrappers.vector import MeteorReward
 

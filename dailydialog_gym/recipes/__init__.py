@@ -1,1 +1,1 @@
-"""How the embedded models were made. Each module is a command: ``python -m dailydialog_gym.recipes.sft --help``."""
+"""How the embedded assets are made: ``python -m dailydialog_gym.recipes.sft``, ``.intent``, ``.synonyms``."""

@@ -42,11 +42,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dailydialog_gym.data import ACTS, Dialogue, load_dialogues
+from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
+from dailydialog_gym.env.tokenizer import load_tokenizer
+from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.recipes.sft import save_atomically
 from dailydialog_gym.recipes.teachers import opinions, pairs_of, pieces, policy_pairs, soft_labels, unlabelled_pairs
-from dailydialog_gym.rewards.intent import load_classifier
-from dailydialog_gym.tokenizer import load_tokenizer
 
 LABELS = {
     "id2label": {act - 1: name for act, name in ACTS.items()},

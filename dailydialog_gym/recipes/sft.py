@@ -26,9 +26,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from dailydialog_gym.data import Dialogue, load_dialogues
+from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
+from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.text import space_punctuation
-from dailydialog_gym.tokenizer import EOU
 
 
 @dataclass

@@ -16,10 +16,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.data import ACTS, Dialogue, format_prompt, load_samples
+from dailydialog_gym.env.dialogues import ACTS, Dialogue
+from dailydialog_gym.env.samples import format_prompt, load_samples
+from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.recipes.sft import read_pretraining
 from dailydialog_gym.rewards.intent import IntentMatch
-from dailydialog_gym.tokenizer import EOU
 
 
 def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:

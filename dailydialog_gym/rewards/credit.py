@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dailydialog_gym.env.tokenizer import ReplyTokenizer
 from dailydialog_gym.rewards.episodes import Episodes, Scorer
-from dailydialog_gym.tokenizer import ReplyTokenizer
 
 
 class TokenCredit:

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dailydialog_gym.data import ACTS
 from dailydialog_gym.embedded import asset
+from dailydialog_gym.env.dialogues import ACTS
+from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.rewards.episodes import Episodes
-from dailydialog_gym.tokenizer import EOU, hub_is_off
-
-
-def load_classifier(model: str, **config: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier by folder or hub id, in float32, with its tokenizer; ``config`` replaces what its
-    configuration says. Raises ValueError where there is none; loads no pickle from a folder."""
-    here = Path(model).is_dir()
-    source = {"local_files_only": here or hub_is_off()}
-    try:
-        return (
-            AutoModelForSequenceClassification.from_pretrained(
-                model, dtype=torch.float32, use_safetensors=True if here else None, **source, **config
-            ),
-            # Where the text is too long for the model, the reply is what must stay.
-            AutoTokenizer.from_pretrained(model, truncation_side="left", **source),
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"cannot load intent classifier {model!r}: expected 'builtin', a folder or a hub id ({error})"
-        ) from error
 
 
 def _act_of_label(labels: Sequence[str], name: str) -> np.ndarray:

@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from dailydialog_gym.agent import load_model
-from dailydialog_gym.last_block import only_tail_is_read
-from dailydialog_gym.packing import pack
-from dailydialog_gym.precision import MixedPrecision
+from dailydialog_gym.models.last_block import only_tail_is_read
+from dailydialog_gym.models.loading import load_model
+from dailydialog_gym.models.packing import pack
+from dailydialog_gym.models.precision import MixedPrecision
 from dailydialog_gym.rewards.episodes import Episodes
 
 

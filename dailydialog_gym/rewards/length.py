@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.rewards.episodes import Episodes
-from dailydialog_gym.tokenizer import EOU
 
 
 def token_count(episodes: Episodes) -> np.ndarray:

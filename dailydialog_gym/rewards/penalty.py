@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
 
-from dailydialog_gym.core import TokenMDP
+from dailydialog_gym.env.mdp import TokenMDP
 from dailydialog_gym.rewards.coefficients import Coefficient
 from dailydialog_gym.rewards.episodes import Episodes, Scorer, pay
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from dailydialog_gym.envs import DailyDialogEnv
+from dailydialog_gym.env.envs import DailyDialogEnv
 from dailydialog_gym.rewards import Episodes, Meteor, Scorer, TokenCredit, pay
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient
 from dailydialog_gym.rewards.penalty import KLLedger, add_log_prob

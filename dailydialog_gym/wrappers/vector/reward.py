@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from dailydialog_gym.envs import DailyDialogVectorEnv
+from dailydialog_gym.env.envs import DailyDialogVectorEnv
 from dailydialog_gym.rewards import Episodes, Meteor, Scorer, TokenCredit, pay
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient
 from dailydialog_gym.rewards.penalty import KLLedger, add_log_prob

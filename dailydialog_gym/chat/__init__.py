@@ -1,0 +1,1 @@
+"""The chat page: conversations with agents, their votes, and the page that `chat_app.py` serves."""

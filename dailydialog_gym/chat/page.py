@@ -1,0 +1,339 @@
+"""The chat page: a Gradio app whose conversations are drawn by static/talk.js, and its endpoints."""
+
+import os
+import random
+from collections.abc import Sequence
+from contextlib import aclosing
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+import gradio as gr
+
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.chat.conversation import (
+    MAX_MESSAGE,
+    SIDES,
+    Chat,
+    check_message,
+    context,
+    make_decoding,
+    reply_turn,
+    take_turn,
+)
+from dailydialog_gym.chat.trained import TrainedAgent, training_page
+from dailydialog_gym.models.decoding import Decoding, Reply
+from dailydialog_gym.text import visible
+
+STATIC = Path(__file__).parent / "static"
+OPENERS = ["Hi! How are you today?", "What are you doing this weekend?", "Can you help me? I lost my wallet."]
+ACT_WORDS = {"inform": "it informs", "question": "it asks", "directive": "it directs", "commissive": "it commits"}
+BEFORE_AND_AFTER = {"start": "Before training", "trained": "After training"}
+NOTHING_TO_COMPARE = (
+    "There is nothing to compare this agent with: it belongs to no run, so what it started from is not known. "
+    "Name a model with --baseline, or talk with a run: --agent runs/NAME"
+)
+NO_RUN = "This agent belongs to no run. Train one with ppo_dialog.py, then: python chat_app.py --agent runs/NAME"
+QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+
+
+def headline(trained: TrainedAgent, chat: Chat) -> str:
+    agent = chat.trained
+    parameters = sum(p.numel() for p in agent.model.parameters()) / 1e6
+    speaks = "Speaks its chat template" if agent.template else "Speaks DailyDialog's format"
+    return (
+        f'<header class="page-head"><h1>Talk with {escape(trained.title)}</h1><p>{escape(trained.story)}</p>'
+        f"<p>{parameters:.1f} million parameters. {speaks}; reads the last {agent.context_size} utterances, at most "
+        f"{agent.max_prompt_length} tokens. A message may have {MAX_MESSAGE:,} characters.</p></header>"
+    )
+
+
+def conversation(chat: Chat, empty: str, composer: bool, **kwargs: Any) -> gr.HTML:
+    """A conversation, drawn by static/talk.js."""
+
+    def read_act(utterance_and_reply: list[str]) -> str:
+        act, probability = chat.read_act(*utterance_and_reply)
+        return f"The intent model reads: {act} ({ACT_WORDS[act]}), {probability:.0%} sure."
+
+    return gr.HTML(
+        {"turns": []},
+        # A value in the template itself would be run as code: Gradio's templates are JavaScript.
+        html_template='<div class="talk"><ol class="talk-list" role="log" tabindex="0" aria-label="Conversation"></ol>'
+        '<div class="talk-foot"></div></div>',
+        js_on_load=(STATIC / "talk.js").read_text(),
+        apply_default_css=False,
+        server_functions=[read_act] if chat.intent else None,
+        empty=empty,
+        openers=OPENERS if composer else [],
+        limit=MAX_MESSAGE,
+        composer=composer,
+        acts=chat.intent is not None,
+        **kwargs,
+    )
+
+
+def settings_form(agent: DialogueAgent) -> list[gr.components.Component]:
+    """In the order of `make_decoding`."""
+    sample = gr.Radio([("Draw them", True), ("Take the likeliest (greedy)", False)], value=True, label="Tokens")
+    with gr.Row():
+        temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature", info="Lower: safer. Higher: wilder.")
+        top_k = gr.Slider(0, 100, 20, step=1, label="Top-k", info="Only the k likeliest; 0: all.")
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Only the likeliest, to this share.")
+    with gr.Row():
+        longest = gr.Slider(
+            1,
+            agent.longest_reply,
+            min(agent.max_new_tokens, agent.longest_reply),
+            step=1,
+            label="Longest reply",
+            info=f"In tokens; it learnt to write {agent.max_new_tokens}.",
+        )
+        seed = gr.Textbox(
+            "",
+            max_lines=1,
+            max_length=18,
+            label="Seed",
+            info="Empty: another each time. A number: the same replies again.",
+        )
+    return [sample, temperature, top_k, top_p, longest, seed]
+
+
+def chat_tab(chat: Chat, settings: list) -> None:
+    """One conversation, whose state is the session's own."""
+    turns = gr.State([])
+    talk = conversation(chat, "Say something, or begin with one of these.", composer=True)
+
+    writing: dict[str, Reply] = {}  # by session
+
+    async def say(event: gr.EventData, session: gr.Request, turns: list[dict], *settings: Any):
+        before = turns
+        try:
+            before, message = take_turn(turns, event._data)
+            if message is None:
+                yield before, {"turns": before}
+                return
+            decoding = make_decoding(*settings)
+            asked = {"role": "user", "text": message}
+            now = [*before, asked, {"role": "agent", "text": ""}]
+            yield now, {"turns": now, "busy": True}
+            reply = writing[session.session_hash] = chat.trained.open_reply(context(before, message), decoding)
+            async with aclosing(chat.stream(reply)) as growing:
+                async for _ in growing:
+                    now = [*before, asked, reply_turn(chat.trained, reply)]
+                    yield now, {"turns": now, "busy": "pieces" not in now[-1]}
+        except ValueError as error:
+            yield before, {"turns": before, "notice": f"That did not work: {error}."}
+        finally:
+            writing.pop(session.session_hash, None)
+
+    def halt(session: gr.Request) -> None:
+        # Not Gradio's `cancels`: what the cancelled event sent last may arrive after what this one sends.
+        if session.session_hash in writing:
+            writing[session.session_hash].cancel()
+
+    talk.say(say, [turns, *settings], [turns, talk], trigger_mode="once", **QUIET)
+    talk.halt(halt, **QUIET)
+
+
+def compare_tab(chat: Chat, settings: list) -> None:
+    """Both agents answer one message, side by side; a vote tells which is better."""
+    message = gr.Textbox(
+        label="Message for both", placeholder="Both answer this, with the same settings.", lines=2, submit_btn="Compare"
+    )
+    blind = gr.Checkbox(
+        True,
+        label="Hide which is which until I have voted",
+        info=f"Votes are kept in {chat.votes}, as preference pairs.",
+    )
+    with gr.Row(elem_classes="panes"):
+        panes = [conversation(chat, "No replies yet.", composer=False, elem_classes="talk-pane") for _ in SIDES]
+    with gr.Row():
+        buttons = [gr.Button(f"{side} is better", interactive=False) for side in ("Left", "Right")]
+    note = gr.HTML(apply_default_css=False)
+    pair = gr.State()
+
+    def say(text: str) -> str:
+        return f'<p class="page-note" role="status">{escape(text)}</p>'
+
+    def locked(locked: bool) -> list[gr.Button]:
+        return [gr.Button(interactive=not locked)] * 2
+
+    def views(talks: list[list[dict]], names: list[str], busy: bool = False) -> list[dict]:
+        return [{"turns": t, "speaker": n, "busy": busy} for t, n in zip(talks, names, strict=True)]
+
+    async def compare(message: str, blind: bool, *settings: Any):
+        try:
+            message = check_message(message)
+            decoding = make_decoding(*settings)
+            sides = random.sample(SIDES, 2) if blind else SIDES
+            names = ("Left", "Right") if blind else [BEFORE_AND_AFTER[side] for side in sides]
+            async with aclosing(chat.stream_both([message], decoding)) as growing:
+                async for replies in growing:
+                    answers = [reply_turn(getattr(chat, side), replies[side]) for side in sides]
+                    busy = any("pieces" not in answer for answer in answers)
+                    for answer in answers:
+                        if busy:  # what is under a reply could tell which is which only when both are there
+                            answer.pop("pieces", None)
+                    talks = [[{"role": "user", "text": message}, answer] for answer in answers]
+                    yield *views(talks, names, busy), *locked(True), say(""), None
+        except ValueError as error:
+            yield gr.skip(), gr.skip(), *locked(True), say(f"That did not work: {error}."), None
+            return
+        texts = [answer["text"] for answer in answers]
+        if texts[0] == texts[1]:
+            names = [BEFORE_AND_AFTER[side] for side in sides]
+            verdict = "Both say the same: there is nothing to prefer."
+            yield *views(talks, names), *locked(True), say(verdict), None
+        else:
+            ticket = chat.offer([message], dict(zip(sides, texts, strict=True)))
+            yield *views(talks, names), *locked(False), say("Which reply is better?"), (ticket, sides, talks)
+
+    def vote(pair: tuple[str, list[str], list], choice: int):
+        ticket, sides, talks = pair
+        try:
+            count = chat.vote(ticket, sides[choice])
+        except (ValueError, OSError) as error:
+            return gr.skip(), gr.skip(), *locked(True), say(f"That did not work: {error}."), None
+        kept = f"Your vote for “{BEFORE_AND_AFTER[sides[choice]].lower()}” is kept: number {count:,} in {chat.votes}."
+        return *views(talks, [BEFORE_AND_AFTER[side] for side in sides]), *locked(True), say(kept), None
+
+    outputs = [*panes, *buttons, note, pair]
+    message.submit(compare, [message, blind, *settings], outputs, api_name="page_compare", trigger_mode="once", **QUIET)
+    for choice, button in enumerate(buttons):
+        button.click(partial(vote, choice=choice), pair, outputs, **QUIET)
+
+
+def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
+    """What `gradio_client` can call: `about`, `chat`, `compare` and `vote`."""
+
+    def check(message: str, history: Sequence[str], *settings: Any) -> tuple[list[str], Decoding]:
+        try:
+            return [check_message(text) for text in [*history, message]], make_decoding(*settings)
+        except (ValueError, TypeError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def about() -> dict:
+        """Which agent this is, and its limits."""
+        return {
+            "agent": trained.title,
+            "story": trained.story,
+            "can_compare": chat.start is not None,
+            "context_size": chat.trained.context_size,
+            "longest_reply": chat.trained.longest_reply,
+            "longest_message": MAX_MESSAGE,
+        }
+
+    async def answer(
+        message: str,
+        history: list[str] = (),
+        sample: bool = True,
+        temperature: float = 1.0,
+        top_k: int = 20,
+        top_p: float = 1.0,
+        longest: int = 20,
+        seed: int | None = None,
+    ) -> str:
+        """Answer a message, after the utterances of the history; the reply so far, again and again."""
+        utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
+        try:
+            reply = chat.trained.open_reply(utterances, decoding)
+            async with aclosing(chat.stream(reply)) as growing:
+                async for _ in growing:
+                    yield visible(chat.trained.reply_text(reply.ids))
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    async def compare(
+        message: str,
+        history: list[str] = (),
+        sample: bool = True,
+        temperature: float = 1.0,
+        top_k: int = 20,
+        top_p: float = 1.0,
+        longest: int = 20,
+        seed: int | None = None,
+    ) -> dict:
+        """The replies of the agent, "trained", and of what it started from, "start"; and a ticket for `vote`."""
+        if chat.start is None:
+            raise gr.Error(NOTHING_TO_COMPARE, print_exception=False)
+        utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
+        try:
+            async for replies in chat.stream_both(utterances, decoding):
+                said = {side: reply_turn(getattr(chat, side), reply)["text"] for side, reply in replies.items()}
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return {**said, "ticket": chat.offer(utterances, said)}
+
+    def vote(ticket: str, preferred: str) -> int:
+        """Keep which reply of a `compare` is better, "trained" or "start"; returns how many votes there are."""
+        try:
+            return chat.vote(ticket, preferred)
+        except (ValueError, OSError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    for name, function in {"about": about, "chat": answer, "compare": compare, "vote": vote}.items():
+        gr.api(function, api_name=name, concurrency_limit=None)
+
+
+def build_page(chat: Chat, trained: TrainedAgent) -> gr.Blocks:
+    """The page, with the endpoints `about`, `chat`, `compare` and `vote` for `gradio_client`."""
+    with gr.Blocks(title=f"Talk with {trained.title}", analytics_enabled=False) as page:
+        gr.HTML(headline(trained, chat), apply_default_css=False)
+        with gr.Accordion("Settings of the replies", open=False, render=False) as drawer:
+            settings = settings_form(chat.trained)
+        with gr.Tabs():
+            with gr.Tab("Chat"):
+                chat_tab(chat, settings)
+            with gr.Tab("Compare"):
+                if chat.start is None:
+                    gr.HTML(f'<p class="page-note">{NOTHING_TO_COMPARE}</p>', apply_default_css=False)
+                else:
+                    compare_tab(chat, settings)
+            with gr.Tab("Training"):
+                training = gr.HTML(f'<p class="page-note">{NO_RUN}</p>', apply_default_css=False)
+                if trained.run:  # read anew for each visitor: the run may still go on
+                    page.load(partial(training_page, trained.run), outputs=training, **QUIET)
+        drawer.render()
+        add_endpoints(chat, trained)
+    return page
+
+
+def make_theme() -> gr.Theme:
+    """Calm, in the system's own fonts: none comes from the network. Every text has a contrast of 4.5 or more."""
+    return gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="stone",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+        color_accent="*primary_700",
+        slider_color="*primary_600",
+    )
+
+
+def launch(page: gr.Blocks, host: str, port: int, share: bool, auth: str | None, **options: Any) -> None:
+    """Serve the page; ``options`` as in `gradio.Blocks.launch`."""
+    page.queue(max_size=200).launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        auth=tuple(auth.split(":", 1)) if auth else None,
+        theme=make_theme(),
+        css=(STATIC / "style.css").read_text(),
+        footer_links=[],
+        **options,
+    )

@@ -1,0 +1,54 @@
+"""A model's replies to some samples, and their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.env.samples import Samples
+from dailydialog_gym.evaluate.metrics import score_replies
+from dailydialog_gym.rewards.intent import IntentMatch
+
+
+def evenly_spread(samples: Samples, count: int) -> np.ndarray:
+    """``count`` sample ids spread evenly over a split, 0 for all of them once.
+
+    A larger count than there are samples answers some of them several times, for less noise where replies are drawn.
+    """
+    count = count or len(samples)
+    return np.arange(count) * len(samples) // count
+
+
+class Evaluation:
+    """A model's replies to some samples and their scores.
+
+    Args:
+        agent: the model.
+        samples, ids: the samples, and which of them.
+        intent: judges whether replies have the acts that the reference replies have.
+        decoding: as in `DialogueAgent.reply`.
+    """
+
+    def __init__(self, agent: DialogueAgent, samples: Samples, ids: np.ndarray, intent: IntentMatch, **decoding: Any):
+        self.prompts, self.references = ([column[i] for i in ids] for column in (samples.prompts, samples.references))
+        self.replies = agent.reply(self.prompts, **decoding)
+        self.scores = score_replies(self.replies, self.references)
+        acts = samples.acts[ids]
+        self.scores["intent"] = float(intent.match(self.prompts, self.replies, acts).mean())
+        ceiling = intent.match(self.prompts, self.references, acts).mean()
+        drawing = f"sampled, top-k {decoding.get('top_k') or 'all'}" if decoding.get("sample") else "greedy"
+        self.manner = (
+            f"{len(ids):,} replies to {len(set(ids.tolist())):,} contexts of {samples.source[0]}, "
+            f"{samples.source[1]}; {drawing}. SacreBLEU in [0, 100], "
+            "Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches). The "
+            f"intent model finds the act of {ceiling:.1%} of the reference replies."
+        )
+
+    @classmethod
+    def restore(cls, attributes: dict[str, Any]) -> Evaluation:
+        """An earlier evaluation from its ``vars()``, as a checkpoint holds them."""
+        evaluation = cls.__new__(cls)
+        vars(evaluation).update(attributes)
+        return evaluation

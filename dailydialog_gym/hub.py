@@ -1,0 +1,16 @@
+"""Whether the Hugging Face hub can be reached."""
+
+from __future__ import annotations
+
+
+def hub_is_off() -> bool:
+    """Whether the Hugging Face hub is switched off or doesn't answer; its own clients would retry for half a minute."""
+    import huggingface_hub
+
+    if huggingface_hub.is_offline_mode():
+        return True
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception:  # the client's library, and so the kind of error, differs between versions
+        return True
+    return False

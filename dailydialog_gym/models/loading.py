@@ -1,0 +1,87 @@
+"""Load a Hugging Face model, by folder or hub id, or the embedded one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.activations import NewGELUActivation
+
+from dailydialog_gym.embedded import ASSETS, asset
+from dailydialog_gym.hub import hub_is_off
+
+
+def resolve(name: str) -> str:
+    """Where a model stands: the folder of ``"builtin"``, else the name itself."""
+    return str(ASSETS / "policy") if name == "builtin" else name
+
+
+def load_model(
+    name: str, model_class: type[PreTrainedModel] = AutoModelForCausalLM, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal language model in float32: ``"builtin"``, a folder (safetensors only: no pickle is read), or a hub id.
+
+    Args:
+        name: where its configuration and weights are.
+        model_class: loads them; without it the class is the one that the configuration names.
+        trust_remote_code: run Python code that comes with the model. It can do anything you can.
+
+    Raises:
+        ValueError: there is no such model, or a folder lacks its configuration or weights.
+    """
+    if name == "builtin":
+        with asset("policy") as folder:
+            return load_model(str(folder), model_class, trust_remote_code)
+    here = Path(name).is_dir()
+    try:
+        model, report = model_class.from_pretrained(
+            name,
+            output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=True if here else None,
+            local_files_only=here or hub_is_off(),
+            trust_remote_code=trust_remote_code,
+        )
+        # transformers makes up what is missing, which only a class of the user's own can mean
+        if report["missing_keys"] and model_class is AutoModelForCausalLM:
+            raise ValueError(f"the weights lack {len(report['missing_keys'])} tensors of a {type(model).__name__}")
+    # safetensors and JSON raise their own errors for half a file; torch's is of weights in other shapes
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"cannot load model {name!r}: expected 'builtin', a folder with config.json and model.safetensors, or a "
+            f"hub id ({error})"
+        ) from error
+    # GPT-2's activation is eight operations, each with a pass over memory; this is the same function in one
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+    return model.eval()
+
+
+def load_classifier(model: str, **config: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier by folder or hub id, in float32, with its tokenizer; ``config`` replaces what its
+    configuration says. Raises ValueError where there is none; loads no pickle from a folder."""
+    here = Path(model).is_dir()
+    source = {"local_files_only": here or hub_is_off()}
+    try:
+        return (
+            AutoModelForSequenceClassification.from_pretrained(
+                model, dtype=torch.float32, use_safetensors=True if here else None, **source, **config
+            ),
+            # Where the text is too long for the model, the reply is what must stay.
+            AutoTokenizer.from_pretrained(model, truncation_side="left", **source),
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load intent classifier {model!r}: expected 'builtin', a folder or a hub id ({error})"
+        ) from error

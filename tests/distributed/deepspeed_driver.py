@@ -1,0 +1,132 @@
+"""Runs a script several times in the processes of one `deepspeed` command, which would import torch anew for each.
+
+deepspeed_driver.py JOBS: a JSON list of {"script", "flags", "out", "same_draws", "copy"?, "fp16"?, "fault"?}. Rank 0
+writes to `out` what the run came to. With `same_draws`, which token follows depends on the episode alone, not on the
+rank that has it. After two iterations NAME-half becomes a copy of the run's folder; `copy` is such a folder and the one
+to copy it to. `fp16` pretends that the processor has it. `fault` ends the third iteration, and must be the last job's:
+"interrupt" gives all processes of the command in its second what a terminal sends them at Ctrl-C; "kill rollout" kills
+rank 1 while it writes replies, "kill save" rank 0 while it writes the checkpoint.
+"""
+
+import gc
+import json
+import os
+import runpy
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.comm.torch import TorchBackend
+from deepspeed.utils import safe_get_full_grad
+from torch import distributed
+
+from dailydialog_gym.distributed import ranks, runs
+from dailydialog_gym.distributed.runs import RankedCheckpoints
+
+draw = torch.multinomial
+step, save_engine = deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint
+save, gather = RankedCheckpoints.save, TorchBackend.all_gather_into_tensor
+gradients: list[dict[str, torch.Tensor]] = []
+gathers: list[int] = []  # how many there were, at each token
+gathered = 0
+job: dict = {}
+
+
+def counted_gather(*args, **kwargs):
+    global gathered
+    gathered += 1
+    return gather(*args, **kwargs)
+
+
+def drawn(probabilities, num_samples):
+    script = sys._getframe(1).f_globals
+    if script["__name__"] != "__main__":
+        return draw(probabilities, num_samples)
+    iteration, t, fault = script["iteration"], script["t"], job.get("fault")
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    gathers.append(gathered)
+    if fault == "interrupt" and (iteration, t, rank) == (2, 0, 0):
+        os.killpg(0, signal.SIGINT)
+    if fault == "kill rollout" and (iteration, t, rank) == (3, 3, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if not job["same_draws"]:
+        return draw(probabilities, num_samples)
+    episodes = np.random.default_rng([iteration, t]).random(script["args"].num_envs * world)
+    mine = torch.from_numpy(episodes[rank::world][script["rows"]])
+    return (probabilities.double().cumsum(1) < mine[:, None]).sum(1, keepdim=True)
+
+
+def recorded_step(engine):
+    if engine.is_gradient_accumulation_boundary():
+        named = engine.module.named_parameters()
+        gradients.append({name: safe_get_full_grad(parameter).clone() for name, parameter in named})
+    step(engine)
+
+
+def killed_save(engine, folder, *args, **kwargs):
+    save_engine(engine, folder, *args, **kwargs)
+    if job.get("fault") == "kill save" and ".000003.new" in str(folder) and distributed.get_rank() == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def save_and_copy(self, iteration, progress):
+    target = save(self, iteration, progress)
+    copy = self.folder.parent.with_name(f"{self.folder.parent.name}-half")
+    if iteration == 2 and ranks.share(not copy.exists()):
+        if distributed.get_rank() == 0:
+            shutil.copytree(self.folder.parent, copy)
+        distributed.barrier()
+    return target
+
+
+def outcome(script):
+    """What all ranks say of the run."""
+    run, engines = script["run"], script.get("engines", [])
+    with script["gathered"](*engines) if engines else torch.no_grad():
+        weights = script["agent"].policy.state_dict()
+        policy = {name.removeprefix("module."): value.clone() for name, value in weights.items()}
+    return {
+        "rows": getattr(run, "history", None),
+        "policy": policy,
+        "gradients": list(gradients),
+        "gathers": list(gathers),
+        "kl_coef": ranks.gather(script["coefficient"].value),
+        "prompts": ranks.gather(script["infos"]["prompt"].tolist()),
+        "partitioned": sum(p.numel() == 0 for engine in engines for p in engine.module.parameters()),
+    }
+
+
+def main(jobs):
+    deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint = recorded_step, killed_save
+    RankedCheckpoints.save, TorchBackend.all_gather_into_tensor = save_and_copy, counted_gather
+    torch.multinomial = drawn
+    runs.plot_curves = lambda *_: None  # a third of such a run's time, and the plain script's
+    gc.freeze()  # DeepSpeed collects garbage for each engine
+    rank = ranks.start()[0]
+    has_fp16 = get_accelerator().is_fp16_supported
+    for each in jobs:
+        job.clear()
+        job.update(each)
+        get_accelerator().is_fp16_supported = (lambda: True) if "fp16" in job else has_fp16
+        if "copy" in job and rank == 0:
+            shutil.copytree(*job["copy"])
+        distributed.barrier()
+        gradients.clear(), gathers.clear()
+        sys.argv = [job["script"], *job["flags"]]
+        try:
+            script = runpy.run_path(job["script"], run_name="__main__")
+            result = outcome(script)
+        except SystemExit as error:
+            result = {"error": str(error)}
+        if rank == 0:
+            torch.save(result, job["out"])
+        distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[-1]).read_text()))

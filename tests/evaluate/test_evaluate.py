@@ -1,0 +1,116 @@
+"""Measures of replies, and the command that prints them."""
+
+import json
+import socket
+
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.env.samples import load_samples
+from dailydialog_gym.evaluate import __main__ as evaluate
+from dailydialog_gym.evaluate.metrics import score_replies, table
+from dailydialog_gym.rewards.meteor import meteor
+
+REPLIES = ["I like green tea .", "No , thanks .", "No , thanks .", ""]
+REFERENCES = ["I like black tea .", "No , thank you .", "See you at six .", "Why ?"]
+
+
+def test_scores_are_the_libraries_own():
+    scores = score_replies(REPLIES, REFERENCES)
+    pairs = list(zip(REPLIES, REFERENCES, strict=True))
+    rouge = RougeScorer(["rouge1"], use_stemmer=True)
+    assert scores["rouge1"] == pytest.approx(sum(rouge.score(b, a)["rouge1"].fmeasure for a, b in pairs) / 4)
+    assert scores["meteor"] == pytest.approx(sum(meteor(*pair) for pair in pairs) / 4)
+    assert scores["sacrebleu"] == pytest.approx(sacrebleu.corpus_bleu(REPLIES, [REFERENCES]).score)
+    assert scores["length"] == pytest.approx(13 / 4)
+    assert scores["unique"] == pytest.approx(3 / 4)
+    assert scores["distinct1"] == pytest.approx(8 / 13)
+
+
+def test_perfect_and_disjoint_replies_bound_the_scores():
+    perfect = score_replies(REFERENCES, REFERENCES)
+    assert perfect["rouge1"] == perfect["rougeLsum"] == 1
+    assert perfect["sacrebleu"] == pytest.approx(100)
+    disjoint = score_replies(["xyzzy"] * 4, REFERENCES)
+    assert disjoint["rouge1"] == disjoint["rougeLsum"] == disjoint["meteor"] == 0
+
+
+def test_scoring_needs_no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a metric asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    score_replies(REPLIES, REFERENCES)
+
+
+def test_command_compares_an_agent_with_its_baseline(tiny_model, tmp_path, capsys):
+    args = evaluate.Args(
+        agent=tiny_model, baseline="builtin", samples=12, sample=True, top_k=20, json=tmp_path / "e.json"
+    )
+    evaluate.main(args)
+    output = capsys.readouterr().out
+    rows = json.loads((tmp_path / "e.json").read_text())
+    assert list(rows) == ["builtin", tiny_model]
+    assert table(rows) in output
+    assert "12 replies to 12 contexts of builtin, test; sampled, top-k 20" in output
+    assert rows["builtin"]["meteor"] > rows[tiny_model]["meteor"]
+
+
+def test_samples_are_spread_evenly():
+    samples = load_samples(split="test")
+    ids = evaluate.evenly_spread(samples, 10)
+    assert len(set(ids)) == 10
+    assert ids[0] == 0
+    assert ids[-1] >= 0.9 * (len(samples) - 1) - 1
+    assert len(evaluate.evenly_spread(samples, 0)) == len(samples)
+
+
+def test_greedy_replies_equal_the_environments_own_episodes():
+    """The agent and the environment cut, pad, end and decode alike."""
+    import gymnasium as gym
+    import torch
+
+    agent = DialogueAgent.load("builtin")
+    ids = list(range(0, 40, 4))
+    samples = load_samples(split="test")
+    replies = agent.reply([samples.prompts[i] for i in ids], batch_size=3)
+    envs = gym.make_vec("DailyDialog-v0", num_envs=len(ids), lockstep=True, split="test")
+    observation, infos = envs.reset(options={"sample_id": ids})
+    while "response" not in infos:
+        mask = torch.from_numpy(observation["attention_mask"])
+        with torch.no_grad():
+            logits = agent.model(
+                torch.from_numpy(observation["input_ids"]),
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            ).logits
+        last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+        observation, *_, infos = envs.step(logits[range(len(ids)), last].argmax(-1).numpy())
+    assert list(infos["response"]) == replies
+
+
+def test_drawn_replies_depend_on_the_seed_alone():
+    agent = DialogueAgent.load("builtin")
+    prompts = load_samples(split="test").prompts[:8]
+    first = agent.reply(prompts, sample=True, seed=1)
+    assert agent.reply(prompts, sample=True, seed=1) == first
+    assert agent.reply(prompts, sample=True, seed=2) != first
+
+
+@pytest.mark.parametrize("name", ["no/such-model-anywhere", "./nowhere"])
+def test_a_missing_agent_is_named(name):
+    with pytest.raises(ValueError, match=name):
+        DialogueAgent.load(name)
+
+
+def test_pickled_weights_in_a_folder_are_refused(tiny_model, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        DialogueAgent.load(str(tmp_path))

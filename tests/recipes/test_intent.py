@@ -1,0 +1,302 @@
+"""The recipe of the embedded intent classifier, on the builtin dialogues and at toy size."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
+from dailydialog_gym.env.samples import format_prompt
+from dailydialog_gym.recipes import intent, teachers
+from dailydialog_gym.rewards.intent import IntentMatch
+
+TOY = {"vocab_size": 1000, "layers": 1, "width": 64, "epochs": 2, "warmup_steps": 10, "soft_weight": 0.0}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A fifth of the builtin dialogues."""
+    path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
+    path.write_text("".join((ASSETS / "dialogues.jsonl").read_text().splitlines(keepends=True)[::5]))
+    return str(path)
+
+
+def curve(folder):
+    rows = [json.loads(line) for line in (folder / "intent.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    intent.main(intent.Args(out=folder, dataset=dataset, test=True, **TOY))
+    return folder
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, dataset, tmp_path):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TOY.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "dailydialog_gym.recipes.intent",
+        f"--out={tmp_path}",
+        f"--dataset={dataset}",
+        *flags,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "training_state.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    intent.main(intent.Args(out=tmp_path, dataset=dataset, **TOY))
+    assert curve(tmp_path) == curve(whole)
+    assert curve(whole)[1]["validation nll"] < curve(whole)[0]["validation nll"]
+    assert "test" not in json.loads((tmp_path / "scores.json").read_text())
+
+
+def test_the_result_is_a_float16_folder_that_scores_through_intent_match_what_the_recipe_says(whole, dataset):
+    assert AutoModelForSequenceClassification.from_pretrained(whole, dtype="auto").dtype == torch.float16
+    match = IntentMatch(str(whole))
+    pairs = [
+        (d.utterances[i - 1], d.utterances[i], d.acts[i])
+        for d in load_dialogues(dataset, "test")
+        for i in range(1, len(d.utterances))
+    ]
+    prompts, replies, acts = zip(*((format_prompt([last]), reply, act) for last, reply, act in pairs), strict=True)
+    said = json.loads((whole / "scores.json").read_text())["test"]
+    assert match.match(prompts, replies, acts).mean() == pytest.approx(said["accuracy"])
+    assert sum(map(sum, said["confusion"])) == said["n"] == len(acts)
+
+
+def test_a_second_run_can_begin_where_the_first_ended(whole, dataset, tmp_path):
+    intent.main(
+        intent.Args(out=tmp_path, dataset=dataset, start=str(whole), **{**TOY, "epochs": 1, "soft_weight": 0.6})
+    )
+    assert curve(tmp_path)[0]["train_loss"] < curve(whole)[0]["train_loss"]
+    assert (tmp_path / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def bert(dataset, tmp_path_factory):
+    """A BERT as it comes from pretraining: no act heads, labels or separator."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    texts = (utterance for dialogue in load_dialogues(dataset, "train") for utterance in dialogue.utterances)
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=500, special_tokens=special))
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {f"{name[1:-1].lower()}_token": name for name in special}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=500, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_dropout_is_as_asked_for_whatever_the_start_had(whole, bert, tmp_path):
+    for start in whole, bert:
+        args = intent.Args(out=tmp_path, start=str(start), dropout=0.37)
+        learner = intent.Learner(args, *intent.begin(args, ()))
+        found = {module.p for module in learner.modules() if isinstance(module, torch.nn.Dropout)}
+        assert found == {0.37}
+
+
+@pytest.fixture(scope="module")
+def bert_classifier(bert, dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    intent.main(intent.Args(out=folder, dataset=dataset, start=str(bert), test=True, **{**TOY, "learning_rate": 5e-3}))
+    return folder
+
+
+def test_a_pretrained_encoder_becomes_a_classifier_that_scores_as_the_recipe_says(bert_classifier, dataset):
+    rows = curve(bert_classifier)
+    assert rows[1]["validation nll"] < rows[0]["validation nll"]
+    pairs = [
+        (last, reply, act)
+        for d in load_dialogues(dataset, "test")
+        for last, reply, act in zip(d.utterances, d.utterances[1:], d.acts[1:], strict=False)
+    ]
+    prompts, answers, acts = zip(*((format_prompt([last]), reply, act) for last, reply, act in pairs), strict=True)
+    said = json.loads((bert_classifier / "scores.json").read_text())["test"]
+    assert IntentMatch(str(bert_classifier)).match(prompts, answers, acts).mean() == pytest.approx(said["accuracy"])
+
+
+def test_a_teacher_s_opinions_are_what_it_finds_in_the_joined_texts(whole, dataset):
+    dialogues = load_dialogues(dataset, "validation")
+    found = teachers.opinions(str(whole), teachers.pairs_of(dialogues), amp=False)
+    lasts = [last for d in dialogues for last in ("", *d.utterances[:-1])]
+    texts = [
+        f"{last}[END]{reply}" for last, reply in zip(lasts, (u for d in dialogues for u in d.utterances), strict=True)
+    ]
+    expected = torch.from_numpy(IntentMatch(str(whole)).classify(texts)).float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_only_an_encoder_can_be_begun_with(whole, dataset, tmp_path):
+    with pytest.raises(ValueError, match="no separator or no mask"):
+        intent.main(intent.Args(out=tmp_path, dataset=dataset, start=str(ASSETS / "policy"), **TOY))
+    with pytest.raises(ValueError, match="cannot load intent classifier 'nowhere'"):
+        intent.main(intent.Args(out=tmp_path, dataset=dataset, start="nowhere", **TOY))
+
+
+@pytest.mark.parametrize("by", ["soft labels", "teachers"])
+def test_what_is_taught_is_the_label_and_soft_labels_or_teachers(
+    by, whole, bert_classifier, dataset, tmp_path, monkeypatch
+):
+    taught, losses = [], intent.Learner.losses
+    monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[2]) or losses(*args))
+    folders = (str(whole), str(bert_classifier)) if by == "teachers" else ()
+    intent.main(
+        intent.Args(out=tmp_path, dataset=dataset, **{**TOY, "epochs": 1, "soft_weight": 0.75, "teachers": folders})
+    )
+    dialogues = load_dialogues(dataset, "train")
+    labels = torch.eye(4)[[act - 1 for dialogue in dialogues for act in dialogue.acts]]
+    found = [teachers.opinions(folder, teachers.pairs_of(dialogues), amp=False) for folder in folders]
+    soft = sum(found) / 2 if found else teachers.soft_labels(dialogues)
+    torch.testing.assert_close(taught[0], 0.25 * labels + 0.75 * soft)
+
+
+def unlabelled(tmp_path, n):
+    """A file of ``n`` replies, each of them to another's reply."""
+    path = tmp_path / "unlabelled.jsonl"
+    path.write_text(json.dumps({"dialog": [f"Here is number {i}." for i in range(n + 1)]}))
+    return path
+
+
+def test_unlabelled_replies_are_taught_as_the_teachers_judge_them(whole, dataset, tmp_path, monkeypatch):
+    taught, losses = [], intent.Learner.losses
+    monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[1:]) or losses(*args))
+    flags = {**TOY, "epochs": 1, "teachers": (str(whole),)}
+    path = unlabelled(tmp_path, 9)
+    intent.main(intent.Args(out=tmp_path / "out", dataset=dataset, unlabelled=path, unlabelled_replies=9, **flags))
+    drawn = teachers.unlabelled_pairs(path, 9, 1)
+    assert sorted(drawn) == [(f"Here is number {i} .", f"Here is number {i + 1} .") for i in range(9)]
+    pairs = teachers.pieces(load_dialogues(dataset, "train"), 1) + drawn
+    targets = taught[0][1]
+    torch.testing.assert_close(targets[-len(pairs) :], teachers.opinions(str(whole), pairs, amp=False))
+    read = {row.index: row.ids for rows, _ in taught for row in rows}
+    assert sorted(read) == list(range(len(targets)))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
+    for i, (last, reply) in enumerate(pairs, len(targets) - len(pairs)):
+        assert read[i] == tokenizer(f"{last}[END]{reply}", truncation=True)["input_ids"]
+
+
+def test_pieces_are_whole_sentences_of_replies_that_have_several():
+    dialogues = load_dialogues("builtin", "train")
+    pieces = teachers.pieces((*dialogues, dialogues[0]), 1)
+    assert pieces == teachers.pieces(dialogues, 1) != teachers.pieces(dialogues, 2)
+    replies = {}
+    for last, reply in teachers.pairs_of(dialogues):
+        replies.setdefault(last, []).append(reply)
+    for last, piece in pieces:
+        assert piece[-1] in ".?!" or any(reply.endswith(piece) for reply in replies[last])
+        assert any(
+            piece != reply and (reply.startswith(f"{piece} ") or reply.endswith(f" {piece}") or f" {piece} " in reply)
+            for reply in replies[last]
+        )
+    several = sum(any(mark + " " in reply for mark in ".?!") for _, reply in set(teachers.pairs_of(dialogues)))
+    assert 1.8 * several < len(pieces) <= 2 * several
+
+
+def test_unlabelled_replies_need_a_teacher_and_must_be_enough(dataset, tmp_path, whole):
+    flags = {"out": tmp_path / "out", "dataset": dataset, "unlabelled": unlabelled(tmp_path, 9), **TOY}
+    with pytest.raises(ValueError, match="need --teachers"):
+        intent.main(intent.Args(**flags))
+    with pytest.raises(ValueError, match="has 9 replies, fewer than --unlabelled-replies 50,000"):
+        intent.main(intent.Args(**flags, teachers=(str(whole),)))
+
+
+def test_policy_replies_are_taught_as_the_teachers_judge_them(whole, dataset, tmp_path, monkeypatch):
+    taught, losses = [], intent.Learner.losses
+    monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[1:]) or losses(*args))
+    flags = {"dataset": dataset, **TOY, "epochs": 1, "policy_replies": 30}
+    with pytest.raises(ValueError, match="need --teachers"):
+        intent.main(intent.Args(out=tmp_path, **flags))
+    intent.main(intent.Args(out=tmp_path, teachers=(str(whole),), **flags))
+    pairs = teachers.policy_pairs(dataset, 30, 1)
+    contexts = [
+        (d.utterances[i - 1], d.utterances[i])
+        for d in load_dialogues(dataset, "train")
+        for i in range(1, len(d.utterances))
+    ]
+    lasts = {last for last, _ in contexts}
+    assert all(last in lasts for last, _ in pairs)
+    assert len(set(pairs) - set(contexts)) > 20  # the policy's own, not the people's
+    torch.testing.assert_close(taught[0][1][-30:], teachers.opinions(str(whole), pairs, amp=False))
+    with pytest.raises(ValueError, match="fewer than --policy-replies 9,999"):
+        teachers.policy_pairs(dataset, 9_999, 1)
+
+
+def test_a_run_that_goes_on_does_not_ask_the_teachers_again(whole, dataset, tmp_path):
+    flags = {"out": tmp_path, "dataset": dataset, **TOY, "teachers": (str(whole),)}
+    intent.main(intent.Args(**{**flags, "epochs": 1}))
+    flags["teachers"] = ("gone",)
+    intent.main(intent.Args(**flags, test=True))
+    assert len(curve(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("kind", ["own", "bert"])
+def test_rows_are_what_the_tokenizer_makes_of_the_joined_text(kind, bert):
+    dialogues = load_dialogues("builtin", "validation")
+    tokenizer = {
+        "own": lambda: intent.train_tokenizer(dialogues, 400, 30),
+        "bert": lambda: PreTrainedTokenizerFast.from_pretrained(bert, model_max_length=30, truncation_side="left"),
+    }[kind]()
+    separator = tokenizer.sep_token
+    long = " ".join(["and so on"] * 20)
+    dialogues = (*dialogues[:5], Dialogue(("Hello , Ann \u2019 s friend .", long, "Go !"), (1, 2, 3)))
+    examples = intent.replies(intent.encode(tokenizer, dialogues, 20))
+    texts = [(last, reply) for d in dialogues for last, reply in zip(d.utterances[:-1], d.utterances[1:], strict=True)]
+    cut = intent.cut_utterances([reply for _, reply in texts], 20)
+    assert cut[-2] != long and long.startswith(cut[-2])
+    for example, (last, reply), short in zip(examples, texts, cut, strict=True):
+        for is_cut, text in ((False, f"{last}{separator}{reply}"), (True, f"{last}{separator}{short}")):
+            assert intent.row(example, is_cut, tokenizer, 30).ids == tokenizer(text, truncation=True)["input_ids"]
+
+
+def test_soft_labels_come_near_the_labels_of_dialogues_never_seen():
+    dialogues = load_dialogues("builtin", "train")
+    labels = torch.tensor([act - 1 for dialogue in dialogues for act in dialogue.acts])
+    soft = teachers.soft_labels((*dialogues, dialogues[0]))
+    torch.testing.assert_close(soft.sum(1), torch.ones(len(soft)))
+    found = soft[: len(labels)].argmax(1)
+    assert 0.6 < (found == labels).double().mean() < 0.95  # by heart it would be 1.0
+    twice = len(dialogues[0].acts)
+    torch.testing.assert_close(soft[:twice], soft[-twice:])
+
+
+@pytest.mark.parametrize("kind", ["albert", "bert", "distilbert", "electra", "modernbert", "roberta"])
+def test_any_encoder_is_calibrated_by_its_last_layer(kind):
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1}
+    config = AutoConfig.for_model(kind, vocab_size=50, num_labels=4, **sizes, **special)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids, acts = torch.randint(2, 50, (20, 6)), torch.randint(4, (20,))
+    with torch.no_grad():
+        before = model(ids).logits
+        temperature = intent.calibrate(model, before, acts)
+        torch.testing.assert_close(model(ids).logits, before / temperature)
+    assert temperature != 1
+
+
+def test_scores():
+    logits = torch.tensor([[9.0, 0, 0, 0], [9.0, 0, 0, 0], [0, 9.0, 0, 0], [0, 0, 0, 9.0]])
+    found = intent.scores(logits, torch.tensor([0, 1, 1, 3]))
+    assert found["accuracy"] == 0.75
+    assert found["confusion"] == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert found["f1"] == pytest.approx({"inform": 2 / 3, "question": 2 / 3, "directive": 0, "commissive": 1})
+    assert found["calibration_error"] == pytest.approx(0.25, abs=0.001)  # sure of all, right in three of four
+    assert list(found["f1"]) == list(ACTS.values())

@@ -1,0 +1,136 @@
+"""What a run logs, and where: the folder, TensorBoard, Weights and Biases, the console."""
+
+from paths import ROOT
+import json
+import runpy
+import sys
+import time
+from dataclasses import make_dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dailydialog_gym.runs.run import Run
+
+
+MINE = """
+import numpy as np
+
+def brevity(episodes):
+    return np.array([1 / (1 + len(response)) for response in episodes.responses])
+"""
+
+
+@pytest.fixture
+def script(tmp_path, tiny_model, tiny_intent_model, monkeypatch):
+    """Runs the script in an empty folder with some flags after those of a small run, or with the given ones alone."""
+    monkeypatch.chdir(tmp_path)
+    small = {"model": tiny_model, "intent-model": tiny_intent_model, "num-envs": 4, "total-episodes": 8}
+    small["replies-per-prompt"] = 1
+    small |= {"num-minibatches": 2, "eval-samples": 4, "run-name": "run"}
+    small = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+
+    def script(*flags):
+        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *(() if "--resume" in flags else small), *flags])
+        runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
+
+    return script
+
+
+@pytest.fixture
+def no_login(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-login"))
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_a_users_own_reward_says_reaches_every_log(script, no_login, tmp_path, capsys):
+    (tmp_path / "run_rewards.py").write_text(MINE)
+    script("--reward", "run_rewards:brevity=0.5", "--track", "--wandb-project-name", "talk")
+    folder = tmp_path / "runs/run"
+    rows = read_metrics(folder)
+    assert [row["episodes"] for row in rows] == [4, 8]
+    assert all(0 < row["reward/brevity"] < 1 for row in rows)
+    events = EventAccumulator(str(folder)).Reload()
+    (offline,) = (tmp_path / "runs/wandb").glob("offline-run-*/*.wandb")
+    deadline = time.time() + 30  # a process of wandb's own writes it
+    while "losses/explained_variance" not in (tracked := offline.read_bytes().decode(errors="replace")):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    for key in set(rows[0]) - {"episodes"}:
+        values = [row[key] for row in rows]
+        assert [(event.step, event.value) for event in events.Scalars(key)] == [
+            (4 * i, pytest.approx(value, rel=1e-5)) for i, value in enumerate(values, 1)
+        ]
+        assert key in tracked
+    assert all(json.dumps(row["reward/brevity"]) in tracked for row in rows)
+    output = capsys.readouterr()
+    assert "not logged in, so this run is logged offline" in output.out
+    assert "run_rewards:brevity=0.5" in output.out
+
+
+def test_a_resumed_run_goes_on_in_weights_and_biases_under_its_id(script, no_login, tmp_path):
+    script("--track", "--total-episodes", "4")
+    script("--resume", "runs/run")
+    first, second = (tmp_path / "runs/wandb").glob("offline-run-*/*.wandb")
+    assert first.name == second.name
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = {"model": "builtin", "run_name": "run", "seed": 1, "checkpoint_every": 1, "sample_every": 1, "track": False}
+    run = Run(make_dataclass("Args", args)(**args), 8)
+    run.keep(torch.nn.Linear(1, 1))
+    run.start(SimpleNamespace())
+    yield run
+    run._close()
+
+
+def check(run, number: float, loss_scale: float, part: str = "the policy") -> bool:
+    return run.check_step(part, torch.tensor(1.0), torch.tensor(number), loss_scale=loss_scale)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_only_three_bad_steps_in_a_row_stop_a_run(run, number):
+    assert [check(run, n, 1.0) for n in (number, number, 0.5, number, number)] == [False, False, True, False, False]
+    with pytest.raises(SystemExit, match=r"not finite 3 times in a row.*No checkpoint was saved"):
+        check(run, number, 1.0)
+
+
+def test_bad_steps_are_counted_for_each_part(run):
+    for _ in range(2):
+        assert not check(run, float("nan"), 1.0, "the critic")
+        assert check(run, 0.5, 1.0)
+    with pytest.raises(SystemExit, match="the critic's loss or gradient was not finite 3 times"):
+        check(run, float("nan"), 1.0, "the critic")
+
+
+def test_overflow_under_a_large_loss_scale_is_the_scales_fault(run):
+    scales = [2.0**i for i in range(16, 0, -1)]
+    assert not any(check(run, float("inf"), scale) for scale in scales)
+    assert [check(run, float("inf"), scale) for scale in (1.0, 0.5)] == [False, False]
+    with pytest.raises(SystemExit, match="not finite 3 times in a row"):
+        check(run, float("inf"), 0.25)
+
+
+def test_a_number_that_is_not_finite_is_null_in_json(run):
+    usual = {"charts/episodic_return": 0.0, "metric/kl_per_token": 0.0, "charts/FPS": 1.0}
+    check(run, float("nan"), 1.0)
+    for i in (1, 2):
+        run.log({**usual, "losses/policy_loss": float("nan")}, episodes=4 * i)
+    rows = read_metrics(run.folder)
+    assert [row["losses/policy_loss"] for row in rows] == [None, None]
+    assert [row["losses/skipped_steps"] for row in rows] == [1, 0]
+
+
+def test_a_new_run_begins_with_its_folder_and_flags_whole(run):
+    assert json.loads((run.folder / "config.json").read_text()) == vars(run.args)
+    assert [path.name for path in run.folder.parent.iterdir()] == ["run"]

@@ -1,0 +1,99 @@
+"""The benchmark of PPO: that it counts what it says, and that its contestants run."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from paths import ROOT
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import dailydialog_gym.runs
+from dailydialog_gym.env.envs import DailyDialogVectorEnv
+from dailydialog_gym.wrappers.vector import KLPenalty, ScoreReward
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def test_arithmetic_is_that_of_linear_layers_forward_and_where_a_gradient_comes_back(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS / "contestants")
+    from meter import Meter
+
+    meter = Meter()
+    try:
+        used, unused, x = nn.Linear(3, 5), nn.Linear(3, 7), torch.ones(2, 4, 3)
+        meter.begin("rollout")
+        with torch.no_grad():
+            used(x)
+        meter.begin("update")
+        loss = nn.LayerNorm(5)(used(x)).square().sum()
+        unused(x)
+        loss.backward()
+        meter.end(tokens=8, repeat={"update": 10})
+    finally:
+        meter.hook.remove()
+    forward = 2 * 15 * 8
+    assert meter.iterations[0]["flops"] == {
+        "rollout": forward,
+        "rewards": 0,
+        "update": 10 * (3 * forward + 2 * 21 * 8),
+    }
+
+
+@pytest.fixture
+def contest(tiny_model, tmp_path, monkeypatch):
+    """Runs a contestant on a tiny model, in this process and a folder of its own; returns its iterations."""
+    intent = str(tmp_path / "intent")
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=4).save_pretrained(intent)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(intent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(BENCHMARKS / "contestants")
+    for owner, name in (
+        (DailyDialogVectorEnv, "reset"),
+        (ScoreReward, "_pay"),
+        (KLPenalty, "_pay"),
+        (dailydialog_gym.runs.Run, "log"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # contestants watch these; put back afterwards
+    benchmark = runpy.run_path(str(BENCHMARKS / "ppo_speed.py"))
+
+    def contest(script, **settings):
+        args = benchmark["Args"](num_envs=8, num_minibatches=2, iterations=2, intent_model=intent)
+        job = benchmark["describe_job"](args, tiny_model)
+        job |= {
+            "amp": False,
+            "critic": "separate",
+            "replies_per_prompt": 1,
+            "compile": False,
+            "result": "result.json",
+            **settings,
+        }
+        Path("job.json").write_text(json.dumps(job))
+        monkeypatch.setattr(sys, "argv", [script, "job.json"])
+        runpy.run_path(str(BENCHMARKS / "contestants" / script), run_name="__main__")["meter"].hook.remove()
+        result = json.loads(Path("result.json").read_text())
+        assert benchmark["summary"](result)["fps"] > 0
+        return result["iterations"]
+
+    return contest
+
+
+def test_the_per_token_loop_does_the_forwards_of_openrl(contest):
+    last = contest("per_token.py")[-1]
+    # 148 columns: three forwards to write a token, five forwards and backwards of policy and critic to learn from it,
+    # and the critic once more after the last of 8 steps. The head is most of this model; the critic's gets no gradient.
+    layers, head = 2 * 12 * 16**2, 16 * 4096
+    forwards = 3 * (layers + head) + 5 * (3 * layers + 3 * head + 3 * layers + head) + (layers + head) / 8
+    assert sum(last["flops"].values()) / last["tokens"] == pytest.approx(148 * 2 * forwards, rel=0.01)
+
+
+def test_fps_is_that_of_the_script(contest):
+    iterations = contest("ours.py", replies_per_prompt=4)
+    rows = [json.loads(row) for row in Path("runs/speed/metrics.jsonl").read_text().splitlines()]
+    for iteration, row in zip(iterations, rows, strict=True):
+        assert iteration["tokens"] == round(8 * row["charts/episodic_length"])
+        assert all(iteration["seconds"][phase] > 0 for phase in ("rollout", "rewards", "update"))
+        assert iteration["tokens"] / sum(iteration["seconds"].values()) == pytest.approx(row["charts/FPS"], rel=0.1)

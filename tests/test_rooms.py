@@ -1,0 +1,84 @@
+"""The rooms of the package: a lower room never imports an upper one, and the environment needs no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+PACKAGE = ROOT / "dailydialog_gym"
+GROUND = {"hub", "embedded", "objects", "text"}
+# From the lowest floor to the highest; rooms of one floor do not import each other.
+FLOORS = [
+    GROUND,
+    {"env"},
+    {"models"},
+    {"rewards"},
+    {"wrappers", "agent"},
+    {"evaluate"},
+    {"runs"},
+    {"distributed", "chat", "recipes"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(module: str) -> str:
+    """The room of a module such as ``dailydialog_gym.env.mdp``."""
+    return module.split(".")[1]
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= (
+                {node.module} if node.module != "dailydialog_gym" else {f"{node.module}.{a.name}" for a in node.names}
+            )
+    return {name for name in found if name.startswith("dailydialog_gym.")}
+
+
+def test_every_file_is_in_a_room_or_on_the_ground_floor():
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    folders = {path.parent.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*/*.py")}
+    assert files == GROUND
+    assert folders == FLOOR_OF.keys() - GROUND
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*/*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_lower_room_never_imports_an_upper_one(path):
+    room = path.relative_to(PACKAGE).parts[0]
+    for module in imports_of(path):
+        other = room_of(module)
+        if other not in (room, "__version__"):
+            assert FLOOR_OF[other] < FLOOR_OF[room], f"{path.relative_to(ROOT)} in {room}/ imports {module}"
+
+
+def test_the_ground_floor_imports_no_room():
+    for name in GROUND:
+        assert {room_of(module) for module in imports_of(PACKAGE / f"{name}.py")} <= GROUND
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["dailydialog_gym", *(f"dailydialog_gym.{name}" for name in ("env", "rewards", "wrappers", "wrappers.vector"))],
+)
+def test_the_light_rooms_import_neither_torch_nor_transformers(module):
+    code = f"import sys, {module}; print(*({{'torch', 'transformers'}} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert found.split() == []
+
+
+def test_every_room_says_what_it_is_for():
+    for init in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(init.read_text())), init
+
+
+def test_tests_mirror_the_rooms():
+    rooms = FLOOR_OF.keys() - GROUND
+    assert {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("*.py"))} == rooms
