@@ -13,7 +13,7 @@ from shapes import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dailydialog_gym.models.packing import share_out
-from ppo_dialog import Agent, Critic, pack
+from ppo_dialog import Agent, Args, Critic, pack
 
 SCRIPT = ROOT / "ppo_dialog.py"
 P, T, VOCAB = 9, 5, 50
@@ -47,7 +47,7 @@ def make_agent(kind, critic):
     agent.policy, agent.vocab_size = folder_free, VOCAB
     agent.shared = not critic
     agent.critic = Critic(
-        (AutoModelForCausalLM.from_config(folder_free.config).eval() if critic else folder_free).base_model, 16
+        AutoModelForCausalLM.from_config(folder_free.config).eval().base_model if critic else None, 16
     )
     agent.critic.value_head = torch.nn.Linear(16, 1)
     return agent.double()
@@ -78,10 +78,9 @@ def test_packed_rows_equal_rows_alone(kind, K, critic):
     agent = make_agent(kind, critic)
     ids, mask, rows, prompt_lengths = ragged_rows(7, K)
     packed = pack(ids, mask, P, np.arange(len(ids)) // K, "cpu")
-    logits, values = agent(*packed) if agent.shared else (agent(*packed), agent.critic(*packed))
+    logits, values = agent(packed)
     log_probs = logits.log_softmax(-1)
     assert 1 < len(packed.input_ids) < 7  # rows, some with several contexts
-    torch.testing.assert_close(agent.critic(*packed), values)
     loss = slow_loss = first = 0
     for i, (row, prompt_length) in enumerate(zip(rows, prompt_lengths, strict=True)):
         reply = torch.from_numpy(row[prompt_length:])
@@ -176,15 +175,15 @@ def run_script(tmp_path, monkeypatch, **flags):
 
 def slow_update(run, critic, flags):
     """What one iteration does to an agent, by the formulas of the papers."""
-    agent = Agent(flags["model"], critic, run["vocab_size"]).double()
-    obs, width = run["obs"], flags["max_prompt_length"]
-    rows = [ids[mask == 1] for ids, mask in zip(obs["input_ids"], obs["attention_mask"], strict=True)]
-    prompt_lengths = obs["attention_mask"][:, :width].sum(1)
-    rewards = run["infos"]["token_rewards"]
+    agent = Agent(Args(model=flags["model"], critic=critic), run["vocab_size"]).double()
+    batch, width = run["batch"], flags["max_prompt_length"]
+    rows = [ids[mask == 1] for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+    prompt_lengths = batch.attention_mask[:, :width].sum(1)
+    rewards = batch.infos["token_rewards"]
     gamma, lam, clip = flags["gamma"], flags["gae_lambda"], flags["clip_coef"]
 
     top_k = flags["top_k"]
-    allowed = run["allowed"] if top_k else [None] * len(rows)
+    allowed = batch.candidates if top_k else [None] * len(rows)
     old, advantages, returns, baselines = [], [], [], []
     for i, (row, start, reward, some) in enumerate(zip(rows, prompt_lengths, rewards, allowed, strict=True)):
         with torch.no_grad():
@@ -207,8 +206,7 @@ def slow_update(run, critic, flags):
     whitened = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
     old = torch.cat(old)
 
-    policy = list(agent.policy.parameters())
-    other = list((agent.critic.value_head if agent.shared else agent.critic).parameters())
+    policy, other = list(agent.policy.parameters()), list(agent.critic.parameters())
     groups = [{"params": policy, "lr": flags["learning_rate"]}, {"params": other, "lr": flags["critic_learning_rate"]}]
     optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
     losses, ratios = [], []
@@ -243,23 +241,24 @@ def test_an_iteration_equals_the_slow_reference(critic, K, top_k, group_baseline
     flags = FLAGS | {"model": lively_model, "critic": critic, "replies_per_prompt": K, "top_k": top_k}
     flags["group_baseline"] = group_baseline
     run = run_script(tmp_path, monkeypatch, **flags)
-    there = run["reply_mask"].bool()
+    batch = run["batch"]
+    there = batch.reply_mask.bool()
     assert len(set(there.sum(1).tolist())) > 1  # replies of several lengths
     if K > 1:
-        prompts = run["infos"]["prompt"]
+        prompts = batch.infos["prompt"]
         assert len(set(prompts)) == 12 / K and (prompts[::K] == prompts[1::K]).all()
     agent, old, advantages, whitened, returns, losses, ratios = slow_update(run, critic, flags)
 
     # Before any update the ratio is 1: what the KV cache drew is what whole replies give.
-    torch.testing.assert_close(run["logprobs"][there].double(), old, rtol=0, atol=1e-5)
+    torch.testing.assert_close(batch.logprobs[there].double(), old, rtol=0, atol=1e-5)
     torch.testing.assert_close(run["advantages"][there].double(), whitened, rtol=0, atol=1e-4)
     torch.testing.assert_close(run["returns"][there].double(), returns, rtol=0, atol=1e-4)
     assert advantages.std() > 0.03
-    np.testing.assert_allclose([float(row[0]) for row in run["stats"]], [row[0] for row in losses], atol=1e-4)
-    np.testing.assert_allclose([float(row[1]) for row in run["stats"]], [row[1] for row in losses], atol=1e-4)
+    for i, name in enumerate(("policy_loss", "value_loss")):
+        np.testing.assert_allclose([float(row[name]) for row in run["stats"]], [row[i] for row in losses], atol=1e-4)
     assert ((ratios[-1] - 1).abs() > flags["clip_coef"]).any()  # the clip was at work
     moved = 0.0
-    before = Agent(lively_model, critic, run["vocab_size"])
+    before = Agent(Args(model=lively_model, critic=critic), run["vocab_size"])
     for name, expected in agent.named_parameters():
         ours = run["agent"].get_parameter(name).double()
         rate = flags["learning_rate"] if name.startswith("policy") else flags["critic_learning_rate"]
@@ -273,23 +272,24 @@ def test_an_iteration_equals_the_slow_reference(critic, K, top_k, group_baseline
 def test_in_amp_rollout_and_update_are_near_the_slow_reference(copies, lively_model, tmp_path, monkeypatch):
     still = {"learning_rate": 0, "critic_learning_rate": 0, "replies_per_prompt": copies, "top_k": 0}
     run = run_script(tmp_path, monkeypatch, model=lively_model, use_amp=True, **still)
-    obs, there = run["obs"], run["reply_mask"].bool()
-    agent = Agent(lively_model, "separate", run["vocab_size"]).double()
+    batch, metrics = run["batch"], run["run"].history[-1]
+    there = batch.reply_mask.bool()
+    agent = Agent(Args(model=lively_model, critic="separate"), run["vocab_size"]).double()
     with torch.no_grad():
         exact = torch.cat(
             [
                 slow_outputs(agent, ids[mask == 1], mask[: FLAGS["max_prompt_length"]].sum())[0]
-                for ids, mask in zip(obs["input_ids"], obs["attention_mask"], strict=True)
+                for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
             ]
         )
-    error = (run["logprobs"][there] - exact).square().mean().sqrt()
+    error = (batch.logprobs[there] - exact).square().mean().sqrt()
     assert 1e-4 < error < 0.02  # bfloat16's
-    assert abs(run["approx_kl"]) < 1e-4 and run["clipfrac"] == 0
-    assert abs(run["infos"]["reward/kl"]).max() < 0.05
+    assert abs(metrics["losses/approx_kl"]) < 1e-4 and metrics["losses/clipfrac"] == 0
+    assert abs(batch.infos["reward/kl"]).max() < 0.05
 
 
 def test_every_reward_of_the_stack_is_in_the_token_rewards(tmp_path, monkeypatch):
-    infos = run_script(tmp_path, monkeypatch)["infos"]
+    infos = run_script(tmp_path, monkeypatch)["batch"].infos
     total = 0.5 * infos["reward/meteor"] + 0.3 * infos["reward/intent"] + 0.5 * infos["reward/waves"]
     total -= 0.02 * infos["reward/kl"]
     np.testing.assert_allclose(infos["token_rewards"].sum(1), total, atol=1e-6)

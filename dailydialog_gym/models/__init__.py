@@ -1,1 +1,18 @@
 """Load a Hugging Face model and run it fast: packed rows, the KV cache, decoding, mixed precision, compiling."""
+
+from dailydialog_gym.models.compiling import compile_agent
+from dailydialog_gym.models.forward import Decoder, forward_packed
+from dailydialog_gym.models.loading import load_classifier, load_model
+from dailydialog_gym.models.packing import Packed, pack
+from dailydialog_gym.models.precision import MixedPrecision
+
+__all__ = [
+    "Decoder",
+    "MixedPrecision",
+    "Packed",
+    "compile_agent",
+    "forward_packed",
+    "load_classifier",
+    "load_model",
+    "pack",
+]

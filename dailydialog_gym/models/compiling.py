@@ -12,6 +12,12 @@ from dailydialog_gym.models.cache import FixedCache
 from dailydialog_gym.models.last_block import blocks_of
 
 
+def compile_agent(agent: nn.Module, columns: int) -> FixedCache:
+    """Compile an agent's update, `compile_layers`, and its policy's decoding, `compile_decoding`."""
+    compile_layers(agent)
+    return compile_decoding(agent.policy, columns)
+
+
 def compile_layers(agent: nn.Module) -> None:
     """Compile the transformer layers of an agent's models, for forwards that take gradients.
 

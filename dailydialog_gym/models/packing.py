@@ -24,6 +24,10 @@ class Packed(NamedTuple):
     """``(N,)``: in the flattened ``(B, R)``, the column that predicts a reply token; tokens in the order in which
     ``attention_mask[:, P:].nonzero()`` finds them"""
 
+    def predicting(self, outputs: torch.Tensor) -> torch.Tensor:
+        """A model's outputs, ``(B, L or R, ...)``, in the columns that predict the reply tokens, ``(N, ...)``."""
+        return outputs[:, -self.tail :].flatten(0, 1)[self.before]
+
 
 def share_out(sizes: np.ndarray) -> list[list[int]]:
     """Put items into rows that are about equally full: the largest item first, each into the row that is emptiest

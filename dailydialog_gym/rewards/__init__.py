@@ -9,6 +9,7 @@ from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficien
 from dailydialog_gym.rewards.credit import TokenCredit
 from dailydialog_gym.rewards.episodes import Episodes, Scorer, pay
 from dailydialog_gym.rewards.meteor import Meteor
+from dailydialog_gym.rewards.own import load_scorer
 
 if TYPE_CHECKING:
     from dailydialog_gym.rewards.intent import IntentMatch
@@ -25,6 +26,7 @@ __all__ = [
     "Scorer",
     "TokenCredit",
     "ZieglerCoefficient",
+    "load_scorer",
     "pay",
 ]
 

@@ -10,24 +10,50 @@ import signal
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from dailydialog_gym.agent import save_agent
+from dailydialog_gym.agent import DialogueAgent, save_agent
+from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder, write_text
-from dailydialog_gym.evaluate.evaluation import Evaluation
+from dailydialog_gym.env.samples import Samples
+from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.memory import forget_shapes, keep_freed_memory
 from dailydialog_gym.evaluate.metrics import table
 from dailydialog_gym.runs.report import plot_curves, side_by_side
-from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer
 
 MAX_BAD_STEPS = 3
+
+
+@dataclass
+class RunArgs:
+    """The flags of a run that do not concern the algorithm."""
+
+    run_name: str | None = None
+    """name of the run's folder under runs/"""
+    checkpoint_every: int = 10
+    """save a checkpoint every so many iterations; one is also saved at the end and on Ctrl-C"""
+    sample_every: int = 10
+    """print two replies every so many iterations"""
+    eval_split: str = "test"
+    """dataset split of the evaluation before and after training; use validation while you tune"""
+    eval_samples: int = 1000
+    """number of replies to evaluate, spread evenly over the split, several to a context if it is smaller; 0 is all"""
+    eval_top_k: int = 20
+    """draw the evaluated replies from the k likeliest tokens, as RL4LMs and OpenRL do; 0 is all tokens"""
+    track: bool = False
+    """log to Weights and Biases too (offline if you are not logged in)"""
+    wandb_project_name: str = "dailydialog-gym"
+    """name of the Weights and Biases project"""
+    wandb_entity: str | None = None
+    """entity (team) of the Weights and Biases project"""
 
 
 class Run:
@@ -73,11 +99,30 @@ class Run:
         self._skipped, self._bad_steps = 0, Counter()
         self._training, self._signal = False, 0
 
-    def describe(self, **facts: str) -> None:
-        """Print what was loaded, and how to get the full thing where it is the embedded default."""
-        for name, fact in {**facts, "run": str(self.folder)}.items():
-            print(f"{name:<10}{fact}")
-        if any(fact.startswith("builtin") for fact in facts.values()):
+    def describe(
+        self,
+        policy: torch.nn.Module,
+        samples: Samples,
+        eval_samples: Samples,
+        device: torch.device,
+        amp_dtype: torch.dtype,
+        **more: str,
+    ) -> None:
+        """Print what was loaded and where the run is saved; if the default is embedded, how to get the full data."""
+        args = self.args
+        rewards = [f"{args.meteor_weight} METEOR", f"{args.intent_weight} intent ({args.intent_model})", *args.reward]
+        lines = {
+            "policy": f"{args.model}, {sum(p.numel() for p in policy.parameters()):,} parameters, critic {args.critic}",
+            "dialogues": f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in "
+            + args.eval_split,
+            "rewards": f"{' + '.join(rewards)} - KL ({args.kl_rule}, from {args.kl_coef})",
+            "device": f"{device}, {describe_amp(device, amp_dtype) if args.use_amp else 'float32'}",
+            **more,
+            "run": str(self.folder),
+        }
+        for name, line in lines.items():
+            print(f"{name:<10}{line}")
+        if "builtin" in (args.model, args.dataset):
             print(
                 "builtin is the small embedded default. The full dataset and GPT-2, from the hub: "
                 "--config configs/openrl.yaml"
@@ -165,10 +210,20 @@ class Run:
         )
         self._bar.update(episodes - self._bar.n)
 
-    def show(self, prompts: list[str], responses: list[str], rewards: np.ndarray) -> None:
-        """Print replies above the progress bar."""
-        for prompt, response, reward in zip(prompts, responses, rewards, strict=True):
-            tqdm.write(f"  {prompt.split(EOU)[-2].strip()}\n  > {response}   [{reward:+.3f}]")
+    def evaluate(
+        self, policy: PreTrainedModel, tokenizer: ReplyTokenizer, samples: Samples, intent: IntentMatch
+    ) -> Evaluation:
+        """Evaluate the policy on ``eval_samples`` of the samples, with the flags of `RunArgs`."""
+        args = self.args
+        agent = DialogueAgent(policy, tokenizer, args.context_size, args.max_prompt_length, args.max_new_tokens)
+        ids = evenly_spread(samples, args.eval_samples)
+        return Evaluation(agent, samples, ids, intent, sample=True, top_k=args.eval_top_k, seed=args.seed)
+
+    def show(self, iteration: int, prompts: list[str], responses: list[str], rewards: torch.Tensor) -> None:
+        """Print two replies and their rewards above the progress bar, every ``sample_every`` iterations."""
+        if iteration % self.args.sample_every == 0:
+            for prompt, response, reward in zip(prompts[:2], responses[:2], rewards.tolist()[:2], strict=True):
+                tqdm.write(f"  {prompt.split(EOU)[-2].strip()}\n  > {response}   [{reward:+.3f}]")
 
     def checkpoint(self, iteration: int) -> None:
         """Save a checkpoint where it is due: every so many iterations, at the end, and when asked to stop.
