@@ -23,9 +23,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
-from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import load_samples
-from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.cache import read_prompts
 from dailydialog_gym.models.compiling import compile_decoding, compile_layers
 from dailydialog_gym.models.last_block import only_tail_is_read
@@ -37,7 +35,7 @@ from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoeff
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
 from dailydialog_gym.rewards.own import load_scorer
-from dailydialog_gym.runs import RandomState, Run, describe_amp, parse_args
+from dailydialog_gym.runs import RandomState, Run, RunArgs, parse_args
 from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
 
@@ -129,28 +127,6 @@ class PPOArgs:
     """compile update and decoding, for long runs: it takes a minute or more, and without a GPU a C++ compiler"""
     seed: int = 1
     """of everything"""
-
-
-@dataclass
-class RunArgs:
-    run_name: str | None = None
-    """the run's folder under runs/"""
-    checkpoint_every: int = 10
-    """save a checkpoint every so many iterations (and at the end, and on Ctrl-C)"""
-    sample_every: int = 10
-    """print two replies every so many iterations"""
-    eval_split: str = "test"
-    """split of the table at the end; use validation while tuning"""
-    eval_samples: int = 1000
-    """replies of that table, spread evenly over the split, several to a context where it is smaller; 0 is all once"""
-    eval_top_k: int = 20
-    """the table's replies are drawn from the likeliest K tokens, as in RL4LMs and OpenRL; 0 is all"""
-    track: bool = False
-    """log to Weights and Biases too (offline where nobody is logged in)"""
-    wandb_project_name: str = "dailydialog-gym"
-    """its project"""
-    wandb_entity: str | None = None
-    """its team"""
 
 
 @dataclass
@@ -322,19 +298,9 @@ if __name__ == "__main__":
         optimizer.zero_grad(set_to_none=True)
 
     run = Run(args, num_iterations * args.num_envs, resume)
-    run.describe(
-        policy=f"{args.model}, {sum(p.numel() for p in policy_params):,} parameters, critic {args.critic}",
-        dialogues=f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in {args.eval_split}",
-        rewards=" + ".join(
-            [f"{args.meteor_weight} METEOR", f"{args.intent_weight} intent ({args.intent_model})", *args.reward]
-        )
-        + f" - KL ({args.kl_rule}, from {args.kl_coef})",
-        device=f"{device}, {describe_amp(device, amp_dtype) if args.use_amp else 'float32'}",
-    )
-    talker = DialogueAgent(agent.policy, samples.tokenizer, args.context_size, P, T)
-    eval_ids = evenly_spread(eval_samples, args.eval_samples)
-    decoding = {"sample": True, "top_k": args.eval_top_k, "seed": args.seed}
-    run.keep(
+    run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype)
+    evaluate = partial(run.evaluate, agent.policy, samples.tokenizer, eval_samples, intent)
+    run.checkpoint_parts(
         agent.policy,
         agent=agent,
         optimizer=optimizer,
@@ -343,7 +309,7 @@ if __name__ == "__main__":
         kl_coef=envs.ledger.coefficient,
         random=RandomState(rng),
     )
-    run.start(run.before or Evaluation(talker, eval_samples, eval_ids, intent, **decoding))
+    run.start(run.before or evaluate())
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()
         if args.anneal_lr:
@@ -487,9 +453,8 @@ if __name__ == "__main__":
             },
             episodes=iteration * args.num_envs,
         )
-        if iteration % args.sample_every == 0:
-            run.show(infos["prompt"][:2], infos["response"][:2], episode_rewards[:2])
+        run.print_samples(iteration, infos["prompt"], infos["response"], episode_rewards)
         run.checkpoint(iteration)
 
-    run.finish(Evaluation(talker, eval_samples, eval_ids, intent, **decoding))
+    run.finish(evaluate())
     envs.close()
