@@ -365,9 +365,9 @@ if __name__ == "__main__":
     decoder = Decoder(agent.next_token, P + T, autocast, device, fixed_cache)
 
     run = Run(args, num_iterations * args.num_envs, resume)
-    run.describe(agent.policy, samples, eval_samples, device, amp_dtype)
+    run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype)
     evaluate = partial(run.evaluate, agent.policy, samples.tokenizer, eval_samples, intent)
-    run.keep(agent.policy, agent=agent, optimizer=optimizer, scaler=scaler, kl_coef=kl_coef, random=RandomState(rng))
+    run.checkpoint_parts(agent.policy, agent=agent, optimizer=optimizer, scaler=scaler, kl_coef=kl_coef, random=RandomState(rng))
     run.start(run.before or evaluate())
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()
@@ -416,7 +416,7 @@ if __name__ == "__main__":
             },
             episodes=iteration * args.num_envs,
         )
-        run.show(iteration, batch.infos["prompt"], batch.infos["response"], batch.rewards.sum(1))
+        run.print_samples(iteration, batch.infos["prompt"], batch.infos["response"], batch.rewards.sum(1))
         run.checkpoint(iteration)
 
     run.finish(evaluate())

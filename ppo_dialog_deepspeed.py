@@ -12,7 +12,7 @@ token. The names are CleanRL's (https://github.com/vwxyzjn/cleanrl/blob/master/c
 
 import copy
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -26,19 +26,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
-from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.engines import (
+    CheckedSteps,
     DeepSpeedArgs,
-    SoundSteps,
     engine,
     evaluation_config,
     gathered,
     training_config,
 )
-from dailydialog_gym.distributed.runs import evaluation, start_run
+from dailydialog_gym.distributed.runs import DistributedRun
 from dailydialog_gym.env.samples import load_samples
-from dailydialog_gym.evaluate import evenly_spread
 from dailydialog_gym.models.cache import read_prompts
 from dailydialog_gym.models.last_block import only_tail_is_read
 from dailydialog_gym.models.loading import load_model
@@ -48,7 +46,7 @@ from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoeff
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.rewards.kl import KLDivergence
 from dailydialog_gym.rewards.own import load_scorer
-from dailydialog_gym.runs import RandomState, describe_amp, parse_args
+from dailydialog_gym.runs import RandomState, RunArgs, parse_args
 from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
 
@@ -140,28 +138,6 @@ class PPOArgs:
     """compile update and decoding, for long runs: it takes a minute or more, and without a GPU a C++ compiler"""
     seed: int = 1
     """of everything"""
-
-
-@dataclass
-class RunArgs:
-    run_name: str | None = None
-    """the run's folder under runs/"""
-    checkpoint_every: int = 10
-    """save a checkpoint every so many iterations (and at the end, and on Ctrl-C)"""
-    sample_every: int = 10
-    """print two replies every so many iterations"""
-    eval_split: str = "test"
-    """split of the table at the end; use validation while tuning"""
-    eval_samples: int = 1000
-    """replies of that table, spread evenly over the split, several to a context where it is smaller; 0 is all once"""
-    eval_top_k: int = 20
-    """the table's replies are drawn from the likeliest K tokens, as in RL4LMs and OpenRL; 0 is all"""
-    track: bool = False
-    """log to Weights and Biases too (offline where nobody is logged in)"""
-    wandb_project_name: str = "dailydialog-gym"
-    """its project"""
-    wandb_entity: str | None = None
-    """its team"""
 
 
 @dataclass
@@ -317,9 +293,9 @@ if __name__ == "__main__":
     rules = {"openrl": AdaptiveCoefficient, "ziegler": ZieglerCoefficient}
     fixed = args.kl_rule == "fixed"
     coefficient = FixedCoefficient(args.kl_coef) if fixed else rules[args.kl_rule](args.kl_coef, args.kl_target)
-    coefficient = ranks.AgreedCoefficient(coefficient)
+    coefficient = ranks.GlobalCoefficient(coefficient)
     engine(reference.model, evaluation_config(args.ref_deepspeed_config, config, "the reference"))
-    judge = engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
+    engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
     envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
     envs = IntentReward(envs, intent, args.intent_weight)
     for scorer, weight, name in map(load_scorer, args.reward):
@@ -328,7 +304,6 @@ if __name__ == "__main__":
 
     policy_params = list(agent.policy.parameters())
     critic_params = list((agent.critic.value_head if agent.shared else agent.critic).parameters())
-    num_params = sum(p.numel() for p in policy_params)
     groups = [
         {"params": policy_params, "lr": args.learning_rate},
         {"params": critic_params, "lr": args.critic_learning_rate},
@@ -340,36 +315,32 @@ if __name__ == "__main__":
     else:
         agent.policy, agent.critic = engine(agent.policy, config, groups[:1]), engine(agent.critic, config, groups[1:])
         engines = {"the policy": agent.policy, "the critic": agent.critic}
-    steps = {name: SoundSteps(each) for name, each in engines.items()}
+    steps = {name: CheckedSteps(each) for name, each in engines.items()}
     engines = list(engines.values())
     autocast = nullcontext()  # DeepSpeed's own precision
 
     def step(name, loss, *groups):
         """Descend: the engine's parameters move unless a gradient isn't finite."""
-        steps[name].take(loss, partial(run.check_step, name))
+        steps[name].backward_and_step(loss, partial(run.check_step, name))
 
-    run = start_run(whole, num_iterations * whole.num_envs, resume)
-    run.describe(
-        policy=f"{args.model}, {num_params:,} parameters, critic {args.critic}",
-        dialogues=f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in {args.eval_split}",
-        rewards=" + ".join(
-            [f"{args.meteor_weight} METEOR", f"{args.intent_weight} intent ({args.intent_model})", *args.reward]
-        )
-        + f" - KL ({args.kl_rule}, from {args.kl_coef})",
-        device=f"{world} x {device.type}, {describe_amp(device, amp_dtype) if args.use_amp else 'float32'}",
-        deepspeed=f"ZeRO stage {engines[0].zero_optimization_stage()}, {config}",
+    run = DistributedRun(whole, num_iterations * whole.num_envs, resume)
+    run.print_setup(
+        agent.policy,
+        samples,
+        eval_samples,
+        device,
+        amp_dtype,
+        deepspeed=f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}",
     )
-    talker = DialogueAgent(agent.policy, samples.tokenizer, args.context_size, P, T)
-    eval_ids = evenly_spread(eval_samples, args.eval_samples)
-    decoding = {"sample": True, "top_k": args.eval_top_k, "seed": args.seed, "gather": [engines[0], judge]}
-    run.keep(
+    evaluate = partial(run.evaluate, agent.policy, samples.tokenizer, eval_samples, intent)
+    run.checkpoint_parts(
         agent.policy,
         engines=engines,
         kl_coef=envs.ledger.coefficient,
         random=RandomState(rng),
     )
     groups = [group for each in engines for group in each.optimizer.param_groups]  # a checkpoint brings new ones
-    run.start(run.before or evaluation(talker, eval_samples, eval_ids, intent, **decoding))
+    run.start(run.before or evaluate())
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()
         if args.anneal_lr:
@@ -383,7 +354,7 @@ if __name__ == "__main__":
         obs, _ = envs.reset(seed=args.seed, options={"sample_id": np.repeat(drawn, K)})
         first = int(obs["attention_mask"].any(0).argmax())  # columns that are padding in every row are cut
         prompts = obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P]
-        weights = gathered(engines[0])
+        (weights := ExitStack()).enter_context(gathered(engines[0]))
         with autocast:
             outputs, cache = read_prompts(partial(next_token, agent), *prompts)
         cache.batch_repeat_interleave(K)
@@ -447,9 +418,9 @@ if __name__ == "__main__":
             lastgaelam = delta + args.gamma * args.gae_lambda * nextnonterminal * lastgaelam
             advantages[:, t] = lastgaelam * reply_mask[:, t]
         returns = advantages + values
-        num_tokens = ranks.mean(reply_mask.sum())
-        mean = ranks.mean(advantages.sum()) / num_tokens
-        std = (ranks.mean(((advantages - mean) * reply_mask).pow(2).sum()) / num_tokens).sqrt()
+        num_tokens = ranks.all_reduce_mean(reply_mask.sum())
+        mean = ranks.all_reduce_mean(advantages.sum()) / num_tokens
+        std = (ranks.all_reduce_mean(((advantages - mean) * reply_mask).pow(2).sum()) / num_tokens).sqrt()
         advantages = (advantages - mean) / (std + 1e-8) * reply_mask
 
         # Update on whole replies: one forward gives all log-probabilities and values of a context's K replies
@@ -460,7 +431,7 @@ if __name__ == "__main__":
                 packed = pack(obs["input_ids"][mb_inds], obs["attention_mask"][mb_inds], P, contexts[mb_inds], device)
                 row, t = obs["attention_mask"][mb_inds, P:].nonzero()
                 here = mb_inds[row], t  # the minibatch's tokens, (N,), as all below
-                mb_tokens = ranks.mean(reply_mask[here].sum())
+                mb_tokens = ranks.all_reduce_mean(reply_mask[here].sum())
 
                 with autocast:
                     newlogits, newvalue = agent(*packed) if agent.shared else (None, agent.critic(*packed))
@@ -513,9 +484,8 @@ if __name__ == "__main__":
             },
             episodes=iteration * whole.num_envs,
         )
-        if iteration % args.sample_every == 0:
-            run.show(infos["prompt"][:2], infos["response"][:2], episode_rewards[:2])
+        run.print_samples(iteration, infos["prompt"], infos["response"], episode_rewards)
         run.checkpoint(iteration)
 
-    run.finish(evaluation(talker, eval_samples, eval_ids, intent, **decoding))
+    run.finish(evaluate())
     envs.close()

@@ -83,15 +83,9 @@ def peak() -> int:
 
 def measured_run(script: str, out: str, *flags: str) -> None:
     """Run a script in this process; every rank leaves the memory that it takes up to the end of the last iteration."""
-    module = runpy.run_path(script)
+    runpy.run_path(script)  # the imports
     before, needed = peak(), []
-    logs = [Run]
-    if "start_run" in module:
-        from dailydialog_gym.distributed.runs import OtherRun
-
-        logs.append(OtherRun)
-    for each in logs:
-        each.log = after(each.log, lambda: needed.append(peak() - before))
+    Run.log = after(Run.log, lambda: needed.append(peak() - before))
     sys.argv = [script, *flags]
     rank = runpy.run_path(script, run_name="__main__").get("rank", 0)
     Path(out, f"peak{rank}").write_text(str(needed[-1]))

@@ -1,11 +1,11 @@
-"""Does training make the replies better? Several seeds of ppo_dialog.py, a table of changes, and a figure.
+"""How much does training improve the replies? Several seeds of ppo_dialog.py, a table of changes and a figure.
 
     python benchmarks/quality.py --out quality                                    # the embedded dialogues
     python benchmarks/quality.py --out quality --dataset daily_dialog --total-episodes 10240
 
-The first call trains; the same command goes on where it was stopped, and prints what is there once more when all is
-done. Every seed's agent and the model it started from answer the same contexts of the split, once drawn from the
-likeliest 20 tokens and once greedily.
+A run that was stopped continues when the same command is given again; when all runs are done, the command only prints
+the table again. Each seed's agent and the model it started from answer the same contexts of the split, once with tokens
+sampled from the 20 likeliest and once greedily.
 """
 
 import datetime
@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
-from dailydialog_gym.evaluate.metrics import LABELS
+from dailydialog_gym.reports import markdown, plot_curves, score_cells
 
 ROOT = Path(__file__).parents[1]
 SAMPLED = ("--sample", "--top-k", "20")
@@ -33,27 +32,27 @@ DECODINGS = {"sampled": SAMPLED, "greedy": ()}
 @dataclass
 class Args:
     out: Path = Path("quality")
-    """folder for runs, scores, table and figure"""
+    """folder for the runs, the scores, the table and the figure"""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """of ppo_dialog.py and of the drawing"""
+    """random seeds of ppo_dialog.py and of the sampling in the evaluation"""
     model: str = "builtin"
     """the model to start from"""
     dataset: str = "builtin"
-    """the dialogues"""
+    """the dialogues, as in ppo_dialog.py"""
     total_episodes: int = 2560
-    """replies to train on"""
+    """number of replies to train on"""
     flags: tuple[str, ...] = ()
-    """more flags of ppo_dialog.py, as NAME=VALUE"""
+    """further flags of ppo_dialog.py, as NAME=VALUE"""
     split: str = "test"
-    """what is answered for the table; use validation while tuning"""
+    """dataset split of the table; use validation while you tune"""
     samples: int = 2000
-    """how many replies, spread evenly over the split"""
+    """number of replies, spread evenly over the split"""
     jobs: int = 1
-    """seeds at work at the same time, each on its share of the cores; a small model learns more in all on one each"""
+    """number of seeds that run at the same time; the cores are divided among them"""
 
 
 def call(args: Args, name: str, command: list[str]) -> None:
-    """Run a Python command in the output folder; what it prints goes to a run's log."""
+    """Run a Python command in the output folder and append its output to a run's log."""
     log = args.out / f"{name}.log"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])}
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
@@ -64,7 +63,7 @@ def call(args: Args, name: str, command: list[str]) -> None:
 
 
 def train(args: Args, seed: int) -> Path:
-    """The run's folder; a run that was stopped goes on."""
+    """Train with one seed, or resume a run that was stopped. Returns: the run's folder."""
     run = args.out / "runs" / f"seed-{seed}"
     if not (run / "evaluation.json").exists():
         flags = {"model": args.model, "dataset": args.dataset, "total-episodes": args.total_episodes, "seed": seed}
@@ -79,7 +78,7 @@ def train(args: Args, seed: int) -> Path:
 
 
 def scores(args: Args, decoding: str, seed: int, run: Path) -> dict[str, dict[str, float]]:
-    """Of the model at the start and of the agent."""
+    """The scores of the initial model, "before", and of the trained agent, "after"."""
     file = args.out / f"{run.name}-{decoding}.json"
     if not file.exists():
         flags = {"dataset": args.dataset, "split": args.split, "samples": args.samples, "seed": seed, "json": file.name}
@@ -93,37 +92,24 @@ def scores(args: Args, decoding: str, seed: int, run: Path) -> dict[str, dict[st
 
 def table(rows: list[dict[str, dict[str, float]]]) -> str:
     """Means over the seeds, and the relative change: its mean, lowest and highest."""
-    keys = list(rows[0]["before"])
-    changes = {key: [row["after"][key] / row["before"][key] - 1 for row in rows] for key in keys}
-    lines = [["", *(LABELS[key] for key in keys)], ["---"] + ["---:"] * len(keys)]
-    for name in ("before", "after"):
-        lines.append([name, *(f"{np.mean([row[name][key] for row in rows]):.4g}" for key in keys)])
-    lines.append(["change", *(f"{np.mean(changes[key]):+.1%}" for key in keys)])
-    lines.append(["lowest, highest", *(f"{min(changes[key]):+.0%}, {max(changes[key]):+.0%}" for key in keys)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    means = {name: {key: np.mean([row[name][key] for row in rows]) for key in rows[0][name]} for name in rows[0]}
+    *cells, _ = score_cells(means)  # without the change of the means
+    changes = [[row["after"][key] / row["before"][key] - 1 for row in rows] for key in means["before"]]
+    cells.append(["change", *(f"{np.mean(change):+.1%}" for change in changes)])
+    cells.append(["lowest, highest", *(f"{min(change):+.0%}, {max(change):+.0%}" for change in changes)])
+    return markdown(cells)
 
 
 def plot(runs: list[Path], path: Path) -> None:
-    """Rewards and divergence over training, running means: the mean of the seeds, and their range."""
-    histories = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in runs]
-    keys = ("reward/meteor", "reward/intent", "metric/kl_per_token")
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axis, key in zip(figure.subplots(1, 3), keys, strict=True):
-        values = np.array([[row[key] for row in history] for history in histories])  # (seeds, iterations)
-        width = max(1, values.shape[1] // 10)
-        smooth = np.array([np.convolve(row, np.ones(width) / width, "valid") for row in values])
-        episodes = [row["episodes"] for row in histories[0]][width - 1 :]
-        axis.fill_between(episodes, smooth.min(0), smooth.max(0), color="tab:blue", alpha=0.2, linewidth=0)
-        axis.plot(episodes, smooth.mean(0), color="tab:blue")
-        axis.set(title=key, xlabel="replies")
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    """Rewards and divergence over training."""
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in runs]
+    plot_curves(rows, ["reward/meteor", "reward/intent", "metric/kl_per_token"]).savefig(path, dpi=120)
 
 
 def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if Path(args.dataset).exists():
-        args.dataset = str(Path(args.dataset).resolve())  # the runs have a working folder of their own
+        args.dataset = str(Path(args.dataset).resolve())  # the runs have another working directory
     if Path(args.model).exists():
         args.model = str(Path(args.model).resolve())
     print("\n".join(f"seed {seed}: {args.out}/seed-{seed}.log" for seed in args.seeds), flush=True)

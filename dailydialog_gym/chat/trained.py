@@ -1,12 +1,18 @@
-"""Which agent is meant, what it started from, and what its run's folder tells: for people who look at a run."""
+"""The agent that the chat page loads, what it started from, and HTML of what its run's folder holds."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
+from io import StringIO
 from pathlib import Path
+
+import numpy as np
+
+from dailydialog_gym.reports import curve_keys, plot_curves, running_mean, score_cells
 
 
 @dataclass(frozen=True)
@@ -14,12 +20,12 @@ class TrainedAgent:
     """An agent and where it comes from.
 
     Attributes:
-        model: what `DialogueAgent.load` is to load.
-        title: what to call it.
-        story: where it comes from, in a sentence.
-        home: the folder for what belongs to the agent, such as votes.
-        run: the folder of the run that trained it.
-        baseline: the model that the run started from.
+        model: the agent folder, hub id or ``"builtin"`` that `DialogueAgent.load` takes.
+        title: the agent's name on the page.
+        story: a sentence that tells where the agent comes from.
+        home: the folder where the page keeps the votes.
+        run: the folder of the run that trained the agent, None if no run is known.
+        baseline: the model that the run started from, None if no run is known.
         shape: the run's ``context_size``, ``max_prompt_length`` and ``max_new_tokens``.
     """
 
@@ -36,11 +42,11 @@ def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
     """The agent of a run folder, an agent folder, ``"builtin"`` or a hub id.
 
     Args:
-        name: None is the newest finished run in ``runs``, and the embedded policy where there is none.
-        runs: where runs are.
+        name: None means the newest finished run in ``runs``, or the embedded policy if there is no finished run.
+        runs: the folder that holds the run folders.
 
     Raises:
-        ValueError: a run folder has no agent, or a broken configuration.
+        ValueError: the run folder has no agent yet, or its ``config.json`` can't be read.
     """
     if name is None:
         finished = sorted(runs.glob("*/evaluation.json"), key=lambda path: path.stat().st_mtime)
@@ -88,11 +94,11 @@ def _of_run(folder: Path, story: str) -> TrainedAgent:
 
 
 def training_page(run: Path) -> str:
-    """HTML of a run's curves, its evaluation table and its samples; a sentence for what isn't there (yet)."""
+    """HTML of a run's curves, its score table and its samples. A sentence stands for each file that isn't there yet."""
     parts = (
         ("Curves", "metrics.jsonl", _curves),
-        ("Before and after, in numbers", "evaluation.json", _table),
-        ("Before and after, in words", "samples.md", _samples),
+        ("Before and after, in numbers", "evaluation.json", _scores),
+        ("Before and after, in words", "samples.json", _samples),
     )
     return "".join(f'<h2 class="run-part">{title}</h2>{_part(run / name, draw)}' for title, name, draw in parts)
 
@@ -108,48 +114,37 @@ def _part(path: Path, draw: Callable[[str], str]) -> str:
 
 def _curves(text: str) -> str:
     rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # the last may be half written
-    keys = ["charts/episodic_return", *sorted(key for key in rows[0] if key.startswith(("reward/", "metric/")))]
-    figures = "".join(_curve(key, [r["episodes"] for r in rows], [r[key] for r in rows]) for key in keys)
+    figures = "".join(_curve(rows, key) for key in curve_keys(rows[0]))
     return (
         '<p class="page-note">Over the replies trained on. Thin: each iteration; thick: running mean.</p>'
         f'<div class="run-curves">{figures}</div>'
     )
 
 
-def _curve(name: str, xs: list[float], ys: list[float]) -> str:
-    width, height, left, bottom = 300, 150, 44, 20
-    low, high = min(ys), max(ys)
-    span, reach = high - low or 1.0, max(xs) - min(xs) or 1.0
-    window = max(1, len(ys) // 10)
-    means = [sum(ys[max(0, i + 1 - window) : i + 1]) / len(ys[max(0, i + 1 - window) : i + 1]) for i in range(len(ys))]
-
-    def points(values: list[float]) -> str:
-        return " ".join(
-            f"{left + (x - min(xs)) / reach * (width - left - 8):.1f},"
-            f"{8 + (high - y) / span * (height - bottom - 16):.1f}"
-            for x, y in zip(xs, values, strict=True)
-        )
-
-    first, last, top, least = (f"{round(value, 4) + 0.0:.3g}" for value in (ys[0], means[-1], high, low))
-    label = f"{name}: from {first} to {last}"
-    return (
-        f'<figure><figcaption>{escape(label)}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(label)}"><polyline class="raw" points="{points(ys)}"/>'
-        f'<polyline class="mean" points="{points(means)}"/>'
-        f'<text x="4" y="16">{top}</text><text x="4" y="{height - bottom - 4}">{least}</text>'
-        f'<text x="{width - 8}" y="{height - 5}" text-anchor="end">{max(xs):,.0f} replies</text></svg></figure>'
-    )
+def _curve(rows: list[dict[str, float]], key: str) -> str:
+    values = np.array([row[key] for row in rows], dtype=float)
+    label = escape(f"{key}: from {values[0]:.3g} to {running_mean(values)[-1]:.3g}")
+    figure = plot_curves([rows], [key])
+    figure.axes[0].set_title("")  # the caption says it
+    file = StringIO()
+    figure.savefig(file, format="svg", transparent=True)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace("#000000", "currentColor")  # the colour of the page's text, light or dark
+    svg = re.sub(
+        r"<metadata>.*</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL
+    )  # the style is the whole page's
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # every figure has the same ones
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}" fill="currentColor"', 1)
+    return f"<figure><figcaption>{label}</figcaption>{svg}</figure>"
 
 
-def _table(text: str) -> str:
-    rows = json.loads(text)
-    columns = list(rows["after"])
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("", *rows))
+def _scores(text: str) -> str:
+    """The score table with a line for each measure, which is narrow enough for a phone."""
+    header, *lines = zip(*score_cells(json.loads(text)), strict=True)
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in header)
     body = "".join(
-        f"<tr><th scope='row'>{escape(column)}</th>"
-        + "".join(f"<td>{scores.get(column, float('nan')):.3f}</td>" for scores in rows.values())
-        + "</tr>"
-        for column in columns
+        f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in lines
     )
     return (
         f'<div class="run-scroll"><table class="run-table"><thead><tr>{head}</tr></thead>'
@@ -158,15 +153,9 @@ def _table(text: str) -> str:
 
 
 def _samples(text: str) -> str:
-    """Markdown as `runs.py` writes it, every line as text: quotes are the context, list items the replies."""
-    cards, quote, replies = [], [], []
-    for line in [*text.splitlines(), ">"]:
-        if line.startswith(">") and replies:  # the next sample
-            cards.append(f'<div class="run-sample"><blockquote>{"".join(quote)}</blockquote>{"".join(replies)}</div>')
-            quote, replies = [], []
-        if line.startswith(">") and line[1:].strip():
-            quote.append(f"<p>{escape(line[1:].strip())}</p>")
-        elif line.startswith("- "):
-            who, _, said = line[2:].partition(": ")
-            replies.append(f"<p><strong>{escape(who)}</strong> {escape(said)}</p>")
+    cards = []
+    for sample in json.loads(text):
+        context = "".join(f"<p>{escape(utterance)}</p>" for utterance in sample.pop("context"))
+        replies = "".join(f"<p><strong>{escape(who)}</strong> {escape(reply)}</p>" for who, reply in sample.items())
+        cards.append(f'<div class="run-sample"><blockquote>{context}</blockquote>{replies}</div>')
     return "".join(cards)

@@ -1,1 +1,1 @@
-"""DeepSpeed: the ranks of a job, their engines, and a run whose work they share."""
+"""DeepSpeed, for ``ppo_dialog_deepspeed.py``: the ranks of a job, their engines, and runs of several ranks."""

@@ -1,10 +1,10 @@
-"""DeepSpeed's engines: their configuration, by flags or files, and the whole weights where ZeRO-3 has cut them up."""
+"""DeepSpeed's engines: their configuration from flags and files, their steps, and access to partitioned weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,47 +17,47 @@ from deepspeed.accelerator import get_accelerator
 from dailydialog_gym.distributed import ranks
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # the least stage that has it; at others it does nothing
+OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # the lowest ZeRO stage that has it
 
 
 @dataclass
 class DeepSpeedArgs:
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """what the ranks share out: nothing, moments, gradients too, weights too"""
+    """ZeRO stage, what the ranks partition: 0 nothing, 1 optimizer moments, 2 gradients too, 3 weights too"""
     offload_optimizer: bool = False
-    """keep and update the moments in the processor's memory (stage 1 to 3)"""
+    """keep and update the optimizer moments in CPU memory (stages 1 to 3)"""
     offload_param: bool = False
-    """keep the weights in the processor's memory (stage 3)"""
+    """keep the weights in CPU memory (stage 3)"""
     gradient_accumulation_steps: int | None = None
-    """parts of a minibatch that go through the model one after the other; by default what the file says, or 1"""
+    """number of parts of a minibatch, which go through the model one after the other; by default as in the file or 1"""
     deepspeed_config: str | None = None
-    """DeepSpeed's JSON for policy and critic; its sections win over these flags, --use-amp and --max-grad-norm"""
+    """DeepSpeed's JSON file for policy and critic; its sections override these flags, --use-amp and --max-grad-norm"""
     ref_deepspeed_config: str | None = None
-    """DeepSpeed's JSON for the reference model"""
+    """DeepSpeed's JSON file for the reference model"""
     intent_deepspeed_config: str | None = None
-    """DeepSpeed's JSON for the intent model"""
+    """DeepSpeed's JSON file for the intent model"""
 
 
 def training_config(args: Any, ranks: int) -> dict[str, Any]:
-    """What policy and critic train with: the flags, and over them the sections of ``args.deepspeed_config``.
+    """DeepSpeed's configuration for policy and critic: from the flags, overridden by ``args.deepspeed_config``.
 
     Args:
-        args: the script's arguments; ``num_envs`` and ``num_minibatches`` as the user gave them.
-        ranks: how many share the work.
+        args: the script's arguments, with the user's ``num_envs`` and ``num_minibatches`` for all ranks together.
+        ranks: the number of ranks.
 
     Raises:
-        SystemExit: the file can't be read, contradicts the flags, or wants what the device hasn't got.
+        SystemExit: the file can't be read, contradicts the flags, or needs a precision that the device doesn't have.
     """
     name = args.deepspeed_config or "DeepSpeed"
     given = _read(args.deepspeed_config)
     if "scheduler" in given:
-        raise SystemExit(f"{name}: the script lowers the learning rate (--anneal-lr): take 'scheduler' out")
-    # DeepSpeed's own default is a buffer of 5e8 gradients for each engine, four times GPT-2; OpenRL's file has 5e7 too
+        raise SystemExit(f"{name}: the script itself lowers the learning rate (--anneal-lr): take 'scheduler' out")
+    # DeepSpeed's default is a buffer of 5e8 gradients for each engine, four times GPT-2 small; OpenRL uses 5e7 too
     zero = {"stage": args.zero_stage, "reduce_bucket_size": 50_000_000}
     zero |= {offload: {"device": "cpu"} for offload in OFFLOADS if getattr(args, offload)}
     config = {
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also where DeepSpeed would compile its own
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, where DeepSpeed would compile its own
         "gradient_clipping": args.max_grad_norm,
         **_precision(args.use_amp, given, name),
         **given,
@@ -70,28 +70,40 @@ def training_config(args: Any, ranks: int) -> dict[str, Any]:
 
 
 def evaluation_config(path: str | None, training: dict[str, Any], name: str) -> dict[str, Any]:
-    """What the reference or the intent model runs with: one copy a rank in the policy's precision, or the file's way.
+    """DeepSpeed's configuration for a model that isn't trained: the reference or the intent model.
+
+    By default each rank has a copy of the model in the policy's precision; the sections of the file override that.
+
+    Args:
+        path: DeepSpeed's JSON file, or None.
+        training: the configuration of `training_config`.
+        name: the model's name in error messages.
 
     Raises:
-        SystemExit: the file can't be read, or has a stage that is for training.
+        SystemExit: the file can't be read, or has a ZeRO stage that makes sense in training only.
     """
     given = _read(path)
     precision = {key: training[key] for key in ("bf16", "fp16") if key in training and not {"bf16", "fp16"} & {*given}}
     config = {"zero_optimization": {"stage": 0}, **precision, **given}
     stage = config["zero_optimization"].get("stage", 0)
     if stage not in (0, 3):
-        raise SystemExit(f"{path}: {name} isn't trained, so its ZeRO stage is 0 or 3 (weights cut up), not {stage}")
-    # Batches mean nothing without training
+        raise SystemExit(f"{path}: {name} isn't trained, so its ZeRO stage is 0 or 3, not {stage}")
+    # DeepSpeed wants a batch size, which has no meaning without training
     return {key: value for key, value in config.items() if key not in BATCH_KEYS} | {BATCH_KEYS[1]: 1}
 
 
 def engine(module: torch.nn.Module, config: dict[str, Any], groups: Sequence[dict[str, Any]] = ()):
-    """A DeepSpeed engine of a module, which is changed in place; it trains where there are groups of parameters.
+    """A DeepSpeed engine of a module, which is changed in place.
 
-    The optimizer is the plain script's AdamW, unless the configuration has an ``optimizer`` of DeepSpeed's own.
+    The optimizer is the plain script's AdamW, unless the configuration has an ``optimizer`` section.
+
+    Args:
+        module: the model.
+        config: the configuration of `training_config` or `evaluation_config`.
+        groups: the optimizer's parameter groups; none for a model that isn't trained.
 
     Raises:
-        SystemExit: DeepSpeed refuses the configuration; the message is its own.
+        SystemExit: DeepSpeed refuses the configuration; the message quotes DeepSpeed's reason.
     """
     optimizer = None
     if groups and "optimizer" not in config:
@@ -107,65 +119,65 @@ def engine(module: torch.nn.Module, config: dict[str, Any], groups: Sequence[dic
         raise SystemExit(f"DeepSpeed refuses its configuration {json.dumps(config)}: {error}") from error
 
 
-class SoundSteps:
-    """Steps that all ranks take, or none. DeepSpeed looks at each gradient alone, at stage 0 in float32 at none."""
+class CheckedSteps:
+    """Optimizer steps that are skipped on all ranks if the loss or a gradient of any rank isn't finite.
+
+    DeepSpeed alone checks each gradient partition by itself, and at stage 0 in float32 it checks none.
+    """
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine):
-        self._engine, self._sound = engine, True
+        self._engine, self._finite = engine, True
         self._norms: list[torch.Tensor] = []  # of the gradients since the last step
         for parameter in engine.module.parameters():
-            parameter.register_hook(self._watch)
-        # The one thing that every stage calls and that leaves its buffers as a step does
-        engine.basic_optimizer.step = partial(self._optimize, engine.basic_optimizer.step)
+            parameter.register_hook(self._record_norm)
+        # Every ZeRO stage calls the basic optimizer's step, and then empties its buffers whatever that has done
+        engine.basic_optimizer.step = partial(self._step_if_finite, engine.basic_optimizer.step)
 
-    def take(self, loss: torch.Tensor, check: Callable[..., bool]) -> None:
-        """Add to the gradients, and where the minibatch is whole, let the engine step.
+    def backward_and_step(self, loss: torch.Tensor, check: Callable[..., bool]) -> None:
+        """Accumulate the gradients of a loss; at the end of a minibatch, take the optimizer's step if it is finite.
 
         Args:
-            loss: of this rank.
-            check: `Run.check_step` for this engine.
+            loss: this rank's loss.
+            check: decides from the mean loss and gradient norm of the ranks whether to take the step, see
+                `Run.check_step`.
         """
         self._engine.backward(loss)
         if self._engine.is_gradient_accumulation_boundary():
-            numbers = ranks.mean(torch.stack([loss.detach().float(), sum(self._norms)]))
+            numbers = ranks.all_reduce_mean(torch.stack([loss.detach().float(), sum(self._norms)]))
             scale = self._engine.optimizer.loss_scale if self._engine.fp16_enabled() else 1
-            self._sound = check(*numbers, loss_scale=scale)
+            self._finite = check(*numbers, loss_scale=scale)
             self._norms.clear()
         self._engine.step()
 
-    def _watch(self, gradient: torch.Tensor) -> None:
+    def _record_norm(self, gradient: torch.Tensor) -> None:
         self._norms.append(torch.linalg.vector_norm(gradient, dtype=torch.float32))
 
-    def _optimize(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        if self._sound:
+    def _step_if_finite(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if self._finite:
             step(*args, **kwargs)
 
 
 @contextmanager
-def _whole(module: torch.nn.Module) -> Iterator[None]:
-    hooks = [hooks for each in module.modules() for hooks in (each._forward_pre_hooks, each._forward_hooks)]
-    with deepspeed.zero.GatheredParameters(module.parameters()):
-        # DeepSpeed's hooks would cut the weights up again after each layer, and ask all ranks before each forward
-        theirs = [
+def gathered(*modules: torch.nn.Module) -> Iterator[None]:
+    """Within this context each rank has the complete weights of the modules, and may call them independently.
+
+    All ranks enter it together. Only ZeRO stage 3 partitions weights; at the other stages nothing changes.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    hooks = [hooks for part in parts for hooks in (part._forward_pre_hooks, part._forward_hooks)]
+    with deepspeed.zero.GatheredParameters([weight for module in modules for weight in module.parameters()]):
+        # DeepSpeed's hooks would partition the weights again after each layer, and all-gather them before each forward
+        removed = [
             {key: hook for key, hook in each.items() if hook.__module__.startswith("deepspeed")} for each in hooks
         ]
-        for each, taken in zip(hooks, theirs, strict=True):
+        for each, taken in zip(hooks, removed, strict=True):
             for key in taken:
                 del each[key]
         yield
-        for each, taken in zip(hooks, theirs, strict=True):
+        for each, taken in zip(hooks, removed, strict=True):
             kept = dict(each)
             each.clear()
             each.update(taken | kept)
-
-
-def gathered(*engines: deepspeed.DeepSpeedEngine) -> ExitStack:
-    """Whole weights on all ranks until the result is closed; each may call the modules then without the others."""
-    stack = ExitStack()
-    for each in engines:
-        if each.zero_optimization_stage() == 3:
-            stack.enter_context(_whole(each.module))
-    return stack
 
 
 def _read(path: str | None) -> dict[str, Any]:
@@ -190,13 +202,13 @@ def _precision(use_amp: bool, given: dict[str, Any], name: str) -> dict[str, Any
 
 
 def _batch(args: Any, ranks: int, given: dict[str, Any], name: str) -> dict[str, int]:
-    """DeepSpeed's three batch sizes, which count episodes of all ranks, of a rank's forward, and forwards a step."""
+    """DeepSpeed's three batch sizes: episodes in a step of all ranks, in a forward of one rank, and forwards a step."""
     batch, micro, steps = (given.get(key) for key in BATCH_KEYS)
     minibatch = args.num_envs / args.num_minibatches
     if steps is None:
-        whole = batch is not None and micro is not None
-        steps = args.gradient_accumulation_steps or (max(batch // (micro * ranks), 1) if whole else 1)
-    if batch is None and micro is None:  # minibatches need not be of one size
+        both = batch is not None and micro is not None
+        steps = args.gradient_accumulation_steps or (max(batch // (micro * ranks), 1) if both else 1)
+    if batch is None and micro is None:  # the script's minibatches may differ in size, so these are approximate
         micro = max(round(minibatch / (steps * ranks)), 1)
         return dict(zip(BATCH_KEYS, (micro * steps * ranks, micro, steps), strict=True))
     micro = batch / (steps * ranks) if micro is None else micro

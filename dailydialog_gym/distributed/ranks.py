@@ -1,4 +1,4 @@
-"""The processes of a DeepSpeed job: who they are, and what they tell each other."""
+"""The processes of a DeepSpeed job: how one joins the job, and their collective operations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
 
 
 def flags() -> list[str]:
-    """The command line without what the `deepspeed` command adds."""
+    """The command line without the flag that the `deepspeed` command adds."""
     return [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
 
 
@@ -33,40 +33,43 @@ def start() -> tuple[int, int, torch.device]:
     """Join the job. Returns: this process's rank, the number of ranks, and this rank's device.
 
     Raises:
-        SystemExit: the process wasn't started by the `deepspeed` command, or a launcher that sets the same variables.
+        SystemExit: the process wasn't started by the `deepspeed` command or by another launcher that sets ``RANK``,
+            ``LOCAL_RANK`` and ``WORLD_SIZE``.
     """
     if "RANK" not in os.environ:
         raise SystemExit(f"start it with the deepspeed command: deepspeed {' '.join(sys.argv)}")
-    # For inference on processors; without this its C++ part is built for minutes first
+    # Without this, DeepSpeed compiles an extension for inference on CPUs for minutes
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed()
+    # DeepSpeed itself selects the device only when it builds an engine; until then it is cuda:0 on every rank
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     device = torch.device(get_accelerator().current_device_name())
+    deepspeed.init_distributed()
     return distributed.get_rank(), distributed.get_world_size(), device
 
 
-def mean(tensor: torch.Tensor) -> torch.Tensor:
-    """The mean over the ranks of a tensor that all of them have."""
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all ranks."""
     total = tensor.detach().clone()
     distributed.all_reduce(total)
     return total / distributed.get_world_size()
 
 
-def share(value: Any = None) -> Any:
-    """What rank 0 says."""
-    box = [value]
-    distributed.broadcast_object_list(box)
-    return box[0]
+def broadcast(value: Any = None) -> Any:
+    """The value of rank 0, on all ranks. The values of the other ranks are ignored."""
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
 
 
-def gather(value: Any) -> list[Any]:
-    """What each rank says, on all of them."""
+def all_gather(value: Any) -> list[Any]:
+    """The values of all ranks, in the order of the ranks, on all ranks."""
     values = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
 
 
-class AgreedCoefficient:
-    """A `Coefficient` that sees the episodes of all ranks, and so is the same on all of them."""
+class GlobalCoefficient:
+    """A KL coefficient that observes the episodes of all ranks, so that it has the same value on all of them."""
 
     def __init__(self, coefficient: Coefficient):
         self.coefficient = coefficient
@@ -76,7 +79,7 @@ class AgreedCoefficient:
         return self.coefficient.value
 
     def observe(self, kl: np.ndarray, tokens: np.ndarray, every: int) -> None:
-        everywhere = gather((kl, tokens))
+        everywhere = all_gather((kl, tokens))
         kl, tokens = (np.concatenate(arrays) for arrays in zip(*everywhere, strict=True))
         self.coefficient.observe(kl, tokens, every * len(everywhere))
 

@@ -1,12 +1,12 @@
-"""A run of several ranks: rank 0 has the folder and talks, the others take part in what all do together."""
+"""A training run of several ranks. Rank 0 writes the files and prints; all ranks save and load checkpoints together."""
 
 from __future__ import annotations
 
-import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,28 @@ import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.checkpoint import ds_to_universal
 from torch import distributed
+from transformers import PreTrainedModel
 
-from dailydialog_gym.agent import DialogueAgent, save_agent
+from dailydialog_gym.agent import save_agent
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.engines import gathered
-from dailydialog_gym.evaluate.evaluation import Evaluation
-from dailydialog_gym.models.memory import forget_shapes, keep_freed_memory
+from dailydialog_gym.env.samples import Samples
+from dailydialog_gym.env.tokenizer import ReplyTokenizer
+from dailydialog_gym.evaluate import Evaluation
+from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful
 from dailydialog_gym.runs.run import Run
 
 
 class RankedCheckpoints(Checkpoints):
-    """`Checkpoints` with DeepSpeed's own beside, in which each rank writes its share of the weights and moments.
+    """`Checkpoints` of several ranks, to which DeepSpeed adds a folder ``engines/``.
+
+    There each rank writes its share of the weights and of the optimizer's moments. ``state.pt`` holds the parts of all
+    ranks.
 
     Args:
-        engines: what trains; the first has the policy.
-        others: as in `Checkpoints`; each rank has its own parts.
+        folder, write_agent, parts: as for `Checkpoints`, on each rank.
+        engines: the engines that train; the first one has the policy.
     """
 
     def __init__(
@@ -45,7 +51,7 @@ class RankedCheckpoints(Checkpoints):
         self._engines = engines
 
     def save(self, iteration: int, progress: dict[str, Any]) -> Path:
-        """As `Checkpoints.save`, by all ranks together, with rank 0's progress; the folder must be one they share."""
+        """`Checkpoints.save` on all ranks at the same time, with rank 0's progress. All must see the same folder."""
         if distributed.get_rank() == 0:
             target = super().save(iteration, progress)
         else:
@@ -55,10 +61,10 @@ class RankedCheckpoints(Checkpoints):
         return target
 
     def _write(self, folder: Path, iteration: int, progress: dict[str, Any]) -> None:
-        distributed.barrier()  # the folder is there
+        distributed.barrier()  # rank 0 has made the folder
         for i, engine in enumerate(self._engines):
             engine.save_checkpoint(folder / "engines", f"engine{i}", save_latest=False)
-        parts = ranks.gather({name: part.state_dict() for name, part in self._parts.items()})
+        parts = ranks.all_gather({name: part.state_dict() for name, part in self._parts.items()})
         with gathered(self._engines[0]):
             if distributed.get_rank() == 0:
                 self._write_agent(folder / "agent")
@@ -66,39 +72,39 @@ class RankedCheckpoints(Checkpoints):
                     torch.save({"iteration": iteration, "progress": progress, "parts": parts}, file)
 
     def load(self) -> tuple[int, dict[str, Any]]:
-        """As `Checkpoints.load`, by all ranks together; another number of ranks goes by a universal checkpoint.
+        """`Checkpoints.load` on all ranks at the same time.
 
-        On another number of ranks the tokens are drawn anew: those of the old ranks' generators belong to nobody.
+        If the number of ranks has changed, DeepSpeed converts its part to a universal checkpoint. Each rank then keeps
+        the torch generators that its own seed has given it, since rank 0's would give all ranks the same tokens.
 
         Raises:
-            SystemExit: DeepSpeed can't turn the checkpoint into a universal one.
+            SystemExit: DeepSpeed can't convert the checkpoint to a universal one.
         """
-        last = ranks.share(self.last)
+        last = ranks.broadcast(self.last)
         if last is None:
             return 0, {}
-        # weights_only: tensors and plain data, nothing that a file could make run
+        # weights_only admits tensors and plain data, but no code
         saved = torch.load(last / "state.pt", map_location="cpu", weights_only=True)
-        before, now = len(saved["parts"]), distributed.get_world_size()
-        rank = distributed.get_rank()
-        self._load_engines(last / "engines", universal=before != now)
-        generator = torch.get_rng_state()
-        for name, part in self._parts.items():
-            part.load_state_dict(saved["parts"][rank if before == now else 0][name])
-        if before != now:
-            torch.set_rng_state(generator)
+        resized = len(saved["parts"]) != distributed.get_world_size()
+        self._load_engines(last / "engines", universal=resized)
+        parts = saved["parts"][0 if resized else distributed.get_rank()]
+        gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(gpus, enabled=resized):
+            for name, part in self._parts.items():
+                part.load_state_dict(parts[name])
         return saved["iteration"], saved["progress"]
 
     def _load_engines(self, folder: Path, universal: bool) -> None:
         for i, engine in enumerate(self._engines):
             tag = f"engine{i}"
-            if not universal or engine.zero_optimization_stage() == 0:  # at stage 0 each rank has everything
+            if not universal or engine.zero_optimization_stage() == 0:  # at stage 0 each rank has all weights
                 engine.load_checkpoint(folder, tag)
                 continue
             converted = self.folder / ".universal"  # the next `save` removes it
             if distributed.get_rank() == 0:
                 _make_universal(folder / tag, converted / tag)
             distributed.barrier()
-            engine._config.load_universal_checkpoint = True  # otherwise to be known before there is an engine
+            engine._config.load_universal_checkpoint = True  # DeepSpeed reads it only when it builds an engine
             engine.load_checkpoint(converted, tag)
             engine._config.load_universal_checkpoint = False
 
@@ -109,106 +115,41 @@ def _make_universal(source: Path, target: Path) -> None:
     try:
         with redirect_stdout(StringIO()):
             ds_to_universal.main(Namespace(**options))
-    except Exception as error:  # it raises what it likes
+    except Exception as error:  # DeepSpeed documents no particular error
         raise SystemExit(
-            f"cannot go on with another number of ranks: DeepSpeed makes no universal checkpoint of {source} "
+            f"cannot resume on another number of ranks: DeepSpeed makes no universal checkpoint of {source} "
             f"({error}); use as many ranks as before"
         ) from error
 
 
-class FirstRun(Run):
-    """Rank 0's `Run`: it tells the others where the folder is and when to stop, and logs means over all ranks."""
+class DistributedRun(Run):
+    """A `Run` of all ranks: the same folder, metrics averaged over the ranks, and one decision to stop."""
 
     _launcher = "deepspeed"
+    # The launcher forwards the signal that the terminal has already sent, so a second one is not a second request
+    _second_signal = signal.SIG_IGN
+    _stop_notice = "stopping after this iteration and a checkpoint"
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
-        super().__init__(args, total_episodes, resume)
-        ranks.share(self.folder)
+        super().__init__(args, total_episodes, resume, is_main=distributed.get_rank() == 0)
 
-    def keep(self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful) -> None:
-        self._restore(_checkpoints(self.folder, self.args, policy, engines, parts))
+    def _broadcast(self, value: Any) -> Any:
+        return ranks.broadcast(value)
 
-    def log(self, metrics: dict[str, float], episodes: int) -> None:
-        super().log(_mean(metrics), episodes)
+    def _average(self, metrics: dict[str, float]) -> dict[str, float]:
+        values = ranks.all_gather([*metrics.values()])
+        return dict(zip(metrics, np.mean(values, axis=0).tolist(), strict=True))
 
-    def _asked_to_stop(self) -> int:
-        return ranks.share(super()._asked_to_stop())
+    def print_setup(self, policy: torch.nn.Module, *args: Any, **more: str) -> None:
+        with gathered(policy):  # a partition would report another number of parameters
+            super().print_setup(policy, *args, **more)
 
-    def _on_signal(self, signum: int, _frame: Any) -> None:
-        # The launcher passes on what the terminal has already sent, so a second signal means nothing
-        for handled in self._handlers:
-            signal.signal(handled, signal.SIG_IGN)
-        self._signal = self._signal or signum
-        if not self._training:
-            self._stop()
-        os.write(2, b"\nstopping after this iteration and a checkpoint\n")
+    def checkpoint_parts(self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful) -> None:
+        write_agent = partial(save_agent, policy, self.args.model)
+        self._load(RankedCheckpoints(self.folder / "checkpoints", write_agent, parts, engines))
 
-
-class OtherRun:
-    """The `Run` of a rank other than 0: silent, without a file of its own, it saves and stops together with rank 0."""
-
-    def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
-        forget_shapes()
-        self.folder = ranks.share()
-        self.args, self._total_episodes = args, total_episodes
-        self._episodes = 0
-        self.before = False
-
-    def describe(self, **facts: str) -> None:
-        """Rank 0 does it."""
-
-    def keep(self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful) -> None:
-        """As `Run.keep`."""
-        self._checkpoints = _checkpoints(self.folder, self.args, policy, engines, parts)
-        self.iteration, progress = self._checkpoints.load()
-        self.before = bool(progress)  # whether rank 0 has it, and so won't evaluate
-
-    def start(self, before: bool | None) -> None:
-        """Leave Ctrl-C, which the terminal sends to all, to rank 0."""
-        keep_freed_memory()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def check_step(self, part: str, *numbers: torch.Tensor, loss_scale: float) -> bool:
-        """As `Run.check_step`, which ends the job."""
-        return bool(torch.stack([number.float() for number in numbers]).isfinite().all())
-
-    def log(self, metrics: dict[str, float], episodes: int) -> None:
-        """Give rank 0 this rank's numbers."""
-        _mean(metrics)
-        self._episodes = episodes
-
-    def show(self, prompts: list[str], responses: list[str], rewards: np.ndarray) -> None:
-        """Rank 0 does it."""
-
-    def checkpoint(self, iteration: int) -> None:
-        """As `Run.checkpoint`."""
-        stop = ranks.share()
-        if self._episodes == self._total_episodes or stop or iteration % self.args.checkpoint_every == 0:
-            self._checkpoints.save(iteration, {})
-        if stop:
-            raise SystemExit(128 + stop)
-
-    def finish(self, after: None) -> None:
-        """Rank 0 does it."""
-
-
-def start_run(args: Any, total_episodes: int, resume: Path | None) -> FirstRun | OtherRun:
-    """This rank's part in a `Run`."""
-    return (FirstRun if distributed.get_rank() == 0 else OtherRun)(args, total_episodes, resume)
-
-
-def evaluation(agent: DialogueAgent, *args: Any, gather: Sequence[DeepSpeedEngine], **decoding: Any):
-    """An `Evaluation` on rank 0, None on the others, with the whole weights of some engines."""
-    with gathered(*gather):
-        return Evaluation(agent, *args, **decoding) if distributed.get_rank() == 0 else None
-
-
-def _checkpoints(folder, args, policy, engines, parts) -> RankedCheckpoints:
-    return RankedCheckpoints(
-        folder / "checkpoints", lambda target: save_agent(policy, args.model, target), parts, engines
-    )
-
-
-def _mean(metrics: dict[str, float]) -> dict[str, float]:
-    values = ranks.gather([float(value) for value in metrics.values()])
-    return dict(zip(metrics, np.mean(values, axis=0), strict=True))
+    def evaluate(
+        self, policy: PreTrainedModel, tokenizer: ReplyTokenizer, samples: Samples, intent: IntentMatch
+    ) -> Evaluation | None:
+        with gathered(policy, intent.classifier):
+            return super().evaluate(policy, tokenizer, samples, intent)

@@ -1,6 +1,7 @@
 """Score a model's replies against the reference replies: ``python -m dailydialog_gym.evaluate``."""
 
 from dailydialog_gym.evaluate.evaluation import Evaluation, evenly_spread
-from dailydialog_gym.evaluate.metrics import score_replies, table
+from dailydialog_gym.evaluate.metrics import score_replies
+from dailydialog_gym.reports import table
 
 __all__ = ["Evaluation", "evenly_spread", "score_replies", "table"]

@@ -1,4 +1,4 @@
-"""The C library's memory, as a training loop wants it."""
+"""Settings of the C library's allocator and of oneDNN that make training on a CPU faster and smaller."""
 
 import ctypes
 import os
@@ -8,10 +8,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Keep what is freed for what is allocated next: every minibatch allocates all gradients anew.
+    """Let the process keep freed memory for its next allocations.
 
-    By itself glibc hands them back to the system, which then maps them, zeroed, a page at a time: allocating GPT-2
-    small's gradients took 4 times as long. Other C libraries have other rules, so there this does nothing.
+    Every minibatch allocates all gradients anew. By default, glibc returns large freed blocks to the system, which must
+    then map and zero them again page by page: allocating GPT-2 small's gradients took 4 times as long. This does
+    nothing with other C libraries, whose rules differ.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
@@ -19,11 +20,13 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def forget_shapes() -> None:
-    """Have oneDNN, which does a CPU's matmuls in bfloat16, keep what it built for the last 32 shapes of matrices only.
+def limit_onednn_cache() -> None:
+    """Limit oneDNN's primitive cache to 32 matrix shapes.
 
-    By itself it keeps 1,024, and the rows of a minibatch are of another length each time. It takes effect before the
-    first matmul only. What the user has set stays: with both at 1024, `benchmarks/ppo_speed.py` shows what it saves.
+    oneDNN computes the bfloat16 matrix multiplications of a CPU. It compiles code (a primitive) for each shape and
+    keeps 1,024 of them by default. The rows of each minibatch have another length, so most are never used again. The
+    limit must be set before the first matrix multiplication. Environment variables that the user has set keep their
+    values: with both at 1024, ``benchmarks/ppo_speed.py`` shows how much memory the limit saves.
     """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own; PyTorch's of its objects
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # of oneDNN, and of PyTorch's oneDNN objects
         os.environ.setdefault(name, "32")

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and what of a run they hold."""
+"""A run's checkpoints, and files and folders that are complete at any moment, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: torch's modules and optimizers, the environment, the KL coefficient."""
+    """An object that a checkpoint can hold: a torch module or optimizer, the environment, the KL coefficient."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -21,27 +21,27 @@ class Stateful(Protocol):
 
 
 class RandomState:
-    """The generators that a script draws from: torch's, of the processor and of every GPU, and one of numpy."""
+    """The random generators that a script uses: torch's for the CPU and for the current GPU, and one of numpy."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
 
     def state_dict(self) -> dict[str, Any]:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": self.rng.bit_generator.state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         torch.set_rng_state(state_dict["torch"])
-        if state_dict["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state_dict["cuda"])
+        if state_dict["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state_dict["cuda"])
         self.rng.bit_generator.state = state_dict["numpy"]
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder ``target`` of what ``write`` puts into the empty folder it is given.
+    """Replace the folder ``target`` with what ``write`` puts into the empty folder that it is given.
 
-    Whenever the process is killed or the machine stops, ``target`` is whole: the new one, the old one, or (for an
-    instant, where there was an old one) missing.
+    If the process is killed or the machine stops, ``target`` is the complete old or the complete new folder. For an
+    instant between the two it does not exist.
     """
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     for leftover in (fresh, old):
@@ -62,7 +62,7 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Replace the file ``target``; it is whole at any time, as a folder of `write_folder` is."""
+    """Replace the content of the file ``target``, which is the complete old or the complete new text at any moment."""
     fresh = target.with_name(f".{target.name}.new")
     try:
         fresh.write_text(text)
@@ -82,12 +82,12 @@ def _sync(path: Path) -> None:
 
 
 class Checkpoints:
-    """The last checkpoint of a run, ``<folder>/<iteration>``: ``agent/``, as `save_agent` writes it, and ``state.pt``.
+    """The last checkpoint of a run, ``<folder>/<iteration>``, with the agent folder ``agent/`` and ``state.pt``.
 
     Args:
-        folder: where they stand.
-        write_agent: saves the policy into a folder.
-        parts: all that the run depends on, by name.
+        folder: the folder for the checkpoints.
+        write_agent: writes the policy as an agent folder.
+        parts: by name, all objects whose state the run depends on.
     """
 
     def __init__(self, folder: Path, write_agent: Callable[[Path], None], parts: Mapping[str, Stateful]):
@@ -95,28 +95,28 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint."""
+        """The folder of the newest checkpoint, None if there is none."""
         numbers = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
         return self.folder / f"{max(numbers):06}" if numbers else None
 
     def save(self, iteration: int, progress: dict[str, Any]) -> Path:
-        """Write a checkpoint, then remove the one before.
+        """Write a checkpoint, then remove the previous one. Returns: the checkpoint's folder.
 
         Args:
-            iteration: how many are done.
-            progress: what else `load` is to give back; tensors, numbers, texts, lists and dicts.
+            iteration: the number of iterations that are done.
+            progress: what else `load` shall return: tensors, numbers, texts, lists and dicts of them.
 
         Raises:
-            SystemExit: the disk is full or fails; the message names the last checkpoint, which stays whole.
+            SystemExit: the disk is full or fails; the message names the previous checkpoint, which stays complete.
         """
         last, target = self.last, self.folder / f"{iteration:06}"
         try:
             write_folder(target, lambda folder: self._write(folder, iteration, progress))
-        except Exception as error:  # each library has its own for a full disk: OSError, RuntimeError, SafetensorError
-            whole = f"the last checkpoint, {last}, is whole" if last else "there is none before it"
-            # torch hides the system's error behind one of its own
+        except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by library
+            rest = f"the last checkpoint, {last}, is whole" if last else "there is no earlier checkpoint"
+            # torch replaces the system's error by one of its own
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
-            raise SystemExit(f"cannot save checkpoint {target}: {reason}; {whole}") from error
+            raise SystemExit(f"cannot save checkpoint {target}: {reason}; {rest}") from error
         self._remove_all_but(target)
         return target
 
@@ -132,13 +132,13 @@ class Checkpoints:
             torch.save({"iteration": iteration, "progress": progress, "parts": state}, file)
 
     def load(self) -> tuple[int, dict[str, Any]]:
-        """Put the newest checkpoint into the parts, and remove what a killed run has left beside it.
+        """Load the newest checkpoint into the parts, and remove incomplete ones that a killed run has left.
 
-        Returns: its iteration and progress; 0 and {} where none is.
+        Returns: the checkpoint's iteration and progress; 0 and {} if there is no checkpoint.
         """
         if self.last is None:
             return 0, {}
-        # weights_only: tensors and plain data, nothing that a file could make run
+        # weights_only admits tensors and plain data, but no code
         saved = torch.load(self.last / "state.pt", map_location="cpu", weights_only=True)
         for name, part in self._parts.items():
             part.load_state_dict(saved["parts"][name])

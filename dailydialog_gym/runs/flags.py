@@ -1,46 +1,52 @@
-"""Flags from the command line, from a YAML file, and from the run that is to go on."""
+"""Flags from the command line, from a YAML file, and from the configuration of a run that is resumed."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from io import StringIO
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
 T = TypeVar("T")
-# What a resumed run may do otherwise and still end where the uninterrupted one does.
+# The flags that may change when a run is resumed, because they do not influence its result
 CHANGEABLE = {"checkpoint_every", "sample_every"}
 
 
 @dataclass
 class StartArgs:
     config: Path | None = None
-    """a YAML file of flags by name, such as configs/openrl.yaml; flags given beside it win"""
+    """a YAML file of flags by name, such as configs/openrl.yaml; flags on the command line override it"""
     resume: Path | None = None
-    """the folder of an unfinished run, which goes on from its last checkpoint with its own flags"""
+    """the folder of an unfinished run, which continues from its last checkpoint with its own flags"""
 
 
 def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None) -> tuple[T, Path | None]:
-    """The script's arguments, and the run to go on with, if any.
+    """Parse the command line of a training script. With --config or --resume, the file's values are the defaults.
 
-    ``cls`` is a dataclass that inherits its fields from others, which are the groups of ``--help``: ``RewardArgs``
-    gives "rewards options". Where `--config` or `--resume` is given, its values are the defaults of the other flags.
+    Args:
+        cls: a dataclass whose base classes are the groups of ``--help``: ``RewardArgs`` becomes "reward options".
+        description: the text at the top of ``--help``.
+        argv: the command line without the program, by default ``sys.argv[1:]``.
+
+    Returns: the arguments, and the folder of the run to resume, or None.
 
     Raises:
-        SystemExit: a flag, or a key or value in the file, is wrong or contradicts the run; the message names it.
+        SystemExit: a flag is wrong, a key or value of the file is wrong, or a flag contradicts the resumed run. The
+            message names it.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    start = _start_args(argv)
+    # The defaults of the other flags depend on these two
+    start, _ = tyro.cli(StartArgs, args=argv, add_help=False, return_unknown_args=True)
     if start.config and start.resume:
-        raise SystemExit("--config and --resume contradict each other: a resumed run has its own flags")
+        raise SystemExit("--config and --resume contradict each other: a resumed run keeps its own flags")
     given: dict[str, Any] = {}
     if start.config:
         given = read_flags(cls, start.config, yaml.safe_load)
@@ -67,28 +73,20 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
     return args, start.resume
 
 
-def _start_args(argv: list[str]) -> StartArgs:
-    """`--config` and `--resume` alone: the defaults of the other flags depend on them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for start in fields(StartArgs):
-        parser.add_argument(f"--{start.name}", type=Path)
-    return StartArgs(**vars(parser.parse_known_args(argv)[0]))
-
-
 def _refuse_changes(run: Any, asked: Any, folder: Path) -> None:
     for key, value in asdict(run).items():
         if key not in CHANGEABLE and getattr(asked, key) != value:
             raise SystemExit(
                 f"--{key.replace('_', '-')} {getattr(asked, key)} contradicts {folder}, which runs with {value}: leave "
-                f"the flag out, or start a new run (only {', '.join(sorted(CHANGEABLE))} may change on the way)"
+                f"the flag out, or start a new run (a resumed run may change only {', '.join(sorted(CHANGEABLE))})"
             )
 
 
-def read_flags(cls: type, path: Path, parse: Any) -> dict[str, Any]:
-    """Some fields of the dataclass ``cls`` from a YAML or JSON file, checked.
+def read_flags(cls: type, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """Read fields of the dataclass ``cls`` from a YAML or JSON file.
 
     Raises:
-        SystemExit: the file can't be read, or has an unknown key or a value of another type than the field's.
+        SystemExit: the file can't be read, a key is not a field, or a value does not have the field's type.
     """
     try:
         values = parse(path.read_text())
@@ -97,31 +95,19 @@ def read_flags(cls: type, path: Path, parse: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SystemExit(f"{path}: expected a flag and its value on each line, such as 'learning_rate: 1.0e-6'")
     hints = get_type_hints(cls)
-    for key, value in values.items():
+    for key in values:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, 1, cutoff=0)
             raise SystemExit(f"{path}: unknown key {key!r}: did you mean {near[0]!r}?")
-        values[key] = _converted(value, hints[key], f"{path}: {key}")
-    return values
+    return {key: _parse_value(value, hints[key], f"{path}: {key}") for key, value in values.items()}
 
 
-def _converted(value: Any, hint: Any, where: str) -> Any:
-    """The value as the field's type wants it, or an error."""
-    kinds = get_args(hint) if get_origin(hint) not in (None, Literal, list, tuple) else (hint,)
-    for kind in kinds:
-        if kind is NoneType and value is None:
-            return value
-        if get_origin(kind) is Literal and value in get_args(kind):
-            return value
-        if get_origin(kind) in (list, tuple) and isinstance(value, list):
-            item = get_args(kind)[0]
-            return get_origin(kind)(_converted(entry, item, where) for entry in value)
-        if kind is float and not isinstance(value, bool):
-            try:
-                return float(value)  # also of a string: YAML takes 1e-6, without a point, for one
-            except (TypeError, ValueError):
-                continue
-        if isinstance(kind, type) and type(value) is kind:  # not isinstance: True is an int
-            return value
-    expected = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+def _parse_value(value: Any, hint: Any, where: str) -> Any:
+    """A value of a file, parsed by tyro as if it stood on the command line."""
+    words = value if isinstance(value, list) else [value]
+    # YAML reads the words no, off and yes as booleans; only a flag without a value is one
+    if hint is bool or not any(isinstance(word, (bool, list, dict)) for word in words):
+        with redirect_stderr(StringIO()), suppress(SystemExit):
+            return tyro.cli(hint, args=[str(word) for word in words], add_help=False)
+    expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
     raise SystemExit(f"{where}: expected {expected}, got {value!r}")

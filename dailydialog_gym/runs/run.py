@@ -1,4 +1,4 @@
-"""A run's folder and what people see of a run: configuration, metrics, curves, samples. Nothing of PPO."""
+"""One training run: its folder, logs, checkpoints, progress bar and reaction to signals. Nothing specific to PPO."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from dailydialog_gym.agent import DialogueAgent, save_agent
+from dailydialog_gym.env.samples import Samples
+from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer
+from dailydialog_gym.evaluate import Evaluation, evenly_spread
+from dailydialog_gym.models.memory import keep_freed_memory, limit_onednn_cache
+from dailydialog_gym.reports import curve_keys, plot_curves, table
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder, write_text
-from dailydialog_gym.env.samples import Samples
-from dailydialog_gym.evaluate import Evaluation, evenly_spread
-from dailydialog_gym.models.memory import forget_shapes, keep_freed_memory
-from dailydialog_gym.evaluate.metrics import table
-from dailydialog_gym.runs.report import plot_curves, side_by_side
-from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer
+from dailydialog_gym.runs.report import markdown_samples, side_by_side
 
 MAX_BAD_STEPS = 3
 
@@ -59,47 +61,64 @@ class RunArgs:
 class Run:
     """The folder ``runs/<name>`` of one training run, its logs, checkpoints and progress bar.
 
-    It comes to hold ``config.json``, ``metrics.jsonl`` (a line an iteration), TensorBoard events, ``checkpoints/``,
-    ``agent/``, ``evaluation.json``, ``samples.md`` and ``curves.png``.
+    At the end the folder holds ``config.json``, ``metrics.jsonl`` (a line for each iteration), TensorBoard events,
+    ``checkpoints/``, ``agent/``, ``evaluation.json``, ``samples.json``, ``samples.md`` and ``curves.png``.
 
     Args:
-        args: the script's arguments, a dataclass with ``model``, ``run_name``, ``seed``, ``checkpoint_every``,
-            ``sample_every``, ``track``, ``wandb_project_name`` and ``wandb_entity``.
-        total_episodes: how many replies the run is to train on.
-        resume: the folder of the run to go on with, or None for a new one.
+        args: the script's arguments, a dataclass that inherits `RunArgs`.
+        total_episodes: the number of replies to train on.
+        resume: the folder of an unfinished run that goes on, or None for a new run.
+        is_main: whether this process writes the files and prints. In a job of several processes, exactly one does;
+            the others call the same methods at the same time.
 
     Attributes:
-        folder: where everything is.
-        iteration: how many are done.
-        before: the evaluation before training, where a resumed run has one.
+        folder: the run's folder.
+        iteration: the number of iterations that are done.
+        before: the evaluation before training; None until a resumed run has loaded it or `start` has set it.
         history: the metrics of each iteration.
+
+    Raises:
+        SystemExit: ``checkpoint_every`` or ``sample_every`` is less than 1.
+        FileExistsError: a run of this name exists.
     """
 
     _launcher = "python"
+    _second_signal = signal.SIG_DFL  # what a second Ctrl-C does: end the process at once
+    _stop_notice = "stopping after this iteration and a checkpoint; once more to quit at once"
 
-    def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
-        forget_shapes()  # before the first forward
+    def __init__(self, args: Any, total_episodes: int, resume: Path | None = None, is_main: bool = True):
+        limit_onednn_cache()  # oneDNN reads the limit at its first matrix multiplication
         for every in ("checkpoint_every", "sample_every"):
             if getattr(args, every) < 1:
                 raise SystemExit(f"--{every.replace('_', '-')} must be at least 1, got {getattr(args, every)}")
-        name = args.run_name or f"ppo_dialog__{args.seed}__{int(time.time())}"
-        self.folder = resume or Path("runs") / name
-        if resume is None:
-            if self.folder.exists():
-                raise FileExistsError(
-                    f"{self.folder} exists: choose another --run-name, go on with it by --resume {self.folder}, or "
-                    "remove it"
-                )
-            config = json.dumps(asdict(replace(args, run_name=name)), indent=2) + "\n"
-            write_folder(self.folder, lambda folder: (folder / "config.json").write_text(config))
-        self.args, self._total_episodes = args, total_episodes
+        self.args, self._total_episodes, self.is_main = args, total_episodes, is_main
+        self.folder = self._broadcast((resume or self._make_folder()) if is_main else None)
         self.iteration, self.before = 0, None
         self.history: list[dict[str, float]] = []
         self._wandb, self._wandb_id = None, None
-        self._skipped, self._bad_steps = 0, Counter()
+        self._skipped_steps, self._bad_steps = 0, Counter()
         self._training, self._signal = False, 0
 
-    def describe(
+    def _make_folder(self) -> Path:
+        name = self.args.run_name or f"ppo_dialog__{self.args.seed}__{int(time.time())}"
+        folder = Path("runs") / name
+        if folder.exists():
+            raise FileExistsError(
+                f"{folder} exists: choose another --run-name, continue that run with --resume {folder}, or remove it"
+            )
+        config = json.dumps(asdict(replace(self.args, run_name=name)), indent=2) + "\n"
+        write_folder(folder, lambda new: (new / "config.json").write_text(config))
+        return folder
+
+    def _broadcast(self, value: Any) -> Any:
+        """The main process's value. A class for several processes overrides it."""
+        return value
+
+    def _average(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The means of the metrics over all processes. A class for several processes overrides it."""
+        return metrics
+
+    def print_setup(
         self,
         policy: torch.nn.Module,
         samples: Samples,
@@ -108,7 +127,16 @@ class Run:
         amp_dtype: torch.dtype,
         **more: str,
     ) -> None:
-        """Print what was loaded and where the run is saved; if the default is embedded, how to get the full data."""
+        """Print what was loaded and the run's folder; with the embedded default, also how to get the full data.
+
+        Args:
+            policy: the model to train.
+            samples, eval_samples: the samples for training and for the evaluation.
+            device, amp_dtype: where the training runs, and its precision if ``use_amp`` is set.
+            more: further lines by their labels; a label above is replaced.
+        """
+        if not self.is_main:
+            return
         args = self.args
         rewards = [f"{args.meteor_weight} METEOR", f"{args.intent_weight} intent ({args.intent_model})", *args.reward]
         lines = {
@@ -116,7 +144,7 @@ class Run:
             "dialogues": f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in "
             + args.eval_split,
             "rewards": f"{' + '.join(rewards)} - KL ({args.kl_rule}, from {args.kl_coef})",
-            "device": f"{device}, {describe_amp(device, amp_dtype) if args.use_amp else 'float32'}",
+            "device": f"{device}, {_describe_amp(device, amp_dtype) if args.use_amp else 'float32'}",
             **more,
             "run": str(self.folder),
         }
@@ -124,86 +152,107 @@ class Run:
             print(f"{name:<10}{line}")
         if "builtin" in (args.model, args.dataset):
             print(
-                "builtin is the small embedded default. The full dataset and GPT-2, from the hub: "
-                "--config configs/openrl.yaml"
+                "builtin is the small default that comes with the package. To train GPT-2 on the full dataset from the "
+                "Hugging Face hub: --config configs/openrl.yaml"
             )
 
-    def keep(self, policy: torch.nn.Module, **parts: Stateful) -> None:
-        """Say what a checkpoint is made of, the policy as an agent folder beside; a resumed run loads its last one."""
-        self._restore(
-            Checkpoints(self.folder / "checkpoints", lambda folder: save_agent(policy, self.args.model, folder), parts)
-        )
+    def checkpoint_parts(self, policy: torch.nn.Module, **parts: Stateful) -> None:
+        """Name what a checkpoint holds; a resumed run then loads its last checkpoint into these parts.
 
-    def _restore(self, checkpoints: Checkpoints) -> None:
+        Args:
+            policy: the model that each checkpoint also holds as an agent folder.
+            parts: everything else that the run depends on.
+        """
+        write_agent = partial(save_agent, policy, self.args.model)
+        self._load(Checkpoints(self.folder / "checkpoints", write_agent, parts))
+
+    def _load(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
-        self.iteration, progress = self._checkpoints.load()
+        self.iteration, progress = checkpoints.load()
         if progress:
             self.before = Evaluation.restore(progress["before"])
             self.history, self._bad_steps = progress["history"], Counter(progress["bad_steps"])
             self._wandb_id = progress["wandb_id"]
-            print(f"resumed   {self._checkpoints.last}, after {self.history[-1]['episodes']:,} replies")
+            if self.is_main:
+                print(f"resumed   {checkpoints.last}, after {self._episodes:,} replies")
 
-    def start(self, before: Evaluation) -> None:
-        """Open the logs, show the progress bar, and from now on finish the iteration when asked to stop."""
+    @property
+    def _episodes(self) -> int:
+        """The number of replies trained on so far."""
+        return self.history[-1]["episodes"] if self.history else 0
+
+    def start(self, before: Evaluation | None) -> None:
+        """Open the logs and the progress bar. From now on a signal to stop takes effect after an iteration."""
         keep_freed_memory()
         self.before = before
-        done = self.history[-1]["episodes"] if self.history else 0
-        # What was logged after the checkpoint is logged again
+        self._training = True
+        if not self.is_main:  # the terminal sends Ctrl-C to every process, but only the main one decides to stop
+            self._handlers = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+            return
+        # What a killed run logged after its last checkpoint is logged again
         write_text(self.folder / "metrics.jsonl", "".join(_line(row) for row in self.history))
-        self._writer = SummaryWriter(self.folder, purge_step=done + 1)
+        self._writer = SummaryWriter(self.folder, purge_step=self._episodes + 1)
         self._writer.add_text("config", "\n".join(f"- {key}: {value}" for key, value in asdict(self.args).items()))
         if self.args.track:
             self._wandb = _start_wandb(self.args, self.folder, self._wandb_id)
             self._wandb_id = self._wandb.id
         self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        self._training = True
         self._bar = tqdm(
             total=self._total_episodes,
-            initial=done,
+            initial=self._episodes,
             unit="reply",
             dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every state of the line
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # in a log file every update of the bar is a line
         )
 
     def check_step(self, part: str, *numbers: torch.Tensor, loss_scale: float) -> bool:
-        """Whether to take an optimizer's step: not where the loss or a gradient's norm isn't finite.
+        """Whether the optimizer may take a step: the loss and the gradient norms are all finite.
 
         Args:
-            part: whose step it is, "the policy" say.
-            numbers: the loss and the norms, one number each.
-            loss_scale: of a `GradScaler`, 1 without. While it is larger than 1, a gradient that overflows is the
-                scale's fault, which the scaler then halves; such a step is left out, but doesn't end the run.
+            part: the name of what the optimizer trains, such as "the policy".
+            numbers: the loss and the gradient norms, one number each.
+            loss_scale: the scale of a `GradScaler`, or 1 without one. A gradient that overflows at a scale above 1 is
+                no fault of the run: the scaler halves its scale. Such a step is skipped, but not counted as bad.
 
         Raises:
-            SystemExit: this is the part's third bad step in a row; the message names it and the last checkpoint.
+            SystemExit: this is the part's third bad step in a row; the message names the part and the last checkpoint.
         """
         if torch.stack([number.detach().float() for number in numbers]).isfinite().all():
             self._bad_steps[part] = 0
             return True
-        self._skipped += 1
+        self._skipped_steps += 1
         self._bad_steps[part] += loss_scale <= 1
-        if self._bad_steps[part] == MAX_BAD_STEPS:
-            self._bar.close()
-            last = self._checkpoints.last
-            raise SystemExit(
-                f"stopped: {part}'s loss or gradient was not finite {MAX_BAD_STEPS} times in a row. Begin again with a "
-                "lower learning rate or another --seed. "
-                + (f"The last good checkpoint is {last}, its agent {last}/agent" if last else "No checkpoint was saved")
-            )
-        return False
+        if self._bad_steps[part] < MAX_BAD_STEPS:
+            return False
+        if not self.is_main:
+            raise SystemExit(1)  # the main process prints the message
+        self._bar.close()
+        last = self._checkpoints.last
+        raise SystemExit(
+            f"stopped: {part}'s loss or gradient was not finite {MAX_BAD_STEPS} times in a row. Start again with a "
+            "lower learning rate or another --seed. "
+            + (f"The last good checkpoint is {last}, its agent {last}/agent" if last else "No checkpoint was saved")
+        )
 
     def log(self, metrics: dict[str, float], episodes: int) -> None:
-        """Log an iteration's metrics by the number of replies trained on so far, and move the progress bar."""
-        metrics = {**{key: float(value) for key, value in metrics.items()}, "losses/skipped_steps": self._skipped}
-        self._skipped = 0
+        """Log the metrics of an iteration and advance the progress bar.
+
+        Args:
+            metrics: by name; must contain ``charts/episodic_return``, ``charts/FPS`` and ``metric/kl_per_token``.
+            episodes: the number of replies trained on so far, by all processes together.
+        """
+        metrics = self._average({key: float(value) for key, value in metrics.items()})
+        metrics["losses/skipped_steps"], self._skipped_steps = self._skipped_steps, 0
         row = {"episodes": episodes, **metrics}
         self.history.append(row)
+        if not self.is_main:
+            return
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(_line(row))
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, episodes)
         if self._wandb:
-            self._wandb.log(row, step=episodes)  # wandb leaves out the steps that it has from before a resume
+            self._wandb.log(row, step=episodes)  # wandb ignores steps that it already has from before a resume
         self._bar.set_postfix_str(
             f"reward {metrics['charts/episodic_return']:.3f}, KL/token {metrics['metric/kl_per_token']:.3f}, "
             f"{metrics['charts/FPS']:.0f} tokens/s"
@@ -212,69 +261,81 @@ class Run:
 
     def evaluate(
         self, policy: PreTrainedModel, tokenizer: ReplyTokenizer, samples: Samples, intent: IntentMatch
-    ) -> Evaluation:
-        """Evaluate the policy on ``eval_samples`` of the samples, with the flags of `RunArgs`."""
+    ) -> Evaluation | None:
+        """Evaluate the policy on the samples by the flags of `RunArgs`; None if this isn't the main process."""
+        if not self.is_main:
+            return None
         args = self.args
         agent = DialogueAgent(policy, tokenizer, args.context_size, args.max_prompt_length, args.max_new_tokens)
         ids = evenly_spread(samples, args.eval_samples)
         return Evaluation(agent, samples, ids, intent, sample=True, top_k=args.eval_top_k, seed=args.seed)
 
-    def show(self, iteration: int, prompts: list[str], responses: list[str], rewards: torch.Tensor) -> None:
-        """Print two replies and their rewards above the progress bar, every ``sample_every`` iterations."""
-        if iteration % self.args.sample_every == 0:
-            for prompt, response, reward in zip(prompts[:2], responses[:2], rewards.tolist()[:2], strict=True):
+    def print_samples(self, iteration: int, prompts: Sequence[str], responses: Sequence[str], rewards: Any) -> None:
+        """Print two replies and their rewards above the progress bar, every ``sample_every`` iterations.
+
+        Args:
+            iteration: the number of the iteration.
+            prompts, responses: the texts of the batch.
+            rewards: ``(num_envs,)`` the returns of the replies, an array or a tensor.
+        """
+        if self.is_main and iteration % self.args.sample_every == 0:
+            for prompt, response, reward in zip(prompts[:2], responses[:2], rewards[:2].tolist(), strict=True):
                 tqdm.write(f"  {prompt.split(EOU)[-2].strip()}\n  > {response}   [{reward:+.3f}]")
 
     def checkpoint(self, iteration: int) -> None:
-        """Save a checkpoint where it is due: every so many iterations, at the end, and when asked to stop.
+        """Save a checkpoint if one is due: every ``checkpoint_every`` iterations, at the end, and after a signal.
 
         Raises:
-            SystemExit: the run was asked to stop, or the checkpoint can't be written.
+            SystemExit: a signal asked the run to stop, or the checkpoint can't be written.
         """
         self.iteration = iteration
-        ended = self.history[-1]["episodes"] == self._total_episodes
-        stop = self._asked_to_stop()
-        if not (ended or stop or iteration % self.args.checkpoint_every == 0):
+        ended = self._episodes == self._total_episodes
+        signum = self._broadcast(self._signal)
+        if not (ended or signum or iteration % self.args.checkpoint_every == 0):
             return
-        self._writer.flush()  # after a kill, nothing from before the checkpoint is missing there either
-        progress = {"before": vars(self.before), "history": self.history}
-        progress |= {"bad_steps": dict(self._bad_steps), "wandb_id": self._wandb_id}
+        progress = {}
+        if self.is_main:
+            self._writer.flush()  # after a kill, TensorBoard's file too has everything up to the checkpoint
+            progress = {"before": vars(self.before), "history": self.history}
+            progress |= {"bad_steps": dict(self._bad_steps), "wandb_id": self._wandb_id}
         self._checkpoints.save(iteration, progress)
-        if ended or stop:
-            self._training = False
+        self._training = not (ended or signum)
+        if self.is_main and not self._training:
             self._bar.close()
-        if stop:
-            self._stop()
-
-    def _asked_to_stop(self) -> int:
-        return self._signal
+        if signum:
+            self._stop(signum)
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
-        self._signal = signum
+        for each in self._handlers:
+            signal.signal(each, self._second_signal)
+        self._signal = self._signal or signum
         if not self._training:
-            self._stop()
-        for other in self._handlers:
-            signal.signal(other, signal.SIG_DFL)
-        # Not print, which must not be entered again while it is interrupted
-        os.write(2, b"\nstopping after this iteration and a checkpoint; once more to quit at once\n")
+            self._stop(signum)
+        os.write(2, f"\n{self._stop_notice}\n".encode())  # print is not allowed to interrupt itself
 
-    def _stop(self) -> None:
-        done = self.history[-1]["episodes"] if self.history else 0
-        print(f"\nstopped after {done:,} of {self._total_episodes:,} replies; go on with", file=sys.stderr)
-        print(f"    {self._launcher} {sys.argv[0]} --resume {self.folder}", file=sys.stderr)
-        if self._checkpoints.last:
-            print(f"the agent so far is {self._checkpoints.last}/agent", file=sys.stderr)
+    def _stop(self, signum: int) -> None:
+        if self.is_main:
+            lines = [f"\nstopped after {self._episodes:,} of {self._total_episodes:,} replies; continue with"]
+            lines += [f"    {self._launcher} {sys.argv[0]} --resume {self.folder}"]
+            if self._checkpoints.last:
+                lines += [f"the agent so far is {self._checkpoints.last}/agent"]
+            print("\n".join(lines), file=sys.stderr)
         self._close()
-        raise SystemExit(128 + self._signal)  # as a shell says of a process that a signal ended
+        raise SystemExit(128 + signum)  # the exit code that a shell gives to a process ended by a signal
 
-    def finish(self, after: Evaluation) -> None:
-        """Write the agent, the evaluation, the samples and the curves; print the table and where everything is."""
+    def finish(self, after: Evaluation | None) -> None:
+        """Write the agent, the evaluation, the samples and the curves; print the score table and the files' paths."""
+        if not self.is_main:
+            self._close()
+            return
         last = self._checkpoints.last
-        write_folder(self.folder / "agent", lambda folder: shutil.copytree(last / "agent", folder, dirs_exist_ok=True))
+        write_folder(self.folder / "agent", lambda new: shutil.copytree(last / "agent", new, dirs_exist_ok=True))
         rows = {"before": self.before.scores, "after": after.scores}
         write_text(self.folder / "evaluation.json", json.dumps(rows, indent=2) + "\n")
-        write_text(self.folder / "samples.md", side_by_side(self.before, after))
-        plot_curves(self.history, self.folder / "curves.png")
+        samples = side_by_side(self.before, after)
+        write_text(self.folder / "samples.json", json.dumps(samples, indent=2) + "\n")
+        write_text(self.folder / "samples.md", markdown_samples(samples))
+        plot_curves([self.history], curve_keys(self.history[0])).savefig(self.folder / "curves.png", dpi=120)
         if self._wandb:
             self._wandb.log({f"eval/{key}": value for key, value in after.scores.items()})
         self._close()
@@ -283,33 +344,34 @@ class Run:
         print(f"logs      tensorboard --logdir {self.folder.parent}")
 
     def _close(self) -> None:
-        self._writer.close()
+        if self.is_main:
+            self._writer.close()
         if self._wandb:
             self._wandb.finish()
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
 
 
-def describe_amp(device: torch.device, dtype: torch.dtype) -> str:
-    """Mixed precision in words, with a warning where the processor only emulates bfloat16."""
-    there = {name for name, value in torch.cpu.get_capabilities().items() if value is True}
-    if device.type == "cpu" and not there & {"amx_bf16", "avx512_bf16", "bf16"}:
+def _describe_amp(device: torch.device, dtype: torch.dtype) -> str:
+    """A description of the mixed precision, with a warning if the processor only emulates bfloat16."""
+    capabilities = {name for name, value in torch.cpu.get_capabilities().items() if value is True}
+    if device.type == "cpu" and not capabilities & {"amx_bf16", "avx512_bf16", "bf16"}:
         return f"{dtype} mixed precision (slower than float32 here: this processor has no bfloat16 instructions)"
     return f"{dtype} mixed precision"
 
 
 def _line(row: dict[str, float]) -> str:
-    """A line of metrics.jsonl; JSON has no NaN, so a number that isn't finite is null."""
+    """A line of metrics.jsonl. JSON has no NaN and no infinity, so such a number becomes null."""
     return json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}) + "\n"
 
 
 def _start_wandb(args: Any, folder: Path, run_id: str | None):
     import wandb
 
-    # Without a login wandb would ask for one and wait; what is logged offline can be uploaded later.
+    # Without a login wandb would ask for one and wait. A run that is logged offline can be uploaded later.
     mode = None if wandb.api.api_key or "WANDB_MODE" in os.environ else "offline"
     if mode:
-        print("wandb: not logged in, so this run is logged offline; `wandb sync` uploads it")
+        print("wandb: not logged in, so this run is logged offline; upload it later with `wandb sync`")
     return wandb.init(
         project=args.wandb_project_name,
         entity=args.wandb_entity,

@@ -256,9 +256,8 @@ def make_run(folder, finished=True, model="builtin"):
     if finished:
         scores = {"before": {"meteor": 0.125, "length": 9.0}, "after": {"meteor": 0.25, "length": 8.0}}
         (folder / "evaluation.json").write_text(json.dumps(scores))
-        (folder / "samples.md").write_text(
-            "# Replies\n\n> Hi <b>\n>\n\n- before: *No* .\n- after: <i>Yes</i> .\n- people: Ok\n"
-        )
+        sample = {"context": ["Hi <b>"], "before": "*No* .", "after": "<i>Yes</i> .", "people": "Ok"}
+        (folder / "samples.json").write_text(json.dumps([sample]))
     return folder
 
 
@@ -290,7 +289,7 @@ def test_a_run_without_an_agent_or_with_a_broken_configuration_is_a_clear_error(
 def test_the_training_page_shows_a_run_as_text(tmp_path):
     html = training_page(make_run(tmp_path / "run"))
     assert "charts/episodic_return: from 0.1 to 0.3" in html
-    assert "<td>0.125</td><td>0.250</td>" in html
+    assert "<td>0.1250</td><td>0.2500</td><td>+100.0%</td>" in html
     assert "Hi &lt;b&gt;" in html and "&lt;i&gt;Yes&lt;/i&gt; ." in html and "*No*" in html
     assert "<b>" not in html
 

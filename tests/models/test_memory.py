@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dailydialog_gym.models.memory import forget_shapes
+from dailydialog_gym.models.memory import limit_onednn_cache
 
 SCRIPT = """
 import ctypes, resource
@@ -36,5 +36,5 @@ def test_the_second_of_two_equal_blocks_is_the_first():
 
 def test_onednn_keeps_few_shapes_or_as_many_as_the_user_says(monkeypatch):
     monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
-    forget_shapes()
+    limit_onednn_cache()
     assert os.environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}

@@ -1,6 +1,5 @@
 """Runs that are killed, stopped or out of disk, as real processes: each goes on to what the uninterrupted one gives."""
 
-from paths import ROOT
 import contextlib
 import json
 import os
@@ -14,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from forks import Server
+from paths import ROOT
+from stub_gpus import StubGpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dailydialog_gym.agent import DialogueAgent
@@ -77,7 +78,9 @@ def contents(folder: Path) -> dict:
             if tag not in timed
         },
         "parts": plain(state["parts"]),
-        "texts": [(folder / name).read_text() for name in ("evaluation.json", "samples.md", "config.json")],
+        "texts": [
+            (folder / name).read_text() for name in ("evaluation.json", "samples.json", "samples.md", "config.json")
+        ],
         "agent": (folder / "agent/model.safetensors").read_bytes(),
     }
 
@@ -185,6 +188,15 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     assert [path.read_text() for path in target.iterdir()] == ["new"]
     write_text(target / "b", "newer")
     assert [path.read_text() for path in target.iterdir()] == ["newer"]
+
+
+def test_only_the_current_gpu_s_generator_is_saved_and_restored(monkeypatch):
+    gpus = StubGpus(monkeypatch, current=1)
+    random_state = RandomState(np.random.default_rng(1))
+    saved = random_state.state_dict()
+    gpus.states = [torch.tensor(20), torch.tensor(21)]
+    random_state.load_state_dict(saved)
+    assert gpus.states == [20, 11]
 
 
 def test_random_states_go_on_where_they_were():

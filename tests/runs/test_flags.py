@@ -1,6 +1,5 @@
-"""Flags: from the command line, a YAML file, and the run that is to go on."""
+"""Flags: from the command line, from a YAML file, and from the configuration of a run that is resumed."""
 
-from paths import ROOT
 import importlib.util
 import json
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from paths import ROOT
 
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.runs.flags import parse_args
@@ -93,24 +93,28 @@ def test_a_file_sets_flags_and_flags_win(yaml_file):
         ("num_envs: true", "num_envs: expected int, got True"),
         ("track: 1", "track: expected bool, got 1"),
         ("model: no", "model: expected str, got False"),
-        ("run_name: 3", "run_name: expected str | None, got 3"),
+        ("model: [a, b]", "model: expected str, got ['a', 'b']"),
+        ("model: {a: b}", "model: expected str, got {'a': 'b'}"),
+        ("run_name: off", "run_name: expected str | None, got False"),
         ("critic: none", "critic: expected Literal['separate', 'shared'], got 'none'"),
-        ("labels: [a, 1]", "labels: expected str, got 1"),
+        ("labels: [a, no]", "labels: expected tuple[str, ...] | None, got ['a', False]"),
         ("- learning_rate", "expected a flag and its value on each line"),
         ("a: [", "cannot read flags from"),
+        (None, "cannot read flags from"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named(yaml_file, text, message):
-    file = yaml_file(text)
+def test_what_is_wrong_in_a_file_is_named_in_one_place(yaml_file, tmp_path, capfd, text, message):
+    file = str(tmp_path / "missing.yaml") if text is None else yaml_file(text)
     with pytest.raises(SystemExit) as error:
         parse("--config", file)
     assert file in str(error.value)
     assert message in str(error.value)
+    assert capfd.readouterr() == ("", "")  # tyro's own error message would come on top
 
 
-def test_a_missing_file_is_named():
-    with pytest.raises(SystemExit, match=r"cannot read flags from nothing\.yaml"):
-        parse("--config", "nothing.yaml")
+@pytest.mark.parametrize(("text", "name"), [("run_name: 3", "3"), ("run_name: 2024-01-01", "2024-01-01")])
+def test_a_number_or_a_date_is_also_a_name_as_on_the_command_line(yaml_file, text, name):
+    assert parse("--config", yaml_file(text))[0].run_name == parse("--run-name", name)[0].run_name == name
 
 
 def test_a_resumed_run_has_its_own_flags(run_folder):
@@ -126,16 +130,12 @@ def test_a_resumed_run_has_its_own_flags(run_folder):
         (("--learning-rate", "0.1"), "--learning-rate 0.1 contradicts {run}, which runs with 0.5"),
         (("--run-name", "other"), "--run-name other contradicts {run}"),
         (("--config", "some.yaml"), "--config and --resume contradict each other"),
+        (("--resume", "no-run"), "cannot read flags from no-run/config.json"),
     ],
 )
-def test_a_resumed_run_refuses_other_flags(run_folder, flags, message):
+def test_a_resumed_run_refuses_other_flags_and_a_folder_without_a_run(run_folder, flags, message):
     with pytest.raises(SystemExit, match=re.escape(message.format(run=run_folder))):
         parse("--resume", run_folder, *flags)
-
-
-def test_a_folder_that_is_no_run_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=re.escape(f"cannot read flags from {tmp_path}/config.json")):
-        parse("--resume", str(tmp_path))
 
 
 def test_help_groups_the_flags(capsys, monkeypatch):

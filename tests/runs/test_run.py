@@ -1,20 +1,19 @@
-"""What a run logs, and where: the folder, TensorBoard, Weights and Biases, the console."""
+"""What a run logs, and where: its folder, TensorBoard, Weights and Biases, the console."""
 
-from paths import ROOT
 import json
 import runpy
 import sys
 import time
-from dataclasses import make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from paths import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dailydialog_gym.runs.run import Run
-
+from dailydialog_gym.runs.run import Run, RunArgs
 
 MINE = """
 import numpy as np
@@ -83,12 +82,17 @@ def test_a_resumed_run_goes_on_in_weights_and_biases_under_its_id(script, no_log
     assert first.name == second.name
 
 
+@dataclass
+class Args(RunArgs):
+    model: str = "builtin"
+    seed: int = 1
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = {"model": "builtin", "run_name": "run", "seed": 1, "checkpoint_every": 1, "sample_every": 1, "track": False}
-    run = Run(make_dataclass("Args", args)(**args), 8)
-    run.keep(torch.nn.Linear(1, 1))
+    run = Run(Args(run_name="run", checkpoint_every=1), 8)
+    run.checkpoint_parts(torch.nn.Linear(1, 1))
     run.start(SimpleNamespace())
     yield run
     run._close()

@@ -1,31 +1,16 @@
-"""A step whose loss or gradient isn't finite is left out, at all stages and precisions of DeepSpeed."""
+"""A step whose loss or gradient isn't finite is skipped, at all stages and precisions of DeepSpeed."""
 
 import itertools
-import socket
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install -e '.[deepspeed]'")
 
-from dailydialog_gym.distributed import ranks
-from dailydialog_gym.distributed.engines import SoundSteps, engine, gathered
+from dailydialog_gym.distributed.engines import CheckedSteps, engine, gathered
 
-
-@pytest.fixture(scope="module", autouse=True)
-def job():
-    """A job of this process alone."""
-    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for name, value in alone.items():
-            patch.setenv(name, str(value))
-        ranks.start()
-        yield
-        distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("lone_job")
 
 
 def weights(engines):
@@ -49,7 +34,7 @@ def test_what_is_not_finite_moves_nothing(stage, offload, precision):
         module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
         engines.append(engine(module, config, [{"params": list(module.parameters()), "lr": 0.1}]))
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    steps = [SoundSteps(each) for each in engines]
+    steps = [CheckedSteps(each) for each in engines]
     seen = []
 
     def check(*numbers, loss_scale):
@@ -64,7 +49,7 @@ def test_what_is_not_finite_moves_nothing(stage, offload, precision):
             if part in spoilt:
                 outputs[0].register_hook(lambda gradient: gradient * float("nan"))
             for step, output in zip(steps, outputs, strict=True):
-                step.take(output, check)
+                step.backward_and_step(output, check)
 
     start = weights(engines[:1])
     for spoilt in ((0,), (1,), (0, 1)):

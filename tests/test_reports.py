@@ -1,0 +1,55 @@
+"""Score tables and curves, which the run, the evaluation, the chat page and the benchmarks share."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from paths import ROOT
+
+from dailydialog_gym.evaluate import score_replies
+from dailydialog_gym.reports import LABELS, curve_keys, plot_curves, running_mean, score_cells
+
+ROW = {"episodes": 8, "charts/episodic_return": 0.5, "charts/FPS": 9.0, "reward/meteor": 0.1, "metric/kl_coef": 0.2}
+
+
+def test_every_score_has_a_heading():
+    assert {*score_replies(["Yes ."], ["No ."]), "intent"} == LABELS.keys()
+
+
+def test_the_change_of_two_models_is_relative_and_empty_from_zero():
+    rows = {"a": {"meteor": 0.5, "intent": 0.0, "length": 8.0}, "b": {"meteor": 0.25, "intent": 0.5, "length": 10.0}}
+    assert score_cells(rows) == [
+        ["", "METEOR", "Intent", "Length"],
+        ["a", "0.5000", "0.0000", "8.00"],
+        ["b", "0.2500", "0.5000", "10.00"],
+        ["change", "-50.0%", "", "+25.0%"],
+    ]
+    assert score_cells(rows | {"c": rows["a"]})[-1][0] == "c"  # of three models there is no change
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_curves_have_a_panel_for_each_key_and_the_mean_over_the_runs(seeds):
+    runs = [
+        [ROW | {"episodes": 8 * i, "reward/meteor": seed + 0.1 * i if i != 3 else None} for i in range(1, 41)]
+        for seed in range(seeds)
+    ]
+    keys = curve_keys(ROW)
+    assert keys == ["charts/episodic_return", "reward/meteor", "metric/kl_coef"]
+    panels = plot_curves(runs, keys).axes
+    assert [panel.get_title() for panel in panels] == keys
+    *raw, mean = panels[1].lines
+    assert len(raw) == seeds and len(panels[1].collections) == (seeds > 1)
+    values = np.array([[row["reward/meteor"] for row in run] for run in runs], float)
+    np.testing.assert_array_equal(mean.get_ydata(), running_mean(values).mean(0))
+    assert np.isnan(mean.get_ydata()).sum() == 4  # a number that isn't finite leaves a gap as wide as the window
+    np.testing.assert_array_equal(mean.get_xdata(), [row["episodes"] for row in runs[0]])
+
+
+def test_the_training_tab_needs_none_of_the_training_libraries():
+    """The extra ``chat`` does not install them."""
+    code = (
+        "import sys, dailydialog_gym.chat.trained; print({'datasets', 'evaluate', 'tensorboard'} & sys.modules.keys())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
