@@ -367,7 +367,9 @@ if __name__ == "__main__":
     run = Run(args, num_iterations * args.num_envs, resume)
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype)
     evaluate = partial(run.evaluate, agent.policy, samples.tokenizer, eval_samples, intent)
-    run.checkpoint_parts(agent.policy, agent=agent, optimizer=optimizer, scaler=scaler, kl_coef=kl_coef, random=RandomState(rng))
+    run.checkpoint_parts(
+        agent.policy, agent=agent, optimizer=optimizer, scaler=scaler, kl_coef=kl_coef, random=RandomState(rng)
+    )
     run.start(run.before or evaluate())
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from dailydialog_gym.reports import markdown, plot_curves, score_cells
+from dailydialog_gym.reports.curves import plot_curves
+from dailydialog_gym.reports.tables import markdown, score_cells
 
 ROOT = Path(__file__).parents[1]
 SAMPLED = ("--sample", "--top-k", "20")

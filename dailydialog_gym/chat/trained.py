@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dailydialog_gym.reports import curve_keys, plot_curves, running_mean, score_cells
+from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean
+from dailydialog_gym.reports.tables import score_cells
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,6 @@
 
 from dailydialog_gym.evaluate.evaluation import Evaluation, evenly_spread
 from dailydialog_gym.evaluate.metrics import score_replies
-from dailydialog_gym.reports import table
+from dailydialog_gym.reports.tables import table
 
 __all__ = ["Evaluation", "evenly_spread", "score_replies", "table"]

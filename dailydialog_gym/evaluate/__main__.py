@@ -19,7 +19,7 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.evaluate.evaluation import Evaluation, evenly_spread
 from dailydialog_gym.objects import import_object
-from dailydialog_gym.reports import table
+from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
 
 

@@ -26,10 +26,11 @@ from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.memory import keep_freed_memory, limit_onednn_cache
-from dailydialog_gym.reports import curve_keys, plot_curves, table
+from dailydialog_gym.reports.curves import curve_keys, plot_curves
+from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder, write_text
-from dailydialog_gym.runs.report import markdown_samples, side_by_side
+from dailydialog_gym.runs.samples import markdown_samples, side_by_side
 
 MAX_BAD_STEPS = 3
 

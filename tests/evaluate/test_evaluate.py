@@ -11,7 +11,7 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.evaluate import __main__ as evaluate
 from dailydialog_gym.evaluate.metrics import score_replies
-from dailydialog_gym.reports import table
+from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.meteor import meteor
 
 REPLIES = ["I like green tea .", "No , thanks .", "No , thanks .", ""]

@@ -8,7 +8,8 @@ import pytest
 from paths import ROOT
 
 from dailydialog_gym.evaluate import score_replies
-from dailydialog_gym.reports import LABELS, curve_keys, plot_curves, running_mean, score_cells
+from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean
+from dailydialog_gym.reports.tables import LABELS, score_cells
 
 ROW = {"episodes": 8, "charts/episodic_return": 0.5, "charts/FPS": 9.0, "reward/meteor": 0.1, "metric/kl_coef": 0.2}
 
