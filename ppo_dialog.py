@@ -27,7 +27,6 @@ from typing import Literal, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-import transformers
 import tyro
 from torch import nn
 from torch.distributions import Categorical
@@ -199,6 +198,9 @@ class Batch(NamedTuple):
     values: torch.Tensor  # (B, T) of the critic
     rewards: torch.Tensor  # (B, T)
     infos: dict  # final infos of the environments, one entry for each reply
+    advantages: torch.Tensor | None = None  # (B, T), as the next two by `compute_advantages`
+    returns: torch.Tensor | None = None  # (B, T)
+    baselines: torch.Tensor | None = None  # (B, T)
 
 
 def among(candidates, logits):
@@ -247,7 +249,7 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
 
 
 def compute_advantages(batch, args):
-    """Advantages, returns and leave-one-out baselines, (B, T) each, and the explained variance of the values."""
+    """The batch with advantages, returns and baselines, and how much of the returns' variance the values explain."""
     K, T = args.replies_per_prompt, args.max_new_tokens
     mask, num_tokens = batch.reply_mask, batch.reply_mask.sum()
     # Leave-one-out baseline (RLOO, arXiv:2402.14740), here for every token: the mean of what the K - 1 other replies to
@@ -272,22 +274,22 @@ def compute_advantages(batch, args):
     explained_variance = 1 - advantages[mask.bool()].var() / returns[mask.bool()].var()
 
     if args.normalize_groups:
-        # GRPO (arXiv:2402.03300): divide by the standard deviation of the K returns of a context
+        # GRPO (arXiv:2402.03300) divides G_i - mean(G), which is (K - 1)/K * (G_i - b_i), by std(G) of the context
         std = rewards_to_go[:, :, 0].std(1, keepdim=True).repeat_interleave(K, dim=0)  # (B, 1)
         advantages = advantages / (std + 1e-4)
     else:
         mean = advantages.sum() / num_tokens
         std = (((advantages - mean) * mask).pow(2).sum() / num_tokens).sqrt()
         advantages = (advantages - mean) / (std + 1e-8) * mask
-    return advantages, returns, baselines, explained_variance
+    return batch._replace(advantages=advantages, returns=returns, baselines=baselines), explained_variance
 
 
-def ppo_loss(agent, batch, advantages, returns, baselines, rows, args, autocast):
-    """The loss of a minibatch of whole replies, the given rows of the batch, and what is logged of it."""
+def ppo_loss(agent, batch, rows, args, autocast):
+    """The policy's and the critic's loss of a minibatch, the given rows of the batch, and the statistics to log."""
     P, K, device = args.max_prompt_length, args.replies_per_prompt, agent.policy.device
     # One forward on packed rows: each context is read once for its K replies
-    ids, mask = batch.input_ids[rows], batch.attention_mask[rows]
-    packed = pack(ids, mask, P, rows // K, device)
+    mask = batch.attention_mask[rows]
+    packed = pack(batch.input_ids[rows], mask, P, rows // K, device)
     with autocast:
         newlogits, newvalue = agent(packed)  # (N, V), (N,)
     row, t = mask[:, P:].nonzero()  # the N tokens, in the order of `packed`
@@ -299,26 +301,24 @@ def ppo_loss(agent, batch, advantages, returns, baselines, rows, args, autocast)
 
     # Policy loss:  L = mean_t max(-A_t * ratio_t, -A_t * clip(ratio_t, 1 - eps, 1 + eps))
     #   with ratio_t = pi(a_t | s_t) / pi_old(a_t | s_t)
-    candidates = mb(batch.candidates) if args.top_k else None
-    dist = Categorical(logits=among(candidates, newlogits), validate_args=False)
+    dist = Categorical(logits=among(mb(batch.candidates) if args.top_k else None, newlogits), validate_args=False)
     logratio = dist.log_prob(mb(batch.actions)) - mb(batch.logprobs)
     ratio = logratio.exp()
-    pg_loss1 = -mb(advantages) * ratio
-    pg_loss2 = -mb(advantages) * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    pg_loss1 = -mb(batch.advantages) * ratio
+    pg_loss2 = -mb(batch.advantages) * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
     # Value loss:  L = 1/2 * mean_t (b_t + critic(s_t) - R_t)^2
-    v_loss = 0.5 * (newvalue.float() + mb(baselines) - mb(returns)).pow(2).sum() / mb_tokens
+    v_loss = 0.5 * (newvalue.float() + mb(batch.baselines) - mb(batch.returns)).pow(2).sum() / mb_tokens
     entropy = dist.entropy().sum() / mb_tokens
-    loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
-    approx_kl = (ratio - 1 - logratio).sum() / mb_tokens  # k3 of http://joschu.net/blog/kl-approx.html
+    kl = (ratio - 1 - logratio).sum() / mb_tokens  # k3 of http://joschu.net/blog/kl-approx.html
     clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / mb_tokens
-    stats = {"policy_loss": pg_loss, "value_loss": v_loss, "entropy": entropy, "approx_kl": approx_kl}
-    return loss, {key: value.detach() for key, value in (stats | {"clipfrac": clipfrac}).items()}
+    stats = {"policy_loss": pg_loss, "value_loss": v_loss, "entropy": entropy, "approx_kl": kl, "clipfrac": clipfrac}
+    stats = {name: value.detach() for name, value in stats.items()}
+    return pg_loss - args.ent_coef * entropy, args.vf_coef * v_loss, stats
 
 
 if __name__ == "__main__":
     args, resume = parse_args(Args, __doc__)
-    transformers.utils.logging.disable_progress_bar()
     P, T, K = args.max_prompt_length, args.max_new_tokens, args.replies_per_prompt
     num_contexts = args.num_envs // max(K, 1)
     if num_contexts * K != args.num_envs or not 1 <= args.num_minibatches <= num_contexts <= args.total_episodes // K:
@@ -380,7 +380,7 @@ if __name__ == "__main__":
         sample_ids = rng.choice(len(samples), num_contexts, replace=len(samples) < num_contexts)
         batch = rollout(agent, envs, decoder, sample_ids, args, autocast)
         rollout_time = time.perf_counter() - start
-        advantages, returns, baselines, explained_variance = compute_advantages(batch, args)
+        batch, explained_variance = compute_advantages(batch, args)
 
         # Adaptive KL coefficient:  beta <- beta * (1 + rate * clip(KL / target - 1, -0.2, 0.2))
         # OpenRL takes the KL per token and rate 0.1, Ziegler et al. (section 2.2) the KL per reply and rate B / 10,000
@@ -389,11 +389,12 @@ if __name__ == "__main__":
         if args.kl_rule != "fixed":
             kl_coef.value *= 1 + rate * float(np.clip(kl / args.kl_target - 1, -0.2, 0.2))
 
-        stats = []
+        logged = []
         for _ in range(args.update_epochs):
             for contexts in np.array_split(rng.permutation(num_contexts), args.num_minibatches):
                 rows = (contexts[:, None] * K + np.arange(K)).ravel()  # all K replies to a context together
-                loss, losses = ppo_loss(agent, batch, advantages, returns, baselines, rows, args, autocast)
+                policy_loss, value_loss, stats = ppo_loss(agent, batch, rows, args, autocast)
+                loss = policy_loss + value_loss
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 norms = [nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm) for group in groups]
@@ -402,7 +403,7 @@ if __name__ == "__main__":
                     scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
-                stats.append(losses)
+                logged.append(stats)
 
         seconds = time.perf_counter() - start
         run.log(
@@ -413,7 +414,7 @@ if __name__ == "__main__":
                 "charts/learning_rate": optimizer.param_groups[0]["lr"],
                 "time/rollout": rollout_time / seconds,
                 **{key: batch.infos[key].mean() for key in batch.infos if key.startswith(("reward/", "metric/"))},
-                **{f"losses/{key}": torch.stack([row[key] for row in stats]).nanmean() for key in losses},
+                **{f"losses/{name}": torch.stack([row[name] for row in logged]).nanmean() for name in stats},
                 "losses/explained_variance": explained_variance,
             },
             episodes=iteration * args.num_envs,

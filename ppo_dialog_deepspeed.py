@@ -1,51 +1,45 @@
-"""ppo_dialog.py on DeepSpeed, from one process to many machines; `diff` the two files to see what that takes.
+"""ppo_dialog.py on DeepSpeed, from one process to many machines; `diff` the two files to see the changes.
 
     deepspeed ppo_dialog_deepspeed.py                           # all GPUs of this machine
     deepspeed --hostfile hosts ppo_dialog_deepspeed.py --use-amp --zero-stage 3 --config configs/opt-1.3b.yaml
 
-The flags mean what they mean in ppo_dialog.py: they say what all ranks do together.
+The flags have the meaning that they have in ppo_dialog.py, for all ranks together: each rank has num_envs / ranks rows.
 
-The algorithm is PPO-clip (Schulman et al. 2017, arXiv:1707.06347) in the form of Ziegler et al. (2019,
-arXiv:1909.08593): a token is an action, a reply an episode, and the divergence from the starting model is paid token by
-token. The names are CleanRL's (https://github.com/vwxyzjn/cleanrl/blob/master/cleanrl/ppo.py).
+PPO-clip (Schulman et al. 2017, arXiv:1707.06347) as Ziegler et al. (2019, arXiv:1909.08593) apply it to text: an action
+is a token, an episode is a reply, and a KL penalty for every token keeps the policy near the model it started from.
+Structure and names follow https://github.com/vwxyzjn/cleanrl/blob/master/cleanrl/ppo.py
+
+Shapes, here and in the comments below:
+    P  max_prompt_length, tokens of context     C  num_contexts, contexts in a batch
+    T  max_new_tokens, tokens of reply          K  replies_per_prompt, replies to each context
+    V  tokens in the vocabulary                 B  num_envs = C * K, replies in a batch: rows i*K to i*K+K-1 answer
+    A  tokens to draw from: top_k, or V            context i
+    N  tokens of all replies of a minibatch     n  rows whose replies have not ended yet
+    input_ids, attention_mask   (B, P + T)      the context left-padded in the first P columns, the reply after it
+    logprobs, values, rewards   (B, T)          one entry for each token of a reply, 0 after the reply's end
 """
 
 import copy
 import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
-import transformers
 import tyro
 from torch import nn
-from transformers import AutoModelForCausalLM
+from torch.distributions import Categorical
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
-from dailydialog_gym.distributed import ranks
-from dailydialog_gym.distributed.engines import (
-    CheckedSteps,
-    DeepSpeedArgs,
-    engine,
-    evaluation_config,
-    gathered,
-    training_config,
-)
-from dailydialog_gym.distributed.runs import DistributedRun
-from dailydialog_gym.env.samples import load_samples
-from dailydialog_gym.models.cache import read_prompts
-from dailydialog_gym.models.last_block import only_tail_is_read
-from dailydialog_gym.models.loading import load_model
-from dailydialog_gym.models.packing import pack
+from dailydialog_gym.distributed import CheckedSteps, DeepSpeedArgs, DistributedRun, local_args, ranks
+from dailydialog_gym.distributed.engines import engine, evaluation_config, gathered, training_config
+from dailydialog_gym.env import load_samples
+from dailydialog_gym.models import Decoder, Packed, forward_packed, load_model, pack
 from dailydialog_gym.objects import import_object
-from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
-from dailydialog_gym.rewards.intent import IntentMatch
-from dailydialog_gym.rewards.kl import KLDivergence
-from dailydialog_gym.rewards.own import load_scorer
+from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_scorer
 from dailydialog_gym.runs import RandomState, RunArgs, parse_args
 from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
@@ -53,438 +47,395 @@ from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorRewar
 @dataclass
 class ModelArgs:
     model: str = "builtin"
-    """the policy to start from: "builtin", or a Hugging Face causal language model by folder or hub id"""
+    """the initial policy: "builtin", or a Hugging Face causal language model by folder or hub id"""
     dataset: str = "builtin"
-    """"builtin", a folder, a .jsonl file or a hub id such as daily_dialog"""
+    """the dialogues: "builtin", a folder, a .jsonl file or a hub id such as daily_dialog"""
     full_context: bool = False
-    """only replies with `context_size` utterances before them, as RL4LMs and OpenRL do"""
+    """train only on replies with at least `context_size` utterances before them, as RL4LMs and OpenRL do"""
     context_size: int = 5
-    """utterances of context"""
+    """maximum number of utterances in a context"""
     max_prompt_length: int = 128
-    """tokens of context"""
+    """maximum number of tokens in a context; longer contexts are truncated from the left"""
     max_new_tokens: int = 20
-    """tokens of reply"""
-    policy_class: str | None = None
-    """MODULE:CLASS of your own policy, which `CLASS.from_pretrained(model)` loads"""
+    """maximum number of tokens in a reply"""
+    policy_class: str = "transformers:AutoModelForCausalLM"
+    """MODULE:CLASS of the policy network, loaded by `CLASS.from_pretrained(model)`; may be your own"""
     critic_class: str | None = None
-    """MODULE:CLASS of your own critic, loaded in the same way; README shows both"""
+    """MODULE:CLASS of a critic network of your own, loaded in the same way (with --critic separate)"""
 
 
 @dataclass
 class RewardArgs:
     meteor_weight: float = 0.5
-    """what a METEOR of 1 against the reference reply is worth"""
+    """weight of the METEOR score against the reference reply"""
     meteor_by_token: bool = True
-    """pay METEOR to the tokens that raise it, rather than all to the last: less noise, the same sum"""
+    """give each token the increase in METEOR that it causes, instead of the whole score to the last token"""
     intent_weight: float = 0.3
-    """what a reply that does what the reference reply does (inform, ask, direct, commit) is worth"""
+    """weight of the intent reward: whether the reply has the dialogue act of the reference reply"""
     intent_model: str = "builtin"
-    """who judges that: "builtin", or a sequence classifier by folder or hub id"""
+    """the classifier of dialogue acts: "builtin", or a sequence classifier by folder or hub id"""
     intent_probability: bool = True
-    """pay how probable the judge finds that, rather than 0 or 1: less noise"""
+    """reward the probability of the reference reply's act, instead of 1 where it is the likeliest act and else 0"""
     intent_labels: tuple[str, ...] | None = None
-    """what the classifier's outputs stand for, where its configuration doesn't say it"""
+    """the acts of the classifier's outputs, in order, if its configuration does not name them"""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """your own reward, as module:callable=weight; may be given several times"""
     kl_coef: float = 0.02
-    """what a nat of divergence from the starting model costs at first"""
+    """initial KL coefficient: the weight of the KL penalty, in reward per nat"""
     kl_rule: Literal["openrl", "ziegler", "fixed"] = "openrl"
-    """how that adapts: OpenRL's rule by the divergence a token, Ziegler's by that of a reply, or not at all"""
+    """how the KL coefficient adapts: to the KL per token (OpenRL), to the KL per reply (Ziegler et al.), or not"""
     kl_target: float = 0.1
-    """the divergence, in nats, that the coefficient steers to: a token, or a reply for Ziegler's rule (his was 6)"""
+    """KL divergence at which the coefficient stays the same, in nats per token (openrl) or per reply (ziegler)"""
     kl_estimator: Literal["k1", "k3"] = "k1"
-    """of the logged divergence: k1 is what is paid, k3 has less variance"""
+    """estimator of the logged KL divergence: k1 is also the penalty's, k3 has less variance"""
 
 
 @dataclass
 class PPOArgs:
     total_episodes: int = 10240
-    """replies to train on"""
+    """total number of replies to train on"""
     num_envs: int = 128
-    """replies written at once; each iteration trains on one batch of them"""
+    """number of replies in a batch; each iteration collects one batch and trains on it"""
     replies_per_prompt: int = 8
-    """replies to each context of a batch; the context is read once for all of them, in rollout and update"""
+    """number of replies to each context of a batch"""
     group_baseline: bool = True
-    """expect of a reply what its context's other replies earn; the critic learns the rest"""
+    """leave-one-out baseline (RLOO): subtract the mean return of the other replies to the same context"""
     update_epochs: int = 1
-    """passes over each batch"""
+    """number of passes over each batch"""
     num_minibatches: int = 4
-    """minibatches of a pass"""
+    """number of minibatches in each pass"""
     learning_rate: float = 5e-5
-    """of the policy"""
+    """policy learning rate"""
     critic_learning_rate: float = 3e-4
-    """of the critic; a shared critic's backbone learns at the policy's"""
+    """critic learning rate; of a shared critic only its value head has it"""
     anneal_lr: bool = True
-    """lower both linearly to zero"""
-    critic: Literal["separate", "shared"] = "shared"
-    """"separate": a second copy of the model estimates values; "shared": a value head on the policy does"""
+    """anneal both learning rates linearly to zero"""
+    critic: Literal["separate", "shared", "none"] = "shared"
+    """the value function: a network of its own, a value head on the policy, or none (RLOO)"""
+    normalize_groups: bool = False
+    """divide advantages by the standard deviation of the context's returns (GRPO) instead of the batch's advantages"""
     top_k: int = 20
-    """replies are drawn from the likeliest K tokens, which the update then chooses among, as in NLPO; 0 is all"""
+    """draw each token from the k likeliest tokens and optimize the policy over these, as NLPO does; 0 is all tokens"""
     gamma: float = 1.0
-    """discount"""
+    """discount factor"""
     gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation"""
+    """lambda of generalized advantage estimation; without a critic it is 1"""
     clip_coef: float = 0.2
-    """how far the probability ratio may go from 1"""
+    """clipping coefficient of the probability ratio"""
     ent_coef: float = 0.0
-    """weight of the entropy bonus"""
+    """coefficient of the entropy bonus"""
     vf_coef: float = 0.5
-    """weight of the value loss"""
+    """coefficient of the value loss"""
     max_grad_norm: float = 1.0
-    """gradients are clipped to this norm, policy and critic each"""
+    """maximum norm of the gradients of policy and critic, each clipped on its own"""
     use_amp: bool = False
-    """automatic mixed precision: bfloat16 where the device has it, else float16 with loss scaling"""
+    """automatic mixed precision: bfloat16, or on GPUs without it float16 with loss scaling"""
     compile: bool = False
-    """compile update and decoding, for long runs: it takes a minute or more, and without a GPU a C++ compiler"""
+    """compile the networks: takes a minute or more at the start, and on a CPU needs a C++ compiler"""
     seed: int = 1
-    """of everything"""
+    """random seed"""
 
 
 @dataclass
-class Args(DeepSpeedArgs, RunArgs, PPOArgs, RewardArgs, ModelArgs):  # one flat namespace here, five groups in --help
+class Args(DeepSpeedArgs, RunArgs, PPOArgs, RewardArgs, ModelArgs):  # the bases are the groups of --help
     pass
 
 
 class Critic(nn.Module):
-    """Estimates the return before each token of the reply: a model without its language-model head, a value head."""
+    """The value function: a linear head on the last hidden states of a transformer, its own or the policy's."""
 
-    def __init__(self, body: nn.Module, width: int):
+    def __init__(self, body: nn.Module | None, width: int):
         super().__init__()
         self.body = body
         self.value_head = nn.Linear(width, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, input_ids, attention_mask, position_ids, tail, before):
-        """Values (N,) before each reply token of packed rows, see `Packed`."""
-        with only_tail_is_read(self.body, tail):
-            hidden = self.body(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)[0]
-        return self.values(hidden[:, -tail:].flatten(0, 1)[before])
+    def forward(self, packed: Packed):
+        return self.value(packed.predicting(forward_packed(self.body, packed)[0]))  # (N,)
 
-    def values(self, hidden):
+    def value(self, hidden):
         return self.value_head(hidden).squeeze(-1)
 
 
 class Agent(nn.Module):
-    """A policy and a critic, which may share the policy's body."""
+    """A policy and a critic. Both stay in evaluation mode: with dropout the first ratio would not be 1."""
 
-    def __init__(self, model: str, critic: str, vocab_size: int, policy_class=AutoModelForCausalLM, critic_class=None):
+    def __init__(self, args: Args, vocab_size: int):
         super().__init__()
-        # In eval mode for good: with dropout the first ratio would not be 1
-        self.policy = load_model(model, policy_class)
-        self.shared = critic == "shared"
+        policy_class, body = import_object(args.policy_class, "--policy-class"), None
+        self.policy = load_model(args.model, policy_class)
+        self.vocab_size = vocab_size  # the tokenizer's; models often have more rows in their embeddings
         width = self.policy.get_output_embeddings().in_features
-        body = self.policy.base_model
-        if not self.shared:
-            body = load_model(model, critic_class) if critic_class else load_model(model, policy_class).base_model
-        if critic_class:
-            one = torch.ones(1, 1, dtype=torch.long)
-            hidden = body(one, attention_mask=one, position_ids=one - 1, use_cache=False)[0]
-            if hidden.shape[-1] != width:
-                raise ValueError(f"--critic-class: its hidden states are {hidden.shape[-1]} wide, the policy's {width}")
-        self.critic = Critic(body, width)
-        self.vocab_size = vocab_size
+        if args.critic_class:
+            body = load_model(args.model, import_object(args.critic_class, "--critic-class"))
+            width = body(torch.zeros(1, 1, dtype=torch.long))[0].shape[-1]
+        elif args.critic == "separate":
+            body = load_model(args.model, policy_class).base_model
+        self.shared = args.critic == "shared"
+        self.critic = None if args.critic == "none" else Critic(body, width)
 
-    def forward(self, input_ids, attention_mask, position_ids, tail, before):
-        """Logits (N, vocab_size) and, of a shared critic, values (N,) before each reply token."""
-        inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
-        with only_tail_is_read(self.policy, tail):
-            outputs = self.policy(input_ids, **inputs, logits_to_keep=tail, output_hidden_states=self.shared)
-        logits = outputs.logits[..., : self.vocab_size].flatten(0, 1)[before]
-        if not self.shared:
-            return logits
-        return logits, self.critic.values(outputs.hidden_states[-1][:, -tail:].flatten(0, 1)[before])
+    def forward(self, packed: Packed):
+        """Whole replies, for the update: logits (N, V) and values (N,) before every reply token."""
+        outputs = forward_packed(self.policy, packed, logits_to_keep=packed.tail, output_hidden_states=self.shared)
+        logits = packed.predicting(outputs.logits)[:, : self.vocab_size]
+        if self.shared:
+            return logits, self.critic.value(packed.predicting(outputs.hidden_states[-1]))
+        return logits, self.critic(packed) if self.critic else torch.zeros_like(logits[:, 0])
+
+    def next_token(self, input_ids, **inputs):
+        """One token of every row, for the rollout: logits (n, V), and a shared critic's values (n,), else zeros."""
+        outputs = self.policy(input_ids, **inputs, logits_to_keep=1, output_hidden_states=self.shared)
+        logits = outputs.logits[:, -1, : self.vocab_size]
+        return logits, self.critic.value(outputs.hidden_states[-1][:, -1]) if self.shared else logits[:, 0] * 0
+
+
+class Batch(NamedTuple):
+    """B replies. The arrays are numpy's on the CPU, the tensors are on the agent's device."""
+
+    input_ids: np.ndarray  # (B, P + T)
+    attention_mask: np.ndarray  # (B, P + T)
+    reply_mask: torch.Tensor  # (B, T) float, 1 for the tokens of the reply
+    actions: torch.Tensor  # (B, T) which of the A candidates was drawn
+    candidates: torch.Tensor | None  # (B, T, A) token ids with top-k; without it action i is token i
+    logprobs: torch.Tensor  # (B, T) of the actions, among the candidates
+    values: torch.Tensor  # (B, T) of the critic
+    rewards: torch.Tensor  # (B, T)
+    infos: dict  # final infos of the environments, one entry for each reply
+    advantages: torch.Tensor | None = None  # (B, T), as the next two by `compute_advantages`
+    returns: torch.Tensor | None = None  # (B, T)
+    baselines: torch.Tensor | None = None  # (B, T)
+
+
+def among(candidates, logits):
+    """Logits (..., A) of the candidates among logits (..., V)."""
+    return logits.float() if candidates is None else logits.gather(-1, candidates).float()
 
 
 @torch.no_grad()
-def next_token(agent, input_ids, attention_mask, cache):
-    """(n, vocabulary) logits of the token after the last column, whose inputs ``input_ids`` are the columns that the
-    cache lacks, and a shared critic's values (n,) before it."""
+def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
+    """K replies to each of the C samples, written by the current policy."""
+    B, K, P, T = args.num_envs, args.replies_per_prompt, args.max_prompt_length, args.max_new_tokens
     device = agent.policy.device
-    input_ids, attention_mask = (torch.as_tensor(array, device=device) for array in (input_ids, attention_mask))
-    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # prompts are left-padded
-    outputs = agent.policy(
-        input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids[:, -input_ids.shape[1] :],
-        past_key_values=cache,
-        logits_to_keep=1,
-        output_hidden_states=agent.shared,
-    )
-    value = (
-        agent.critic.values(outputs.hidden_states[-1][:, -1])
-        if agent.shared
-        else torch.zeros_like(outputs.logits[:, 0, 0])
-    )
-    return outputs.logits[:, 0], value
+    obs, _ = envs.reset(options={"sample_id": np.repeat(sample_ids, K)})
+    logprobs, values = torch.zeros(2, B, T, device=device)
+    actions = torch.zeros(B, T, dtype=torch.long, device=device)
+    candidates = torch.zeros(B, T, args.top_k, dtype=torch.long, device=device) if args.top_k else None
+    env_actions = torch.zeros(2, B, dtype=torch.double, device=device)
+    # Autocast keeps the weights that it has cast until the outermost block ends: here they are cast once for T tokens
+    with torch.autocast(device.type, enabled=False):
+        logits, value = decoder.prefill(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], copies=K)
+        for t in range(T):
+            rows, logits = decoder.rows, logits.float()  # (n,), (n, V): rows that have ended may have been dropped
+            likeliest = logits.topk(args.top_k).indices if args.top_k else None
+            dist = Categorical(logits=among(likeliest, logits), validate_args=False)
+            action = dist.sample()  # (n,)
+            actions[rows, t], logprobs[rows, t], values[rows, t] = action, dist.log_prob(action), value.float()
+            token = likeliest.gather(1, action[:, None]).squeeze(1) if args.top_k else action  # (n,)
+            if args.top_k:
+                candidates[rows, t] = likeliest
+            # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
+            full_logprob = Categorical(logits=logits, validate_args=False).log_prob(token)
+            env_actions[:, rows] = torch.stack([token.double(), full_logprob.double()])
+            tokens, log_probs = env_actions.cpu().numpy()
+            obs, _, terminated, truncated, infos = envs.step({"token": tokens.astype(np.int64), "log_prob": log_probs})
+            if (terminated | truncated).all():  # in lockstep, all replies are finished in the same step
+                break
+            logits, value = decoder.step(token, envs.unwrapped.mdp.live)
+
+    ids, mask = obs["input_ids"], obs["attention_mask"]
+    reply_mask = torch.from_numpy(mask[:, P:]).to(device).float()
+    if args.critic == "separate":
+        with autocast:
+            values[reply_mask.bool()] = agent.critic(pack(ids, mask, P, np.arange(B) // K, device)).float()
+    rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
+    return Batch(ids, mask, reply_mask, actions, candidates, logprobs, values * reply_mask, rewards, infos)
 
 
-def narrow(logits, allowed):
-    """Logits of the tokens that may be drawn: (..., top_k) of those in ``allowed``, or all where it is None."""
-    return logits if allowed is None else logits.gather(-1, allowed)
+def compute_advantages(batch, args):
+    """The batch with advantages, returns and baselines, and how much of the returns' variance the values explain."""
+    K, T = args.replies_per_prompt, args.max_new_tokens
+    mask, num_tokens = batch.reply_mask, ranks.all_reduce_mean(batch.reply_mask.sum())
+    # Leave-one-out baseline (RLOO, arXiv:2402.14740), here for every token: the mean of what the K - 1 other replies to
+    # the same context earn from token t on.  b_i,t = 1/(K-1) * sum_{j != i} G_j,t   with G_j,t = sum_{s >= t} r_j,s
+    rewards_to_go = batch.rewards.flip(1).cumsum(1).flip(1).view(-1, K, T)
+    baselines = (rewards_to_go.sum(1, keepdim=True) - rewards_to_go).view(-1, T) / max(K - 1, 1)
+    baselines = baselines * mask * args.group_baseline
+    # The critic estimates what the baseline leaves: V(s_t) = b_t + critic(s_t)
+    values = batch.values + baselines
+
+    # Generalized advantage estimation (arXiv:1506.02438):
+    #   delta_t = r_t + gamma * V(s_t+1) - V(s_t)        A_t = delta_t + gamma * lambda * A_t+1
+    # After the end of a reply rewards and values are 0, so nothing is bootstrapped there and advantages are 0. Without
+    # a critic lambda is 1, where the sum is A_t = G_t - b_t (with gamma = 1): RLOO's advantage.
+    gae_lambda = 1.0 if args.critic == "none" else args.gae_lambda
+    next_values = nn.functional.pad(values, (0, 1))[:, 1:]
+    deltas = batch.rewards + args.gamma * next_values - values
+    advantages, lastgaelam = torch.zeros_like(deltas), 0.0
+    for t in reversed(range(T)):
+        advantages[:, t] = lastgaelam = deltas[:, t] + args.gamma * gae_lambda * lastgaelam
+    returns = advantages + values
+    explained_variance = 1 - advantages[mask.bool()].var() / returns[mask.bool()].var()
+
+    if args.normalize_groups:
+        # GRPO (arXiv:2402.03300) divides G_i - mean(G), which is (K - 1)/K * (G_i - b_i), by std(G) of the context
+        std = rewards_to_go[:, :, 0].std(1, keepdim=True).repeat_interleave(K, dim=0)  # (B, 1)
+        advantages = advantages / (std + 1e-4)
+    else:
+        mean = ranks.all_reduce_mean(advantages.sum()) / num_tokens
+        std = (ranks.all_reduce_mean(((advantages - mean) * mask).pow(2).sum()) / num_tokens).sqrt()
+        advantages = (advantages - mean) / (std + 1e-8) * mask
+    return batch._replace(advantages=advantages, returns=returns, baselines=baselines), explained_variance
+
+
+def ppo_loss(agent, batch, rows, args, autocast):
+    """The policy's and the critic's loss of a minibatch, the given rows of the batch, and the statistics to log."""
+    P, K, device = args.max_prompt_length, args.replies_per_prompt, agent.policy.device
+    # One forward on packed rows: each context is read once for its K replies
+    mask = batch.attention_mask[rows]
+    packed = pack(batch.input_ids[rows], mask, P, rows // K, device)
+    with autocast:
+        newlogits, newvalue = agent(packed)  # (N, V), (N,)
+    row, t = mask[:, P:].nonzero()  # the N tokens, in the order of `packed`
+    mb_inds = torch.from_numpy(rows[row] * args.max_new_tokens + t).to(device)
+    mb_tokens = ranks.all_reduce_mean(torch.tensor(float(len(mb_inds)), device=device))
+
+    def mb(tensor):  # (B, T, ...) -> (N, ...)
+        return tensor.flatten(0, 1)[mb_inds]
+
+    # Policy loss:  L = mean_t max(-A_t * ratio_t, -A_t * clip(ratio_t, 1 - eps, 1 + eps))
+    #   with ratio_t = pi(a_t | s_t) / pi_old(a_t | s_t)
+    dist = Categorical(logits=among(mb(batch.candidates) if args.top_k else None, newlogits), validate_args=False)
+    logratio = dist.log_prob(mb(batch.actions)) - mb(batch.logprobs)
+    ratio = logratio.exp()
+    pg_loss1 = -mb(batch.advantages) * ratio
+    pg_loss2 = -mb(batch.advantages) * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
+    # Value loss:  L = 1/2 * mean_t (b_t + critic(s_t) - R_t)^2
+    v_loss = 0.5 * (newvalue.float() + mb(batch.baselines) - mb(batch.returns)).pow(2).sum() / mb_tokens
+    entropy = dist.entropy().sum() / mb_tokens
+    kl = (ratio - 1 - logratio).sum() / mb_tokens  # k3 of http://joschu.net/blog/kl-approx.html
+    clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / mb_tokens
+    stats = {"policy_loss": pg_loss, "value_loss": v_loss, "entropy": entropy, "approx_kl": kl, "clipfrac": clipfrac}
+    stats = {name: value.detach() for name, value in stats.items()}
+    return pg_loss - args.ent_coef * entropy, args.vf_coef * v_loss, stats
 
 
 if __name__ == "__main__":
-    whole, resume = parse_args(Args, __doc__, ranks.flags())
-    if whole.compile:
+    args, resume = parse_args(Args, __doc__, ranks.flags())
+    if args.compile:
         raise SystemExit("--compile: DeepSpeed's hooks stand between the layers, so leave it out")
-    transformers.utils.logging.disable_progress_bar()
     rank, world, device = ranks.start()
-    config = training_config(whole, world)
-    # What is this rank's; a minibatch of DeepSpeed's is several of the loop's
-    args = replace(
-        whole,
-        seed=whole.seed + rank * whole.num_envs,
-        num_envs=whole.num_envs // world,
-        total_episodes=whole.total_episodes // world,
-        num_minibatches=whole.num_minibatches * config["gradient_accumulation_steps"],
-    )
-    K = args.replies_per_prompt
-    num_contexts = args.num_envs // max(K, 1)
+    config = training_config(args, world)
+    local = local_args(args, world, config)  # the share of this rank
+    P, T, K = args.max_prompt_length, args.max_new_tokens, args.replies_per_prompt
+    num_contexts = local.num_envs // max(K, 1)
     if (
-        num_contexts * K * world != whole.num_envs
-        or not 1 <= args.num_minibatches <= num_contexts <= args.total_episodes // K
+        num_contexts * K * world != args.num_envs
+        or not 1 <= local.num_minibatches <= num_contexts <= local.total_episodes // K
     ):
         raise SystemExit(
-            f"expected a number of contexts a rank, num_envs ({whole.num_envs}) / ranks ({world}) / replies_per_prompt "
+            f"expected a number of contexts a rank, num_envs ({args.num_envs}) / ranks ({world}) / replies_per_prompt "
             f"({K}), that is whole and at least num_minibatches * gradient_accumulation_steps "
-            f"({args.num_minibatches}), and num_envs <= total_episodes ({whole.total_episodes})"
+            f"({local.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
         )
-    if args.critic_class and args.critic == "shared":
+    if args.critic_class and args.critic != "separate":
         raise SystemExit("--critic-class is a critic of its own: add --critic separate")
+    if K == 1 and (args.critic == "none" or args.normalize_groups):
+        raise SystemExit("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     num_iterations = args.total_episodes // args.num_envs
-    rng = np.random.default_rng(whole.seed)  # the same on all ranks
-    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)  # the same on all ranks
+    torch.manual_seed(args.seed + rank)
     amp_dtype = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
 
-    # Environment, rewards, agent
-    shape = {name: getattr(args, name) for name in ("context_size", "max_prompt_length", "full_context")}
-    T = args.max_new_tokens
-    P = args.max_prompt_length
-    envs = gym.make_vec(
-        "DailyDialog-v0",
-        num_envs=args.num_envs,
-        lockstep=True,  # all replies of a batch begin and end together: one cache length, one call of each scorer
-        autoreset_mode="Disabled",
-        dataset=args.dataset,
-        tokenizer=args.model,
-        max_new_tokens=T,
-        **shape,
-    )
+    # Environment: one token is one action. In lockstep all replies of a batch start and finish together.
+    prompts = {name: getattr(args, name) for name in ("context_size", "max_prompt_length", "full_context")}
+    settings = {"dataset": args.dataset, "tokenizer": args.model, "max_new_tokens": T, **prompts}
+    envs = gym.make_vec("DailyDialog-v0", num_envs=local.num_envs, lockstep=True, autoreset_mode="Disabled", **settings)
     samples = envs.unwrapped.samples
-    eval_samples = load_samples(args.dataset, args.eval_split, args.model, **shape)
+    eval_samples = load_samples(args.dataset, args.eval_split, args.model, **prompts)
     vocab_size = samples.tokenizer.vocab_size
-    if not 0 <= args.top_k <= vocab_size:
-        raise SystemExit(f"top_k is 0 to {vocab_size}, the policy's vocabulary, got {args.top_k}")
-    own = {
-        f"{part}_class": import_object(name, f"--{part}-class")
-        for part, name in (("policy", args.policy_class), ("critic", args.critic_class))
-        if name
-    }
-    agent = Agent(args.model, args.critic, vocab_size, **own)
-    longest = getattr(agent.policy.config, "max_position_embeddings", P + T)
-    if longest < P + T:
-        raise SystemExit(
-            f"model {args.model!r} reads {longest} tokens, but max_prompt_length {P} + max_new_tokens {T} = {P + T}"
-        )
+    if not 0 <= args.top_k <= vocab_size or args.kl_target <= 0:
+        raise SystemExit(f"--top-k must be 0 to {vocab_size}, the vocabulary, and --kl-target above 0")
+    # Agent and frozen reference model, then the rewards, each a wrapper around the environment
+    agent = Agent(args, vocab_size)
     reward_amp_dtype = amp_dtype if args.use_amp else None
-    intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, reward_amp_dtype)
     reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, reward_amp_dtype)
-    rules = {"openrl": AdaptiveCoefficient, "ziegler": ZieglerCoefficient}
-    fixed = args.kl_rule == "fixed"
-    coefficient = FixedCoefficient(args.kl_coef) if fixed else rules[args.kl_rule](args.kl_coef, args.kl_target)
-    coefficient = ranks.GlobalCoefficient(coefficient)
+    intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, reward_amp_dtype)
     engine(reference.model, evaluation_config(args.ref_deepspeed_config, config, "the reference"))
     engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
+    kl_coef = FixedCoefficient(args.kl_coef)  # adapted below, after each rollout
     envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
     envs = IntentReward(envs, intent, args.intent_weight)
     for scorer, weight, name in map(load_scorer, args.reward):
         envs = ScoreReward(envs, scorer, weight, name)
-    envs = KLPenalty(envs, reference, coefficient, args.kl_estimator)
-
-    policy_params = list(agent.policy.parameters())
-    critic_params = list((agent.critic.value_head if agent.shared else agent.critic).parameters())
-    groups = [
-        {"params": policy_params, "lr": args.learning_rate},
-        {"params": critic_params, "lr": args.critic_learning_rate},
-    ]
-    initial_lrs = [group["lr"] for group in groups]
-    if agent.shared:
-        agent = engine(agent, config, groups)
-        engines = {"the agent": agent}
-    else:
+    envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)
+    parts = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
+    groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in parts.items() if part]
+    if args.critic == "separate":
         agent.policy, agent.critic = engine(agent.policy, config, groups[:1]), engine(agent.critic, config, groups[1:])
         engines = {"the policy": agent.policy, "the critic": agent.critic}
+    else:
+        agent = engine(agent, config, groups)
+        engines = {"the agent": agent}
     steps = {name: CheckedSteps(each) for name, each in engines.items()}
     engines = list(engines.values())
-    autocast = nullcontext()  # DeepSpeed's own precision
+    autocast = nullcontext()  # DeepSpeed has its own mixed precision
+    decoder = Decoder(agent.next_token, P + T, autocast, device)
 
-    def step(name, loss, *groups):
-        """Descend: the engine's parameters move unless a gradient isn't finite."""
-        steps[name].backward_and_step(loss, partial(run.check_step, name))
-
-    run = DistributedRun(whole, num_iterations * whole.num_envs, resume)
-    run.print_setup(
-        agent.policy,
-        samples,
-        eval_samples,
-        device,
-        amp_dtype,
-        deepspeed=f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}",
-    )
+    run = DistributedRun(args, num_iterations * args.num_envs, resume)
+    zero = f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}"
+    run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype, deepspeed=zero)
     evaluate = partial(run.evaluate, agent.policy, samples.tokenizer, eval_samples, intent)
-    run.checkpoint_parts(
-        agent.policy,
-        engines=engines,
-        kl_coef=envs.ledger.coefficient,
-        random=RandomState(rng),
-    )
-    groups = [group for each in engines for group in each.optimizer.param_groups]  # a checkpoint brings new ones
+    run.checkpoint_parts(agent.policy, engines=engines, kl_coef=kl_coef, random=RandomState(rng))
+    groups = [group for each in engines for group in each.optimizer.param_groups]  # loading a checkpoint makes new ones
     run.start(run.before or evaluate())
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()
         if args.anneal_lr:
-            frac = 1.0 - (iteration - 1.0) / num_iterations
-            for group, initial_lr in zip(groups, initial_lrs, strict=True):
-                group["lr"] = frac * initial_lr
+            for group in groups:
+                group["lr"] = group["initial_lr"] * (1.0 - (iteration - 1.0) / num_iterations)
 
-        # Rollout: read each context once, then write a token a step in all rows, with a KV cache
-        drawn = rng.choice(len(samples), num_contexts * world, replace=len(samples) < num_contexts * world)
-        drawn = drawn[rank::world]
-        obs, _ = envs.reset(seed=args.seed, options={"sample_id": np.repeat(drawn, K)})
-        first = int(obs["attention_mask"].any(0).argmax())  # columns that are padding in every row are cut
-        prompts = obs["input_ids"][::K, first:P], obs["attention_mask"][::K, first:P]
-        (weights := ExitStack()).enter_context(gathered(engines[0]))
-        with autocast:
-            outputs, cache = read_prompts(partial(next_token, agent), *prompts)
-        cache.batch_repeat_interleave(K)
-        logits, value = (output.repeat_interleave(K, dim=0) for output in outputs)
-        logprobs, values = torch.zeros(2, args.num_envs, T, device=device)
-        choices = torch.zeros(args.num_envs, T, dtype=torch.long, device=device)  # positions in allowed, or tokens
-        allowed = torch.zeros(args.num_envs, T, args.top_k, dtype=torch.long, device=device)
-        contexts = np.arange(args.num_envs) // K
-        rows = np.arange(args.num_envs)  # those whose replies are still being written
-        tokens, log_probs = np.zeros(args.num_envs, np.int64), np.zeros(args.num_envs)
-        # Within another block, the next one finds the weights that this one has cast
-        with torch.autocast(device.type, enabled=False):
-            for t in range(T):
-                logits = logits[:, :vocab_size].float()
-                drawable = logits.topk(args.top_k).indices if args.top_k else None
-                distribution = narrow(logits, drawable).log_softmax(-1)  # (rows, top_k or vocab_size)
-                choice = torch.multinomial(distribution.exp(), 1)  # (rows, 1)
-                choices[rows, t] = choice.squeeze(1)
-                logprobs[rows, t] = distribution.gather(1, choice).squeeze(1)
-                values[rows, t] = value.float()
-                next_ids = choice
-                if args.top_k:
-                    allowed[rows, t], next_ids = drawable, drawable.gather(1, choice)
-                # The divergence from the reference is one of whole distributions
-                whole_logprob = logits.gather(1, next_ids).squeeze(1) - logits.logsumexp(1)
-                numbers = torch.stack([next_ids[:, 0].double(), whole_logprob.double()])
-                tokens[rows], log_probs[rows] = numbers.cpu().numpy()  # the one CPU-GPU sync of a token
-                obs, episode_rewards, terminated, truncated, infos = envs.step({"token": tokens, "log_prob": log_probs})
-                if (terminated | truncated).all():
-                    break
-                live = envs.unwrapped.mdp.live[rows]
-                if live.mean() < 0.8:  # leaving the others out pays for the copy of the cache
-                    rows, next_ids = rows[live], next_ids[live]
-                    cache.batch_select_indices(torch.from_numpy(live.nonzero()[0]).to(device))
-                with autocast:
-                    logits, value = next_token(agent, next_ids, obs["attention_mask"][rows, first : P + t + 1], cache)
-        weights.close()
-        del cache  # the update needs the memory
+        total = num_contexts * world
+        sample_ids = rng.choice(len(samples), total, replace=len(samples) < total)[rank::world]
+        with gathered(engines[0]):
+            batch = rollout(agent, envs, decoder, sample_ids, local, autocast)
         rollout_time = time.perf_counter() - start
+        batch, explained_variance = compute_advantages(batch, local)
 
-        # The batch: whole replies, (num_envs, T)
-        reply_mask = torch.from_numpy(obs["attention_mask"][:, P:]).to(device).float()
-        rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
-        # What a context's other replies earn from the same token on (leave-one-out, as RLOO does, arXiv:2402.14740)
-        returns = rewards.flip(1).cumsum(1).flip(1).view(-1, K, T)
-        others = (returns.sum(1, keepdim=True) - returns).view(-1, T) / max(K - 1, 1)
-        baseline = others * args.group_baseline
-        if not agent.shared:  # a shared critic's came with the tokens
-            with torch.no_grad(), autocast:
-                value = agent.critic(*pack(obs["input_ids"], obs["attention_mask"], P, contexts, device))
-            values[reply_mask.bool()] = value.float()
-        values = (values + baseline) * reply_mask
+        # Adaptive KL coefficient:  beta <- beta * (1 + rate * clip(KL / target - 1, -0.2, 0.2))
+        # OpenRL takes the KL per token and rate 0.1, Ziegler et al. (section 2.2) the KL per reply and rate B / 10,000
+        sums = torch.tensor([batch.reply_mask.sum(), batch.infos["reward/kl"].sum()], dtype=torch.double, device=device)
+        num_tokens, kl = ranks.all_reduce_mean(sums).tolist()
+        kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / local.num_envs, args.num_envs / 10_000)
+        if args.kl_rule != "fixed":
+            kl_coef.value *= 1 + rate * float(np.clip(kl / args.kl_target - 1, -0.2, 0.2))
 
-        # Generalised advantage estimation (arXiv:1506.02438); the reply's end is final, so nothing is bootstrapped
-        advantages = torch.zeros_like(rewards)
-        lastgaelam = torch.zeros(args.num_envs, device=device)
-        for t in reversed(range(T)):
-            nextnonterminal = reply_mask[:, t + 1] if t < T - 1 else torch.zeros_like(lastgaelam)
-            nextvalues = values[:, t + 1] if t < T - 1 else torch.zeros_like(lastgaelam)
-            delta = rewards[:, t] + args.gamma * nextvalues * nextnonterminal - values[:, t]
-            lastgaelam = delta + args.gamma * args.gae_lambda * nextnonterminal * lastgaelam
-            advantages[:, t] = lastgaelam * reply_mask[:, t]
-        returns = advantages + values
-        num_tokens = ranks.all_reduce_mean(reply_mask.sum())
-        mean = ranks.all_reduce_mean(advantages.sum()) / num_tokens
-        std = (ranks.all_reduce_mean(((advantages - mean) * reply_mask).pow(2).sum()) / num_tokens).sqrt()
-        advantages = (advantages - mean) / (std + 1e-8) * reply_mask
-
-        # Update on whole replies: one forward gives all log-probabilities and values of a context's K replies
-        stats = []
+        logged = []
         for _ in range(args.update_epochs):
-            for mb_contexts in np.array_split(rng.permutation(num_contexts), args.num_minibatches):
-                mb_inds = (mb_contexts[:, None] * K + np.arange(K)).ravel()  # rows
-                packed = pack(obs["input_ids"][mb_inds], obs["attention_mask"][mb_inds], P, contexts[mb_inds], device)
-                row, t = obs["attention_mask"][mb_inds, P:].nonzero()
-                here = mb_inds[row], t  # the minibatch's tokens, (N,), as all below
-                mb_tokens = ranks.all_reduce_mean(reply_mask[here].sum())
+            for contexts in np.array_split(rng.permutation(num_contexts), local.num_minibatches):
+                rows = (contexts[:, None] * K + np.arange(K)).ravel()  # all K replies to a context together
+                policy_loss, value_loss, stats = ppo_loss(agent, batch, rows, local, autocast)
+                losses = [policy_loss, value_loss] if len(engines) == 2 else [policy_loss + value_loss]
+                for (name, step), loss in zip(steps.items(), losses, strict=True):
+                    step.backward_and_step(loss, partial(run.check_step, name))
+                logged.append(stats)
 
-                with autocast:
-                    newlogits, newvalue = agent(*packed) if agent.shared else (None, agent.critic(*packed))
-                v_loss = 0.5 * (newvalue.float() + baseline[here] - returns[here]).pow(2).sum() / mb_tokens
-                if not agent.shared:  # then nothing of this is in memory while the policy learns
-                    step("the critic", args.vf_coef * v_loss, critic_params)
-                    with autocast:
-                        newlogits = agent(*packed)
-
-                drawable = allowed[here] if args.top_k else None
-                distribution = narrow(newlogits, drawable).float().log_softmax(-1)  # (N, top_k or vocab_size)
-                newlogprob = distribution.gather(1, choices[here][:, None]).squeeze(1)
-                with torch.set_grad_enabled(args.ent_coef != 0):
-                    entropy_loss = torch.special.entr(distribution.exp()).sum() / mb_tokens
-                logratio = newlogprob - logprobs[here]
-                ratio = logratio.exp()
-                pg_loss1 = -advantages[here] * ratio
-                pg_loss2 = -advantages[here] * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-                pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
-                loss = pg_loss - args.ent_coef * entropy_loss
-                if agent.shared:
-                    step("the agent", loss + args.vf_coef * v_loss, policy_params, critic_params)
-                else:
-                    step("the policy", loss, policy_params)
-                with torch.no_grad():
-                    # k3 of http://joschu.net/blog/kl-approx.html
-                    approx_kl = (ratio - 1 - logratio).sum() / mb_tokens
-                    clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / mb_tokens
-                stats.append(torch.stack([pg_loss, v_loss, entropy_loss, approx_kl, clipfrac]).detach())
-                del newlogits, distribution  # the next minibatch needs the memory
-
-        # Logs: what the wrappers put into the final info, as means over the batch, and the algorithm's own
-        pg_loss, v_loss, entropy_loss, approx_kl, clipfrac = torch.stack(stats).nanmean(0).tolist()
-        residual = ((returns - values) * reply_mask)[reply_mask.bool()].var()
         seconds = time.perf_counter() - start
         run.log(
             {
-                "charts/episodic_return": episode_rewards.mean(),
-                "charts/episodic_length": (num_tokens / args.num_envs).item(),
-                "charts/FPS": world * num_tokens.item() / seconds,
+                "charts/episodic_return": batch.rewards.sum(1).mean(),
+                "charts/episodic_length": num_tokens / local.num_envs,
+                "charts/FPS": world * num_tokens / seconds,
                 "charts/learning_rate": groups[0]["lr"],
                 "time/rollout": rollout_time / seconds,
-                **{key: infos[key].mean() for key in infos if key.startswith(("reward/", "metric/"))},
-                "losses/policy_loss": pg_loss,
-                "losses/value_loss": v_loss,
-                "losses/entropy": entropy_loss,
-                "losses/approx_kl": approx_kl,
-                "losses/clipfrac": clipfrac,
-                "losses/explained_variance": (1 - residual / returns[reply_mask.bool()].var()).item(),
+                **{key: batch.infos[key].mean() for key in batch.infos if key.startswith(("reward/", "metric/"))},
+                **{f"losses/{name}": torch.stack([row[name] for row in logged]).nanmean() for name in stats},
+                "losses/explained_variance": explained_variance,
             },
-            episodes=iteration * whole.num_envs,
+            episodes=iteration * args.num_envs,
         )
-        run.print_samples(iteration, infos["prompt"], infos["response"], episode_rewards)
+        run.print_samples(iteration, batch.infos["prompt"], batch.infos["response"], batch.rewards.sum(1))
         run.checkpoint(iteration)
 
     run.finish(evaluate())

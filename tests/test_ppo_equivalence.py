@@ -251,11 +251,11 @@ def test_an_iteration_equals_the_slow_reference(critic, K, top_k, group_baseline
 
     # Before any update the ratio is 1: what the KV cache drew is what whole replies give.
     torch.testing.assert_close(batch.logprobs[there].double(), old, rtol=0, atol=1e-5)
-    torch.testing.assert_close(run["advantages"][there].double(), whitened, rtol=0, atol=1e-4)
-    torch.testing.assert_close(run["returns"][there].double(), returns, rtol=0, atol=1e-4)
+    torch.testing.assert_close(batch.advantages[there].double(), whitened, rtol=0, atol=1e-4)
+    torch.testing.assert_close(batch.returns[there].double(), returns, rtol=0, atol=1e-4)
     assert advantages.std() > 0.03
     for i, name in enumerate(("policy_loss", "value_loss")):
-        np.testing.assert_allclose([float(row[name]) for row in run["stats"]], [row[i] for row in losses], atol=1e-4)
+        np.testing.assert_allclose([float(row[name]) for row in run["logged"]], [row[i] for row in losses], atol=1e-4)
     assert ((ratios[-1] - 1).abs() > flags["clip_coef"]).any()  # the clip was at work
     moved = 0.0
     before = Agent(Args(model=lively_model, critic=critic), run["vocab_size"])

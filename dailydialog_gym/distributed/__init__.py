@@ -1,1 +1,6 @@
 """DeepSpeed, for ``ppo_dialog_deepspeed.py``: the ranks of a job, their engines, and runs of several ranks."""
+
+from dailydialog_gym.distributed.engines import CheckedSteps, DeepSpeedArgs, local_args
+from dailydialog_gym.distributed.runs import DistributedRun
+
+__all__ = ["CheckedSteps", "DeepSpeedArgs", "DistributedRun", "local_args"]

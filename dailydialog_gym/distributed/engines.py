@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +67,22 @@ def training_config(args: Any, ranks: int) -> dict[str, Any]:
         if offload in zero and zero.get("stage", 0) < least:
             raise SystemExit(f"{name}: {offload} is for ZeRO stage {least} or more, not {zero.get('stage', 0)}")
     return config | _batch(args, ranks, given, name)
+
+
+def local_args(args: Any, world: int, config: dict[str, Any]) -> Any:
+    """The flags of one rank: its share of the replies. A minibatch is split for DeepSpeed's gradient accumulation.
+
+    Args:
+        args: the script's arguments, for all ranks together.
+        world: the number of ranks.
+        config: the configuration of `training_config`.
+    """
+    return replace(
+        args,
+        num_envs=args.num_envs // world,
+        total_episodes=args.total_episodes // world,
+        num_minibatches=args.num_minibatches * config["gradient_accumulation_steps"],
+    )
 
 
 def evaluation_config(path: str | None, training: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,11 +6,8 @@ import os
 import sys
 from typing import Any
 
-import numpy as np
 import torch
 from torch import distributed
-
-from dailydialog_gym.rewards.coefficients import Coefficient
 
 try:
     import deepspeed
@@ -66,25 +63,3 @@ def all_gather(value: Any) -> list[Any]:
     values = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
-
-
-class GlobalCoefficient:
-    """A KL coefficient that observes the episodes of all ranks, so that it has the same value on all of them."""
-
-    def __init__(self, coefficient: Coefficient):
-        self.coefficient = coefficient
-
-    @property
-    def value(self) -> float:
-        return self.coefficient.value
-
-    def observe(self, kl: np.ndarray, tokens: np.ndarray, every: int) -> None:
-        everywhere = all_gather((kl, tokens))
-        kl, tokens = (np.concatenate(arrays) for arrays in zip(*everywhere, strict=True))
-        self.coefficient.observe(kl, tokens, every * len(everywhere))
-
-    def state_dict(self) -> dict[str, float]:
-        return self.coefficient.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.coefficient.load_state_dict(state_dict)

@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import transformers
 import tyro
 import yaml
 
@@ -31,6 +32,8 @@ class StartArgs:
 def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None) -> tuple[T, Path | None]:
     """Parse the command line of a training script. With --config or --resume, the file's values are the defaults.
 
+    transformers' progress bars are switched off, since a run shows its own.
+
     Args:
         cls: a dataclass whose base classes are the groups of ``--help``: ``RewardArgs`` becomes "reward options".
         description: the text at the top of ``--help``.
@@ -42,6 +45,7 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
         SystemExit: a flag is wrong, a key or value of the file is wrong, or a flag contradicts the resumed run. The
             message names it.
     """
+    transformers.utils.logging.disable_progress_bar()
     argv = sys.argv[1:] if argv is None else list(argv)
     # The defaults of the other flags depend on these two
     start, _ = tyro.cli(StartArgs, args=argv, add_help=False, return_unknown_args=True)

@@ -25,12 +25,13 @@ from deepspeed.comm.torch import TorchBackend
 from deepspeed.utils import safe_get_full_grad
 from matplotlib.figure import Figure
 from torch import distributed
+from torch.distributions import Categorical
 
 import dailydialog_gym.runs.run
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.runs import RankedCheckpoints
 
-draw = torch.multinomial
+draw = Categorical.sample
 step, save_engine = deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint
 save, gather = RankedCheckpoints.save, TorchBackend.all_gather_into_tensor
 gradients: list[dict[str, torch.Tensor]] = []
@@ -45,11 +46,11 @@ def counted_gather(*args, **kwargs):
     return gather(*args, **kwargs)
 
 
-def drawn(probabilities, num_samples):
-    script = sys._getframe(1).f_globals
-    if script["__name__"] != "__main__":
-        return draw(probabilities, num_samples)
-    iteration, t, fault = script["iteration"], script["t"], job.get("fault")
+def drawn(distribution):
+    """`Categorical.sample`, called by the script's rollout."""
+    frame = sys._getframe(1)
+    script, rollout = frame.f_globals, frame.f_locals
+    iteration, t, fault = script["iteration"], rollout["t"], job.get("fault")
     rank, world = distributed.get_rank(), distributed.get_world_size()
     gathers.append(gathered)
     if fault == "interrupt" and (iteration, t, rank) == (2, 0, 0):
@@ -57,10 +58,10 @@ def drawn(probabilities, num_samples):
     if fault == "kill rollout" and (iteration, t, rank) == (3, 3, 1):
         os.kill(os.getpid(), signal.SIGKILL)
     if not job["same_draws"]:
-        return draw(probabilities, num_samples)
-    episodes = np.random.default_rng([iteration, t]).random(script["args"].num_envs * world)
-    mine = torch.from_numpy(episodes[rank::world][script["rows"]])
-    return (probabilities.double().cumsum(1) < mine[:, None]).sum(1, keepdim=True)
+        return draw(distribution)
+    episodes = np.random.default_rng([iteration, t]).random(rollout["B"] * world)
+    mine = torch.from_numpy(episodes[rank::world])[rollout["rows"]]
+    return (distribution.probs.double().cumsum(1) < mine[:, None]).sum(1)
 
 
 def recorded_step(engine):
@@ -97,8 +98,8 @@ def outcome(script):
         "policy": policy,
         "gradients": list(gradients),
         "gathers": list(gathers),
-        "kl_coef": ranks.all_gather(script["coefficient"].value),
-        "prompts": ranks.all_gather(script["infos"]["prompt"].tolist()),
+        "kl_coef": ranks.all_gather(script["kl_coef"].value),
+        "prompts": ranks.all_gather(script["batch"].infos["prompt"].tolist()),
         "partitioned": sum(p.numel() == 0 for engine in engines for p in engine.module.parameters()),
     }
 
@@ -106,7 +107,7 @@ def outcome(script):
 def main(jobs):
     deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint = recorded_step, killed_save
     RankedCheckpoints.save, TorchBackend.all_gather_into_tensor = save_and_copy, counted_gather
-    torch.multinomial = drawn
+    Categorical.sample = drawn
     dailydialog_gym.runs.run.plot_curves = lambda *_: Figure()  # curves take a third of such a short run's time
     gc.freeze()  # DeepSpeed collects garbage for each engine
     rank = ranks.start()[0]
