@@ -90,6 +90,41 @@ def test_runs_reproduce(run, tiny_model):
     assert untimed(first) == untimed(second)
 
 
+ALGORITHMS = {
+    "PPO": ("--critic", "shared"),
+    "PPO with a separate critic": ("--critic", "separate"),
+    "RLOO": ("--critic", "none"),
+    "GRPO": ("--critic", "none", "--normalize-groups"),
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_training_raises_a_bandit_reward(run, algorithm):
+    """A reward of 1 a token: the embedded policy learns to write as many tokens as it may."""
+    reward = ("--reward", "dailydialog_gym.rewards.length:token_count=1", "--meteor-weight", "0")
+    others = ("--intent-weight", "0", "--kl-coef", "0", "--kl-rule", "fixed", "--learning-rate", "3e-4")
+    sizes = ("--num-envs", "32", "--total-episodes", "192", "--max-prompt-length", "32", "--max-new-tokens", "16")
+    rows = run(*reward, *others, *sizes, "--eval-samples", "2", *ALGORITHMS[algorithm])
+    assert rows[0]["charts/episodic_return"] < 13 and rows[-1]["charts/episodic_return"] > 15
+
+
+def test_a_policy_that_forbids_tokens_has_an_entropy_bonus(tiny_model, run, tmp_path, monkeypatch):
+    """The gradient of p log p is finite where p is 0."""
+    (tmp_path / "forbids.py").write_text(
+        "import torch\nfrom transformers import GPT2LMHeadModel\n\n\n"
+        "class Policy(GPT2LMHeadModel):\n"
+        "    def forward(self, *args, **kwargs):\n"
+        "        output = super().forward(*args, **kwargs)\n"
+        "        forbidden = torch.arange(output.logits.shape[-1]) % 3 == 1\n"
+        "        output.logits = output.logits.masked_fill(forbidden, -torch.inf)\n"
+        "        return output\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ("--policy-class", "forbids:Policy", "--ent-coef", "0.01", "--top-k", "0")
+    for row in run("--model", tiny_model, *SMALL, *flags):
+        assert row["losses/skipped_steps"] == 0 and row["losses/entropy"] > 1
+
+
 def test_amp_trains(run, tiny_model, capsys):
     rows = run("--model", tiny_model, "--use-amp", *SMALL)
     assert "bfloat16" in capsys.readouterr().out
@@ -129,7 +164,10 @@ def test_a_compiled_run_is_the_run(run, tiny_model, critic):
         (("--max-prompt-length", "300"), "reads 256 tokens, but max_prompt_length 300 + max_new_tokens 20 = 320"),
         (("--model", "{weightless}"), "a folder with config.json and model.safetensors"),
         (("--intent-model", "{weightless}"), "cannot load intent classifier"),
-        (("--top-k", "5000"), "top_k is 0 to 4096"),
+        (("--top-k", "5000"), "--top-k must be 0 to 4096"),
+        (("--kl-target", "0"), "--kl-target above 0"),
+        (("--critic", "none", "--replies-per-prompt", "1"), "need --replies-per-prompt 2 or more"),
+        (("--normalize-groups", "--replies-per-prompt", "1"), "need --replies-per-prompt 2 or more"),
         (("--reward", "brevity=1"), "--reward 'brevity': expected module:name"),
         (("--kl-coef", "-1"), "coef of a KL coefficient"),
         (("--checkpoint-every", "0"), "--checkpoint-every must be at least 1, got 0"),

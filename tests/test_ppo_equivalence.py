@@ -54,19 +54,23 @@ def make_agent(kind, critic):
 
 
 def slow_outputs(agent, row, prompt_length, allowed=None):
-    """Log-probabilities of the reply's tokens among those allowed, and values before them, by prefix after prefix."""
+    """Log-probabilities of the reply's tokens among those allowed, and values before them, by prefix after prefix.
+    Without a critic the values are 0."""
     log_probs, values = [], []
     for t in range(prompt_length, len(row)):
         prefix = torch.from_numpy(row[None, :t])
         out = agent.policy(prefix, output_hidden_states=True)
-        hidden = out.hidden_states[-1] if agent.shared else agent.critic.body(prefix)[0]
         logits = out.logits[0, -1, : agent.vocab_size]
         if allowed is not None:
             others = torch.ones(agent.vocab_size, dtype=bool)
             others[allowed[t - prompt_length]] = False
             logits = logits.masked_fill(others, -torch.inf)
         log_probs.append(logits.log_softmax(-1)[row[t]])
-        values.append(agent.critic.value_head(hidden[0, -1])[0])
+        if agent.critic is None:
+            values.append(torch.zeros((), dtype=torch.double))
+        else:
+            hidden = out.hidden_states[-1] if agent.shared else agent.critic.body(prefix)[0]
+            values.append(agent.critic.value_head(hidden[0, -1])[0])
     return torch.stack(log_probs), torch.stack(values)
 
 
@@ -180,7 +184,8 @@ def slow_update(run, critic, flags):
     rows = [ids[mask == 1] for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
     prompt_lengths = batch.attention_mask[:, :width].sum(1)
     rewards = batch.infos["token_rewards"]
-    gamma, lam, clip = flags["gamma"], flags["gae_lambda"], flags["clip_coef"]
+    gamma, clip = flags["gamma"], flags["clip_coef"]
+    lam = 1.0 if critic == "none" else flags["gae_lambda"]
 
     top_k = flags["top_k"]
     allowed = batch.candidates if top_k else [None] * len(rows)
@@ -203,12 +208,18 @@ def slow_update(run, critic, flags):
         returns += [a + v for a, v in zip(advantage, values, strict=False)]
     advantages, returns = torch.tensor(advantages, dtype=torch.double), torch.tensor(returns, dtype=torch.double)
     baselines = torch.tensor(baselines, dtype=torch.double)
-    whitened = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+    if flags.get("normalize_groups"):
+        K, counts = flags["replies_per_prompt"], [len(log_probs) for log_probs in old]
+        groups = [slice(i - i % K, i - i % K + K) for i in range(len(rows))]
+        spreads = np.repeat([rewards[group].sum(1).std(ddof=1) for group in groups], counts)
+        whitened = advantages / (torch.from_numpy(spreads) + 1e-4)
+    else:
+        whitened = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
     old = torch.cat(old)
 
-    policy, other = list(agent.policy.parameters()), list(agent.critic.parameters())
+    policy, other = list(agent.policy.parameters()), list(agent.critic.parameters()) if agent.critic else []
     groups = [{"params": policy, "lr": flags["learning_rate"]}, {"params": other, "lr": flags["critic_learning_rate"]}]
-    optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups if other else groups[:1], eps=1e-5, weight_decay=0.0)
     losses, ratios = [], []
     for _ in range(flags["update_epochs"]):
         new, values, entropies = [], [], []
@@ -235,11 +246,18 @@ def slow_update(run, critic, flags):
 
 @pytest.mark.parametrize(
     ("critic", "K", "top_k", "group_baseline"),
-    [("separate", 1, 5, True), ("separate", 3, 0, True), ("shared", 2, 5, True), ("shared", 2, 0, False)],
+    [
+        ("separate", 1, 5, True),
+        ("separate", 3, 0, True),
+        ("shared", 2, 5, True),
+        ("shared", 2, 0, False),
+        ("none", 3, 5, True),
+        ("none", 2, 0, "normalized"),
+    ],
 )
 def test_an_iteration_equals_the_slow_reference(critic, K, top_k, group_baseline, lively_model, tmp_path, monkeypatch):
     flags = FLAGS | {"model": lively_model, "critic": critic, "replies_per_prompt": K, "top_k": top_k}
-    flags["group_baseline"] = group_baseline
+    flags |= {"group_baseline": bool(group_baseline), "normalize_groups": group_baseline == "normalized"}
     run = run_script(tmp_path, monkeypatch, **flags)
     batch = run["batch"]
     there = batch.reply_mask.bool()

@@ -39,7 +39,7 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(tiny_model, tmp_path,
     monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *flags, *rewards])
     script = runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
     rows = [json.loads(row) for row in (script["run"].folder / "metrics.jsonl").read_text().splitlines()]
-    infos = script["infos"]
+    infos = script["batch"].infos
     assert rows[-1]["reward/brevity"] == pytest.approx(infos["reward/brevity"].mean())
     assert rows[-1]["reward/Meteor"] == pytest.approx(rows[-1]["reward/meteor"])
     paid = (

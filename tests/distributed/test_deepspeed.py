@@ -67,17 +67,22 @@ FLAGS |= {"learning-rate": 1e-3, "kl-target": 0.01, "max-grad-norm": 0.01}  # le
 def test_it_is_the_plain_script_but_for_few_lines():
     plain, script = (path.read_text().splitlines() for path in (PLAIN, SCRIPT))
     diff = [line for line in difflib.unified_diff(plain, script, n=0) if not line.startswith(("---", "+++", "@@"))]
-    assert sum(line.startswith("-") for line in diff) <= 60
-    assert sum(line.startswith("+") for line in diff) <= 80
+    assert sum(line.startswith("-") for line in diff) <= 54
+    assert sum(line.startswith("+") for line in diff) <= 73
 
 
-def test_its_models_packing_and_flags_are_the_plain_script_s_to_the_letter():
+def test_its_classes_and_rollout_are_the_plain_script_s_to_the_letter():
+    """Advantages and loss differ in means over the ranks."""
     blocks = [
         {node.name: ast.unparse(node) for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
         for path in (PLAIN, SCRIPT)
     ]
     assert blocks[1].keys() == blocks[0].keys()
-    assert {name for name in blocks[0] if blocks[0][name] != blocks[1][name]} == {"Args"}
+    assert {name for name in blocks[0] if blocks[0][name] != blocks[1][name]} == {
+        "Args",
+        "compute_advantages",
+        "ppo_loss",
+    }
 
 
 def test_compile_is_refused(monkeypatch):
