@@ -46,7 +46,7 @@ def plot_curves(runs: Sequence[Sequence[dict[str, float]]], keys: Sequence[str])
     for axis, key in zip(axes, keys, strict=False):
         values = np.array([[row[key] for row in run] for run in runs], dtype=float)  # (runs, iterations), None is NaN
         means = running_mean(values)
-        axis.plot(episodes, values.T, color="black", alpha=0.25, linewidth=0.8)
+        axis.plot(episodes, values.T, color="black", alpha=0.4, linewidth=0.8)
         if len(runs) > 1:
             axis.fill_between(episodes, means.min(0), means.max(0), color="tab:blue", alpha=0.2, linewidth=0)
         axis.plot(episodes, means.mean(0), color="tab:blue")

@@ -21,6 +21,7 @@ from dailydialog_gym.chat.conversation import Chat
 from dailydialog_gym.chat.page import build_page, launch
 from dailydialog_gym.chat.trained import TrainedAgent
 from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.reports import LABELS
 from dailydialog_gym.rewards.intent import IntentMatch
 
 CHROMIUM = shutil.which("chromium")
@@ -266,7 +267,10 @@ def test_the_training_tab_shows_the_run_as_text(open_page):
 
 @browser_test
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_all_without_scrolling_sideways(open_page, scheme):
+def test_a_phone_shows_all_without_scrolling_sideways(open_page, served, request, scheme):
+    evaluation = served.chat.votes.with_name("evaluation.json")
+    evaluation.write_text(json.dumps({side: dict.fromkeys(LABELS, 0.5) for side in ("before", "after")}))
+    request.addfinalizer(evaluation.unlink)
     page = open_page(viewport={"width": 360, "height": 700}, color_scheme=scheme)
     send(page, "a" * 300)
     wait_for_reply(page)
@@ -274,6 +278,8 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page, scheme):
     page.get_by_role("button", name="Settings of the replies").click()
     for tab in ("Chat", "Compare", "Training"):
         page.get_by_role("tab", name=tab).click()
+        if tab == "Training":
+            expect(page.get_by_role("cell", name="+0.0%")).to_have_count(len(LABELS))
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")

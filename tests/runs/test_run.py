@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from paths import ROOT
@@ -138,3 +139,27 @@ def test_a_number_that_is_not_finite_is_null_in_json(run):
 def test_a_new_run_begins_with_its_folder_and_flags_whole(run):
     assert json.loads((run.folder / "config.json").read_text()) == vars(run.args)
     assert [path.name for path in run.folder.parent.iterdir()] == ["run"]
+
+
+class OtherRank(Run):
+    """A run of a process that gets the folder from the main one."""
+
+    def _broadcast(self, value):
+        return Path("runs/run") if value is None else value
+
+
+def test_a_process_other_than_the_main_one_writes_and_prints_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    run = OtherRank(Args(run_name="run"), 8, is_main=False)
+    run.checkpoint_parts(torch.nn.Linear(1, 1))
+    run.start(None)
+    run.log({"charts/episodic_return": 0.5}, episodes=4)
+    run.print_samples(10, ["Hello . <EOU>"], ["Hi ."], np.ones(1))
+    run.checkpoint(1)
+    assert run.evaluate(None, None, None, None) is None
+    assert [check(run, float("nan"), 1.0) for _ in range(2)] == [False, False]
+    with pytest.raises(SystemExit, match=r"^1$"):  # together with the main process, which prints the message
+        check(run, float("nan"), 1.0)
+    run.finish(None)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
