@@ -1,18 +1,20 @@
-"""How long people wait for the embedded policy in chat_app.py: python benchmarks/chat_speed.py
+"""How long people wait for replies of the embedded policy in chat_app.py: python benchmarks/chat_speed.py
 
-Alone and 20 at once, in process and through the page's endpoint.
+The benchmark measures one person alone and 20 people at once, both in this process and through the page's endpoint.
 """
 
 import asyncio
 import socket
-import statistics
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
+from statistics import median
 
 import httpx
 import torch
 import transformers
+from machine import processor, versions
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat, choose_threads
@@ -25,7 +27,7 @@ HISTORY = ["Good morning! How are you?", "Fine, thanks. And you?", "Very well. I
 
 
 async def in_process(chat: Chat, people: int) -> list[tuple[float, float]]:
-    """Seconds to the first token, and tokens a second from the request on, for each."""
+    """For each person: the seconds to the first token, and the tokens per second, counted from the request."""
 
     async def talk(seed: int) -> tuple[float, float]:
         start = time.perf_counter()
@@ -42,7 +44,7 @@ async def in_process(chat: Chat, people: int) -> list[tuple[float, float]]:
 
 
 async def through_endpoint(url: str, people: int) -> list[float]:
-    """Seconds to the first words, for each."""
+    """For each person: the seconds to the first words."""
 
     async def talk(client: httpx.AsyncClient, seed: int) -> float:
         start, first = time.perf_counter(), None
@@ -58,40 +60,37 @@ async def through_endpoint(url: str, people: int) -> list[float]:
         return await asyncio.gather(*(talk(client, seed) for seed in range(people)))
 
 
+def ms(seconds: list[float], summary: Callable[[list[float]], float]) -> str:
+    return f"{1e3 * summary(seconds):.0f} ms"
+
+
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     chat = Chat(DialogueAgent.load("builtin"), None, None, Path())
     choose_threads(chat.trained.model)
-    asyncio.run(in_process(chat, 2))  # the first forward pass of a process takes longer
-    print(f"{torch.get_num_threads()} threads")
-    alone = [asyncio.run(in_process(chat, 1))[0] for _ in range(10)]
+    asyncio.run(in_process(chat, 2))  # warm-up: the first forward pass of a process takes longer
+    print(f"{processor()}, {torch.get_num_threads()} threads; {versions('torch', 'transformers', 'gradio')}")
+    first, speed = zip(*(asyncio.run(in_process(chat, 1))[0] for _ in range(10)), strict=True)
     print(
-        f"alone, in process: first token {1e3 * statistics.median(first for first, _ in alone):.0f} ms (median of 10, "
-        f"worst {1e3 * max(first for first, _ in alone):.0f}), {statistics.median(speed for _, speed in alone):.0f} "
-        "tokens/s"
+        f"alone, in process: first token {ms(first, median)} (median of 10), {ms(first, max)} (maximum); "
+        f"{median(speed):.0f} tokens/s"
     )
-    many = asyncio.run(in_process(chat, 20))
-    print(
-        f"20 at once, in process: first token {1e3 * max(first for first, _ in many):.0f} ms for the last, "
-        f"{sum(speed for _, speed in many):.0f} tokens/s together"
-    )
+    first, speed = zip(*asyncio.run(in_process(chat, 20)), strict=True)
+    print(f"20 at once, in process: first token {ms(first, max)} (maximum); {sum(speed):.0f} tokens/s together")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     page = build_page(chat, find_agent("builtin"))
     launch(page, "127.0.0.1", port, share=False, auth=None, prevent_thread_lock=True, quiet=True)
     url = f"http://127.0.0.1:{port}/gradio_api/call/chat"
-    asyncio.run(through_endpoint(url, 2))
+    asyncio.run(through_endpoint(url, 2))  # warm-up
     first = [asyncio.run(through_endpoint(url, 1))[0] for _ in range(10)]
-    print(
-        f"alone, through the endpoint: first words {1e3 * statistics.median(first):.0f} ms (median of 10, "
-        f"worst {1e3 * max(first):.0f})"
-    )
-    processor = time.process_time()
+    print(f"alone, through the endpoint: first words {ms(first, median)} (median of 10), {ms(first, max)} (maximum)")
+    start = time.process_time()
     first = asyncio.run(through_endpoint(url, 20))
     print(
-        f"20 at once, through the endpoint: first words {1e3 * statistics.median(first):.0f} ms (median), "
-        f"{1e3 * max(first):.0f} ms for the last; {time.process_time() - processor:.1f} s of processor time for all"
+        f"20 at once, through the endpoint: first words {ms(first, median)} (median), {ms(first, max)} (maximum); "
+        f"{time.process_time() - start:.1f} s of CPU time for all of them"
     )
     page.close()
 

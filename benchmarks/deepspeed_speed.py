@@ -4,16 +4,15 @@
     python benchmarks/deepspeed_speed.py --devices 1 --model gpt2-small --num-envs 64 --flags=--use-amp     # a GPU
     python benchmarks/deepspeed_speed.py --devices 8 --model opt-1.3b --flags=--use-amp
 
-Weights are drawn at random. Plain trains on one device. FPS counts the tokens of replies, over all devices: the median
-of a run's iterations but the first. GB is what the iterations need on a device at most, the largest of all ranks: on a
-processor the resident memory over that of the imports, on a GPU what is allocated. Beside it stands what README's table
-says of weights, gradients and moments, and the reference's weights; activations and the intent model are not in it.
+The weights are random. The row "plain" is ppo_dialog.py on one device. FPS is the number of reply tokens per second on
+all devices together: the median over the iterations of a run without the first. GB is the largest amount of memory that
+the iterations need on any device: on a CPU the resident memory minus that after the imports, on a GPU the allocated
+memory. The column next to it is the memory of weights, gradients, optimizer moments and the reference's weights by the
+documented bytes per parameter, without the activations and the intent model.
 """
 
-import datetime
 import json
 import os
-import platform
 import resource
 import runpy
 import statistics
@@ -21,12 +20,12 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
+from machine import environment, processor, versions
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
 
 from dailydialog_gym.embedded import ASSETS
@@ -39,7 +38,7 @@ MODELS = {
     "gpt2-small": GPT2Config(),
     "opt-1.3b": OPTConfig(num_attention_heads=32, **OPT),
 }
-# Stage and flags; by stage README's bytes a parameter, in float32 and with --use-amp, of N devices
+# By name: the ZeRO stage, None for ppo_dialog.py, and more flags
 VARIANTS = {
     "plain": (None, []),
     "stage 0 (data parallel)": (0, []),
@@ -49,6 +48,7 @@ VARIANTS = {
     "stage 3": (3, []),
     "stage 3, all on the processor": (3, ["--offload-optimizer", "--offload-param"]),
 }
+# By ZeRO stage: the bytes per parameter on each of n devices, in float32 and with --use-amp
 BYTES = {
     None: (lambda n: 16, lambda n: 16),  # autocast keeps float32 weights
     0: (lambda n: 16, lambda n: 18),
@@ -63,44 +63,41 @@ class Args:
     devices: int = 2
     """processes of the `deepspeed` command"""
     iterations: int = 3
-    """of which the first isn't counted"""
+    """PPO iterations of each run; the first one is not counted"""
     num_envs: int = 16
-    """replies an iteration, over all devices"""
+    """replies per iteration, over all devices"""
     model: Literal["27M", "gpt2-small", "opt-1.3b"] = "27M"
-    """a GPT-2 of 27 million parameters, or as large as its name says"""
+    """size of the model; 27M is a GPT-2 of 27 million parameters"""
     variants: tuple[str, ...] = tuple(VARIANTS)
-    """rows of the table"""
+    """the rows of the table"""
     flags: tyro.conf.UseAppendAction[tuple[str, ...]] = field(default=())
-    """more flags of both scripts, each as --flags=--use-amp"""
+    """more flags for both scripts, each as --flags=--use-amp"""
 
 
 def peak() -> int:
-    """Bytes that were in use at most."""
+    """The largest number of bytes that this process has used at one time."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measured_run(script: str, out: str, *flags: str) -> None:
-    """Run a script in this process; every rank leaves the memory that it takes up to the end of the last iteration."""
+    """Run a script in this process, and write to a file of each rank how much memory its iterations needed."""
     runpy.run_path(script)  # the imports
-    before, needed = peak(), []
-    Run.log = after(Run.log, lambda: needed.append(peak() - before))
+    before, needed, log = peak(), [], Run.log
+
+    def measured_log(*args, **kwargs):
+        needed.append(peak() - before)
+        return log(*args, **kwargs)
+
+    Run.log = measured_log  # the scripts call it at the end of each iteration
     sys.argv = [script, *flags]
     rank = runpy.run_path(script, run_name="__main__").get("rank", 0)
     Path(out, f"peak{rank}").write_text(str(needed[-1]))
 
 
-def after(function, also):
-    def both(*args, **kwargs):
-        also()
-        return function(*args, **kwargs)
-
-    return both
-
-
 def measure(args: Args, model: Path, stage: int | None, flags: list[str]) -> tuple[float, float]:
-    """FPS and GB of a variant."""
+    """The FPS and the GB per device of a variant."""
     devices = 1 if stage is None else args.devices
     script = ROOT / ("ppo_dialog.py" if stage is None else "ppo_dialog_deepspeed.py")
     launcher = [sys.executable] if stage is None else ["deepspeed", "--num_gpus", str(devices)]
@@ -109,12 +106,12 @@ def measure(args: Args, model: Path, stage: int | None, flags: list[str]) -> tup
     common |= {"replies-per-prompt": 4}
     common |= {} if stage is None else {"zero-stage": stage}
     words = [str(word) for name, value in common.items() for word in (f"--{name}", value)]
-    # Processes that have more threads than cores between them wait for each other most of the time
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // devices))}
+    # If the processes have more threads than there are cores, they wait for each other most of the time
+    threads = max(1, os.cpu_count() // devices)
     with tempfile.TemporaryDirectory() as folder:
         command = [*launcher, __file__, "measured", str(script), folder, *words, *args.flags, *flags]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        done = subprocess.run(command, cwd=folder, env=environment, **output)
+        done = subprocess.run(command, cwd=folder, env=environment(threads), **output)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}")
         rows = [json.loads(line) for line in Path(folder, "runs/run/metrics.jsonl").read_text().splitlines()]
@@ -122,18 +119,10 @@ def measure(args: Args, model: Path, stage: int | None, flags: list[str]) -> tup
     return statistics.median(row["charts/FPS"] for row in rows[1:]), needed / 1e9
 
 
-def machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def main(args: Args) -> None:
-    versions = ", ".join(f"{name} {version(name)}" for name in ("deepspeed", "torch", "transformers"))
-    print(f"{machine()}; Python {platform.python_version()}, {versions}; {datetime.date.today()}")
-    print(", ".join([args.model, f"{args.num_envs} replies an iteration", *args.flags]))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    print(f"{device}; {versions('deepspeed', 'torch', 'transformers')}")
+    print(", ".join([args.model, f"{args.num_envs} replies per iteration", *args.flags]))
     amp, shared = "--use-amp" in args.flags, "--critic=separate" not in args.flags
     with tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_config(MODELS[args.model])
@@ -141,7 +130,7 @@ def main(args: Args) -> None:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(ASSETS / "policy").save_pretrained(folder)
         del model
-        print("\n| | devices | FPS | GB a device | by the table |\n| --- | ---: | ---: | ---: | ---: |")
+        print("\n| | devices | FPS | GB per device | by bytes per parameter |\n| --- | ---: | ---: | ---: | ---: |")
         for name in args.variants:
             stage, flags = VARIANTS[name]
             devices = 1 if stage is None else args.devices
@@ -152,13 +141,13 @@ def main(args: Args) -> None:
             print(f"| {name} | {devices} | {fps:.1f} | {needed:.2f} | {table} |", flush=True)
     if not torch.cuda.is_available():
         print(
-            "\nNot measured, for want of GPUs: GPT-2 small and OPT-1.3B, on one GPU or several, the +30% and +35% over "
-            "data parallel of OpenRL's tutorial among them; and what offloading saves, as the processor is the device."
+            "\nWithout GPUs this is no comparison with OpenRL's tutorial (GPT-2 small and OPT-1.3B, +30% and +35% over "
+            "data parallel), and offloading to the CPU saves no memory."
         )
 
 
 if __name__ == "__main__":
-    if "measured" in sys.argv[1:3]:  # after the launcher's --local_rank
+    if "measured" in sys.argv[1:3]:  # the launcher may put --local_rank before it
         words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
         measured_run(*words[1:])
     else:

@@ -1,33 +1,31 @@
-"""How fast the environments are, as a Markdown table. Run: python benchmarks/env_speed.py
+"""How fast the environments are, as a Markdown table: python benchmarks/env_speed.py
 
-Random actions, the builtin dialogues and tokenizer; resets and the decoding of finished replies are included. The
-vector environments reset a row in the step that ends its reply (``SAME_STEP``), so that every step counted is a token
-written. The contenders take turns, so that a busy moment of the machine slows all of them.
+Actions are random, on the builtin dialogues and tokenizer. Resets and the decoding of finished replies are included.
+The vector environments reset a row in the step in which its reply ends (``SAME_STEP``), so that every step writes a
+token. The contenders take turns, so that other work of the machine slows down all of them.
 """
 
-import datetime
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread: decoding a batch would use every core
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # decode with one thread, and not with one per core
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
+from machine import processor, versions
 
 import dailydialog_gym
 
 REPEATS = 7
-SECONDS = 0.25  # of each repeat
+SECONDS = 0.25  # duration of each repeat
 
 
 def step_one(env: gym.Env, actions: list[int]) -> float:
-    """Steps a second of a single environment, which goes on from where the last call left it."""
+    """Steps per second of a single environment, which continues where the last call stopped."""
     steps, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < SECONDS:
         for action in actions:
@@ -39,7 +37,7 @@ def step_one(env: gym.Env, actions: list[int]) -> float:
 
 
 def step_many(envs: VectorEnv, actions: np.ndarray) -> float:
-    """Steps a second of a vector environment, a step of each row counted."""
+    """Steps per second of a vector environment, summed over its rows."""
     steps, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < SECONDS:
         for row in actions:
@@ -55,15 +53,9 @@ def reset_ms(envs: VectorEnv, seed: int | None) -> float:
 
 
 def import_ms() -> float:
-    """What `import dailydialog_gym` takes after `import gymnasium`, in a fresh interpreter."""
+    """The time of `import dailydialog_gym` after `import gymnasium`, in a new interpreter."""
     code = "import gymnasium, time; t = time.perf_counter(); import dailydialog_gym; print(time.perf_counter() - t)"
     return 1000 * float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
-
-
-def machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0]}, {os.cpu_count()} cores" if names else f"{platform.processor()}, {os.cpu_count()} cores"
 
 
 def main() -> None:
@@ -79,11 +71,11 @@ def main() -> None:
         env.reset(seed=0)
 
     contenders = {
-        "steps a second, 1 environment (`DailyDialogEnv()`)": lambda: step_one(bare, some),
-        "steps a second, 1 environment in the wrappers of `gym.make`": lambda: step_one(one, some),
-        "steps a second, 16 environments (`gym.make_vec`)": lambda: step_many(envs[16], many[16]),
-        "steps a second, 256 environments (`gym.make_vec`)": lambda: step_many(envs[256], many[256]),
-        "steps a second, 256 environments in Gymnasium's `SyncVectorEnv`": lambda: step_many(sync, many[256]),
+        "steps per second, 1 environment (`DailyDialogEnv()`)": lambda: step_one(bare, some),
+        "steps per second, 1 environment in the wrappers of `gym.make`": lambda: step_one(one, some),
+        "steps per second, 16 environments (`gym.make_vec`)": lambda: step_many(envs[16], many[16]),
+        "steps per second, 256 environments (`gym.make_vec`)": lambda: step_many(envs[256], many[256]),
+        "steps per second, 256 environments in Gymnasium's `SyncVectorEnv`": lambda: step_many(sync, many[256]),
         "`reset` of 256 rows, ms": lambda: reset_ms(envs[256], None),
         "`reset(seed=...)` of 256 rows, ms": lambda: reset_ms(envs[256], 1),
         "`import dailydialog_gym` over `import gymnasium`, ms": import_ms,
@@ -93,8 +85,7 @@ def main() -> None:
         for name, measure in contenders.items():
             measured[name].append(measure())
 
-    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (gym, np))
-    print(f"{machine()}; Python {platform.python_version()}, {versions}; {datetime.date.today()}; one thread")
+    print(f"{processor()}, one thread; {versions('gymnasium', 'numpy')}")
     print(f"\n| | median of {REPEATS} | lowest to highest |\n| --- | ---: | ---: |")
     for name, values in measured.items():
         low, median, high = (

@@ -1,6 +1,8 @@
-"""README's pictures of the chat page, from a real browser: python benchmarks/screenshots.py --agent runs/NAME
+"""Take the documentation's pictures of the chat page with a real browser.
 
-Needs Chromium (apt-get install chromium) and a run, for the tabs Compare and Training.
+    python benchmarks/screenshots.py --agent runs/NAME
+
+It needs Chromium (apt-get install chromium), and a run's folder as the agent, for the tabs Compare and Training.
 """
 
 import shutil
@@ -38,7 +40,7 @@ def say(page: Page, text: str) -> None:
 def main(agent: str, out: Path = ROOT / "docs") -> None:
     """
     Args:
-        agent: as in chat_app.py.
+        agent: the agent to talk to, as in chat_app.py.
         out: the folder for the pictures.
     """
     out.mkdir(exist_ok=True)

@@ -1,11 +1,11 @@
-"""Build the embedded synonym table from WordNet 3.0's own files (Debian's package ``wordnet-base`` has them).
+"""Build the embedded synonym table from the files of WordNet 3.0, which are in Debian's package ``wordnet-base``.
 
     python -m dailydialog_gym.recipes.synonyms --wordnet /usr/share/wordnet --out dailydialog_gym/assets/synonyms.txt.gz
 
-The table is text: a header, then for each part of speech, in NLTK's order, its synsets and its exception list, all
-divided by blank lines. A line of synsets is one synset's single-word names. METEOR can't match those with capitals, but
-a word in lower case finds the synset by them ("quaker", `Quaker trembler`). Names of several words only stay where one
-word leads to them through the exception list ("comics", `comic_strip`).
+The table is a text file: a header, and then for each part of speech, in NLTK's order, its synsets and its exception
+list, with a blank line between all parts. A line is one synset, by its names of a single word. METEOR cannot match
+names with capitals, but a lower-case word can find a synset by them ("quaker" finds `Quaker trembler`). A name of
+several words is only kept if the exception list leads from a word to it (from "comics" to `comic_strip`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ class Args:
     out: Path
     """the gzip file to write"""
     wordnet: Path = Path("/usr/share/wordnet")
-    """folder with WordNet's `data.noun`, `noun.exc` and so on"""
+    """folder with WordNet's files, such as `data.noun` and `noun.exc`"""
 
 
 def read_synsets(path: Path, bases: set[str]) -> set[frozenset[str]]:
-    """Each synset's names that are single words or `bases`, from a data file (see wndb(5WN)); none without a match."""
+    """The names of each synset in a data file (see wndb(5WN)) that are single words or in ``bases``.
+
+    A synset that METEOR can match by none of its names is left out.
+    """
     synsets = set()
     for line in path.read_text(encoding="ascii").splitlines():
         if line.startswith("  "):  # the licence
@@ -49,7 +52,7 @@ def read_synsets(path: Path, bases: set[str]) -> set[frozenset[str]]:
 
 
 def without_subsets(synsets: set[frozenset[str]]) -> list[frozenset[str]]:
-    """The synsets that are part of no other: a part gives none of its words a synonym that the whole doesn't."""
+    """The synsets that are not a subset of another one, which has all of their words' synonyms."""
     of_word = defaultdict(list)
     for names in synsets:
         for name in names:
@@ -58,12 +61,14 @@ def without_subsets(synsets: set[frozenset[str]]) -> list[frozenset[str]]:
 
 
 def read_exceptions(path: Path) -> dict[str, str]:
-    """The base forms of each irregular form; of two lines for one form, the last counts, as in NLTK."""
+    """The base forms of each irregular form; if a form has two lines, the last one counts, as in NLTK."""
     lines = path.read_text(encoding="ascii").splitlines()
     return {form: bases for form, bases in (line.split(" ", 1) for line in lines) if "_" not in form}
 
 
 def main(args: Args) -> None:
+    if not args.wordnet.is_dir():
+        raise SystemExit(f"--wordnet {args.wordnet} is not a folder: install Debian's package wordnet-base")
     blocks = [HEADER]
     for part in PARTS:
         exceptions = read_exceptions(args.wordnet / f"{part}.exc")
@@ -72,7 +77,7 @@ def main(args: Args) -> None:
         blocks.append("\n".join(sorted(" ".join(sorted(names)) for names in synsets)))
         blocks.append("\n".join(f"{form} {bases}" for form, bases in sorted(exceptions.items())))
         print(f"{part}: {len(synsets):,} synsets, {len(exceptions):,} exceptions")
-    # No name and no time in the gzip header: the same files give the same bytes.
+    # Without a name and a time in the gzip header, the same files give the same bytes.
     with args.out.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as table:
         table.write(("\n\n".join(blocks) + "\n").encode())
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")

@@ -1,4 +1,4 @@
-"""What the intent classifier is taught beside the labels: other classifiers' opinions."""
+"""Soft targets for the intent classifier: other classifiers' predictions, also for replies without labels."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import ACTS, Dialogue
 from dailydialog_gym.env.samples import format_prompt, load_samples
 from dailydialog_gym.env.tokenizer import EOU
-from dailydialog_gym.recipes.sft import read_pretraining
+from dailydialog_gym.recipes.training import read_unlabelled
 from dailydialog_gym.rewards.intent import IntentMatch
+
+Pairs = list[tuple[str, str]]  # an utterance, and the reply to it
 
 
 def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
-    """``(n, 4)``: how probable each act of each utterance is, the mean of two logistic regressions on words.
+    """``(n, 4)``: the probabilities of each utterance's act, as the mean of two logistic regressions on word counts.
 
-    One reads the utterance and the one before. The other is also told the dialogue's other acts, which say what the
-    utterance answers, what was made of it, and how its annotator tends to label. Either judges only dialogues that it
-    wasn't fitted on.
+    The first regression reads the utterance and the one before it. The second also gets the acts of the rest of the
+    dialogue, which show what the utterance answers, how it was answered, and which acts its annotator prefers. Each
+    predicts only the dialogues of the fold that it was not fitted on (cross-validation).
     """
-    number: dict[tuple[str, ...], int] = {}  # a dialogue that stands twice is in one fold
+    number: dict[tuple[str, ...], int] = {}  # equal dialogues are in the same fold
     fold, acts, texts, others = [], [], [], []
     for dialogue in dialogues:
         own = number.setdefault(dialogue.utterances, len(number)) % folds
@@ -62,27 +64,28 @@ def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
     return torch.from_numpy(result)
 
 
-def opinions(teacher: str, pairs: Sequence[tuple[str, str]], amp: bool) -> torch.Tensor:
-    """``(n, 4)``: how probable a trained classifier finds each act of each reply to an utterance, even of those that it
-    learned from, as in born-again networks (Furlanello et al. 2018, arXiv:1805.04770)."""
+def predictions(teacher: str, pairs: Pairs, amp: bool) -> torch.Tensor:
+    """``(n, 4)``: the probabilities of the replies' acts by a trained classifier, also for replies that it was trained
+    on, as in born-again networks (Furlanello et al. 2018, arXiv:1805.04770)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     match = IntentMatch(teacher, device, amp_dtype=torch.bfloat16 if amp else None)
     last, replies = zip(*pairs, strict=True)
     return torch.from_numpy(match.probabilities([format_prompt([text]) for text in last], replies)).float()
 
 
-def unlabelled_pairs(path: Path, n: int, seed: int) -> list[tuple[str, str]]:
-    """``n`` utterances with the replies to them, no pair twice, drawn by chance from a file of dialogues."""
-    dialogues = read_pretraining(path)
-    pairs = dict.fromkeys(pair for dialogue in dialogues for pair in pairwise(dialogue))
+def unlabelled_pairs(path: Path, n: int, seed: int) -> Pairs:
+    """``n`` different pairs, chosen at random from a file of dialogues."""
+    pairs = dict.fromkeys(pair for dialogue in read_unlabelled(path) for pair in pairwise(dialogue))
     if len(pairs) < n:
         raise ValueError(f"{path} has {len(pairs):,} replies, fewer than --unlabelled-replies {n:,}")
     return random.Random(seed).sample(list(pairs), n)
 
 
-def policy_pairs(dataset: str, n: int, seed: int) -> list[tuple[str, str]]:
-    """``n`` last utterances of training contexts, chosen by chance, with the embedded policy's replies to them, drawn
-    as `ppo_dialog.py` draws them: what the classifier will be paid for, half sentences and nonsense included."""
+def policy_pairs(dataset: str, n: int, seed: int) -> Pairs:
+    """The last utterances of ``n`` training contexts, chosen at random, and the embedded policy's replies to them.
+
+    The replies are sampled as in `ppo_dialog.py`, so that they resemble what the classifier will judge as a reward.
+    """
     prompts = load_samples(dataset, "train").prompts
     if len(prompts) < n:
         raise ValueError(f"dataset {dataset!r} has {len(prompts):,} contexts, fewer than --policy-replies {n:,}")
@@ -92,15 +95,15 @@ def policy_pairs(dataset: str, n: int, seed: int) -> list[tuple[str, str]]:
     return [(prompt.split(EOU)[-2].strip(), reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
-def pairs_of(dialogues: Sequence[Dialogue]) -> list[tuple[str, str]]:
-    """Every utterance as a reply to the one before it, or to nothing."""
+def pairs_of(dialogues: Sequence[Dialogue]) -> Pairs:
+    """Every utterance as a reply to the one before it, or to an empty text."""
     return [pair for dialogue in dialogues for pair in pairwise(("", *dialogue.utterances))]
 
 
-def pieces(dialogues: Sequence[Dialogue], seed: int) -> list[tuple[str, str]]:
-    """Of each reply of several sentences two runs of them, drawn by chance, as other replies to the same utterance.
+def sentence_pairs(dialogues: Sequence[Dialogue], seed: int) -> Pairs:
+    """For each reply of several sentences, two random runs of consecutive sentences as other replies, without repeats.
 
-    A reply is labelled as a whole: which of its sentences make it so is for teachers to say. No piece comes twice.
+    The label of a reply holds for the whole reply; which of its sentences it holds for is predicted by the teachers.
     """
     rng = random.Random(seed)
     result = []

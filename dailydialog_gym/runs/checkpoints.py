@@ -61,16 +61,24 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text(target: Path, text: str) -> None:
-    """Replace the content of the file ``target``, which is the complete old or the complete new text at any moment."""
+def write_file(target: Path, write: Callable[[Path], Any]) -> None:
+    """Replace the file ``target`` with what ``write`` puts into the path that it is given.
+
+    ``target`` is the complete old or the complete new file at any moment.
+    """
     fresh = target.with_name(f".{target.name}.new")
     try:
-        fresh.write_text(text)
+        write(fresh)
         _sync(fresh)
         fresh.replace(target)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def write_text(target: Path, text: str) -> None:
+    """Replace the content of the file ``target``, see `write_file`."""
+    write_file(target, lambda fresh: fresh.write_text(text))
 
 
 def _sync(path: Path) -> None:

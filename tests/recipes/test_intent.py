@@ -1,10 +1,8 @@
 """The recipe of the embedded intent classifier, on the builtin dialogues and at toy size."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.env.samples import format_prompt
 from dailydialog_gym.recipes import intent, teachers
+from dailydialog_gym.recipes.training import check_flags
 from dailydialog_gym.rewards.intent import IntentMatch
 
 TOY = {"vocab_size": 1000, "layers": 1, "width": 64, "epochs": 2, "warmup_steps": 10, "soft_weight": 0.0}
@@ -29,8 +28,7 @@ def dataset(tmp_path_factory):
 
 
 def curve(folder):
-    rows = [json.loads(line) for line in (folder / "intent.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +36,6 @@ def whole(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     intent.main(intent.Args(out=folder, dataset=dataset, test=True, **TOY))
     return folder
-
-
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, dataset, tmp_path):
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TOY.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "dailydialog_gym.recipes.intent",
-        f"--out={tmp_path}",
-        f"--dataset={dataset}",
-        *flags,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "training_state.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    intent.main(intent.Args(out=tmp_path, dataset=dataset, **TOY))
-    assert curve(tmp_path) == curve(whole)
-    assert curve(whole)[1]["validation nll"] < curve(whole)[0]["validation nll"]
-    assert "test" not in json.loads((tmp_path / "scores.json").read_text())
 
 
 def test_the_result_is_a_float16_folder_that_scores_through_intent_match_what_the_recipe_says(whole, dataset):
@@ -106,7 +82,7 @@ def bert(dataset, tmp_path_factory):
 def test_dropout_is_as_asked_for_whatever_the_start_had(whole, bert, tmp_path):
     for start in whole, bert:
         args = intent.Args(out=tmp_path, start=str(start), dropout=0.37)
-        learner = intent.Learner(args, *intent.begin(args, ()))
+        learner = intent.Learner(args, *intent.initial_model(args, ()))
         found = {module.p for module in learner.modules() if isinstance(module, torch.nn.Dropout)}
         assert found == {0.37}
 
@@ -131,9 +107,9 @@ def test_a_pretrained_encoder_becomes_a_classifier_that_scores_as_the_recipe_say
     assert IntentMatch(str(bert_classifier)).match(prompts, answers, acts).mean() == pytest.approx(said["accuracy"])
 
 
-def test_a_teacher_s_opinions_are_what_it_finds_in_the_joined_texts(whole, dataset):
+def test_a_teacher_s_predictions_are_those_of_the_joined_texts(whole, dataset):
     dialogues = load_dialogues(dataset, "validation")
-    found = teachers.opinions(str(whole), teachers.pairs_of(dialogues), amp=False)
+    found = teachers.predictions(str(whole), teachers.pairs_of(dialogues), amp=False)
     lasts = [last for d in dialogues for last in ("", *d.utterances[:-1])]
     texts = [
         f"{last}[END]{reply}" for last, reply in zip(lasts, (u for d in dialogues for u in d.utterances), strict=True)
@@ -142,11 +118,26 @@ def test_a_teacher_s_opinions_are_what_it_finds_in_the_joined_texts(whole, datas
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_only_an_encoder_can_be_begun_with(whole, dataset, tmp_path):
-    with pytest.raises(ValueError, match="no separator or no mask"):
-        intent.main(intent.Args(out=tmp_path, dataset=dataset, start=str(ASSETS / "policy"), **TOY))
-    with pytest.raises(ValueError, match="cannot load intent classifier 'nowhere'"):
-        intent.main(intent.Args(out=tmp_path, dataset=dataset, start="nowhere", **TOY))
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"start": str(ASSETS / "policy")}, "no separator or no mask: choose an encoder"),
+        ({"start": "nowhere"}, "cannot load intent classifier 'nowhere'"),
+        ({"unlabelled": "nine.jsonl"}, "need --teachers"),
+        ({"policy_replies": 30}, "need --teachers"),
+        ({"unlabelled": "nine.jsonl", "teachers": ("a",)}, "has 9 replies, fewer than --unlabelled-replies 50,000"),
+        ({"policy_replies": 9_999, "teachers": ("a",)}, "fewer than --policy-replies 9,999"),
+        ({"teachers": ("nowhere",)}, "cannot load intent classifier 'nowhere'"),
+    ],
+)
+def test_a_wrong_flag_is_named_and_can_be_corrected(flags, message, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unlabelled(tmp_path / "nine.jsonl", 9)
+    if "unlabelled" in flags:
+        flags = {**flags, "unlabelled": Path(flags["unlabelled"])}
+    with pytest.raises(ValueError, match=message):
+        intent.main(intent.Args(out=tmp_path / "out", dataset=dataset, **flags, **TOY))
+    check_flags(intent.Args(out=tmp_path / "out"))  # a failed run leaves nothing to resume
 
 
 @pytest.mark.parametrize("by", ["soft labels", "teachers"])
@@ -161,14 +152,13 @@ def test_what_is_taught_is_the_label_and_soft_labels_or_teachers(
     )
     dialogues = load_dialogues(dataset, "train")
     labels = torch.eye(4)[[act - 1 for dialogue in dialogues for act in dialogue.acts]]
-    found = [teachers.opinions(folder, teachers.pairs_of(dialogues), amp=False) for folder in folders]
+    found = [teachers.predictions(folder, teachers.pairs_of(dialogues), amp=False) for folder in folders]
     soft = sum(found) / 2 if found else teachers.soft_labels(dialogues)
     torch.testing.assert_close(taught[0], 0.25 * labels + 0.75 * soft)
 
 
-def unlabelled(tmp_path, n):
-    """A file of ``n`` replies, each of them to another's reply."""
-    path = tmp_path / "unlabelled.jsonl"
+def unlabelled(path, n):
+    """Write a file of ``n`` replies, each of which is a reply to the one before."""
     path.write_text(json.dumps({"dialog": [f"Here is number {i}." for i in range(n + 1)]}))
     return path
 
@@ -177,14 +167,14 @@ def test_unlabelled_replies_are_taught_as_the_teachers_judge_them(whole, dataset
     taught, losses = [], intent.Learner.losses
     monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[1:]) or losses(*args))
     flags = {**TOY, "epochs": 1, "teachers": (str(whole),)}
-    path = unlabelled(tmp_path, 9)
+    path = unlabelled(tmp_path / "nine.jsonl", 9)
     intent.main(intent.Args(out=tmp_path / "out", dataset=dataset, unlabelled=path, unlabelled_replies=9, **flags))
     drawn = teachers.unlabelled_pairs(path, 9, 1)
     assert sorted(drawn) == [(f"Here is number {i} .", f"Here is number {i + 1} .") for i in range(9)]
-    pairs = teachers.pieces(load_dialogues(dataset, "train"), 1) + drawn
+    pairs = teachers.sentence_pairs(load_dialogues(dataset, "train"), 1) + drawn
     targets = taught[0][1]
-    torch.testing.assert_close(targets[-len(pairs) :], teachers.opinions(str(whole), pairs, amp=False))
-    read = {row.index: row.ids for rows, _ in taught for row in rows}
+    torch.testing.assert_close(targets[-len(pairs) :], teachers.predictions(str(whole), pairs, amp=False))
+    read = {i: rows[i] for rows, _, batch in taught for i in batch}
     assert sorted(read) == list(range(len(targets)))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
     for i, (last, reply) in enumerate(pairs, len(targets) - len(pairs)):
@@ -193,8 +183,8 @@ def test_unlabelled_replies_are_taught_as_the_teachers_judge_them(whole, dataset
 
 def test_pieces_are_whole_sentences_of_replies_that_have_several():
     dialogues = load_dialogues("builtin", "train")
-    pieces = teachers.pieces((*dialogues, dialogues[0]), 1)
-    assert pieces == teachers.pieces(dialogues, 1) != teachers.pieces(dialogues, 2)
+    pieces = teachers.sentence_pairs((*dialogues, dialogues[0]), 1)
+    assert pieces == teachers.sentence_pairs(dialogues, 1) != teachers.sentence_pairs(dialogues, 2)
     replies = {}
     for last, reply in teachers.pairs_of(dialogues):
         replies.setdefault(last, []).append(reply)
@@ -208,20 +198,10 @@ def test_pieces_are_whole_sentences_of_replies_that_have_several():
     assert 1.8 * several < len(pieces) <= 2 * several
 
 
-def test_unlabelled_replies_need_a_teacher_and_must_be_enough(dataset, tmp_path, whole):
-    flags = {"out": tmp_path / "out", "dataset": dataset, "unlabelled": unlabelled(tmp_path, 9), **TOY}
-    with pytest.raises(ValueError, match="need --teachers"):
-        intent.main(intent.Args(**flags))
-    with pytest.raises(ValueError, match="has 9 replies, fewer than --unlabelled-replies 50,000"):
-        intent.main(intent.Args(**flags, teachers=(str(whole),)))
-
-
 def test_policy_replies_are_taught_as_the_teachers_judge_them(whole, dataset, tmp_path, monkeypatch):
     taught, losses = [], intent.Learner.losses
     monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[1:]) or losses(*args))
     flags = {"dataset": dataset, **TOY, "epochs": 1, "policy_replies": 30}
-    with pytest.raises(ValueError, match="need --teachers"):
-        intent.main(intent.Args(out=tmp_path, **flags))
     intent.main(intent.Args(out=tmp_path, teachers=(str(whole),), **flags))
     pairs = teachers.policy_pairs(dataset, 30, 1)
     contexts = [
@@ -232,17 +212,20 @@ def test_policy_replies_are_taught_as_the_teachers_judge_them(whole, dataset, tm
     lasts = {last for last, _ in contexts}
     assert all(last in lasts for last, _ in pairs)
     assert len(set(pairs) - set(contexts)) > 20  # the policy's own, not the people's
-    torch.testing.assert_close(taught[0][1][-30:], teachers.opinions(str(whole), pairs, amp=False))
-    with pytest.raises(ValueError, match="fewer than --policy-replies 9,999"):
-        teachers.policy_pairs(dataset, 9_999, 1)
+    torch.testing.assert_close(taught[0][1][-30:], teachers.predictions(str(whole), pairs, amp=False))
 
 
-def test_a_run_that_goes_on_does_not_ask_the_teachers_again(whole, dataset, tmp_path):
-    flags = {"out": tmp_path, "dataset": dataset, **TOY, "teachers": (str(whole),)}
-    intent.main(intent.Args(**{**flags, "epochs": 1}))
-    flags["teachers"] = ("gone",)
+def test_a_resumed_run_does_not_ask_the_teachers_again(whole, dataset, tmp_path):
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    shutil.copytree(whole, teacher)
+    flags = {"out": out, "dataset": dataset, **TOY, "epochs": 1, "teachers": (str(teacher),)}
+    intent.main(intent.Args(**flags))
+    first = curve(out)
+    shutil.rmtree(teacher)
+    (out / "training_state.pt").unlink()  # as if the run had been killed in its first epoch
     intent.main(intent.Args(**flags, test=True))
-    assert len(curve(tmp_path)) == 2
+    assert [row["train_loss"] for row in curve(out)] == [row["train_loss"] for row in first]
+    assert "test" in json.loads((out / "scores.json").read_text())
 
 
 @pytest.mark.parametrize("kind", ["own", "bert"])
@@ -261,7 +244,7 @@ def test_rows_are_what_the_tokenizer_makes_of_the_joined_text(kind, bert):
     assert cut[-2] != long and long.startswith(cut[-2])
     for example, (last, reply), short in zip(examples, texts, cut, strict=True):
         for is_cut, text in ((False, f"{last}{separator}{reply}"), (True, f"{last}{separator}{short}")):
-            assert intent.row(example, is_cut, tokenizer, 30).ids == tokenizer(text, truncation=True)["input_ids"]
+            assert intent.input_ids(example, is_cut, tokenizer, 30) == tokenizer(text, truncation=True)["input_ids"]
 
 
 def test_soft_labels_come_near_the_labels_of_dialogues_never_seen():

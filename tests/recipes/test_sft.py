@@ -3,10 +3,6 @@
 import gzip
 import json
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import pytest
@@ -26,27 +22,6 @@ TOY = {
     "warmup_steps": 10,
     "batch_tokens": 4096,
 }
-
-
-def curve(folder):
-    rows = [json.loads(line) for line in (folder / "sft.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
-
-
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    sft.main(sft.Args(out=whole, **TOY))
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TOY.items()]
-    command = [sys.executable, "-m", "dailydialog_gym.recipes.sft", f"--out={killed}", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (killed / "training_state.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    sft.main(sft.Args(out=killed, **TOY))
-    assert curve(killed) == curve(whole)
-    assert curve(whole)[1]["bits_per_character"] < curve(whole)[0]["bits_per_character"]
 
 
 @pytest.fixture(scope="module")
@@ -73,25 +48,24 @@ def test_a_deepened_model_begins_as_the_one_it_came_from(tmp_path):
     shallow = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     config = GPT2Config.from_pretrained(tmp_path, n_layer=3)
     deep = GPT2LMHeadModel(config).eval()
-    sft.begin_with(deep, tmp_path)
+    sft.copy_weights(tmp_path, deep)
     ids = torch.arange(50)[None]
     torch.testing.assert_close(deep(ids).logits, shallow(ids).logits)
-    with pytest.raises(ValueError, match=f"{tmp_path} has more layers than the 0 asked for"):
-        sft.begin_with(GPT2LMHeadModel(GPT2Config.from_pretrained(tmp_path, n_layer=0)), tmp_path)
+    for shape in {"n_layer": 0}, {"n_embd": 128}, {"n_positions": 32}:
+        other = GPT2LMHeadModel(GPT2Config.from_pretrained(tmp_path, **shape))
+        with pytest.raises(ValueError, match=f"{tmp_path} needs --width 64, --context 64 and at least --layers 1"):
+            sft.copy_weights(tmp_path, other)
 
 
-def test_pretraining_adds_its_epochs_and_a_bad_line_is_named(tmp_path):
+def test_pretraining_adds_its_epochs_which_do_not_count_for_patience(tmp_path):
     file = tmp_path / "dialogues.jsonl.gz"
     with gzip.open(file, "wt") as lines:
         lines.write('{"dialog": ["Hello!", "Don\'t go."]}\n' * 20)
-    assert sft.read_pretraining(file)[0] == ["Hello !", "Don't go ."]
-    sft.main(sft.Args(out=tmp_path / "out", pretraining=file, pretraining_epochs=2, **{**TOY, "epochs": 1}))
-    losses = [row["train_loss"] for row in curve(tmp_path / "out")]
-    assert len(losses) == 3
-    with gzip.open(file, "at") as lines:
-        lines.write('{"text": "Hello"}\n')
-    with pytest.raises(ValueError, match=r"dialogues.jsonl.gz, line 21: expected {\"dialog\""):
-        sft.read_pretraining(file)
+    flags = {**TOY, "pretraining": file, "pretraining_epochs": 2, "epochs": 1, "learning_rate": 0.0}
+    sft.main(sft.Args(out=tmp_path / "out", patience=1, **flags))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[0]["bits_per_character"] == rows[1]["bits_per_character"]  # no better than the epoch before
 
 
 def test_a_word_has_one_token_wherever_it_stands_in_an_utterance():

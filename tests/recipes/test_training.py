@@ -1,0 +1,158 @@
+"""What the training recipes share: resuming after a kill, flags, and what has to be installed."""
+
+import ast
+import gzip
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from importlib.metadata import packages_distributions
+
+import pytest
+import torch
+from paths import ROOT
+from safetensors.torch import load_file
+
+from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.recipes import intent, sft
+from dailydialog_gym.recipes.training import check_flags, read_unlabelled
+
+RECIPES = {"sft": sft, "intent": intent}
+SIZES = {"vocab_size": 400, "layers": 1, "width": 64, "epochs": 2, "warmup_steps": 10, "batch_tokens": 4096}
+TOYS = {"sft": {**SIZES, "context": 64}, "intent": {**SIZES, "soft_weight": 0.0}}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A fifth of the builtin dialogues."""
+    path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
+    path.write_text("".join((ASSETS / "dialogues.jsonl").read_text().splitlines(keepends=True)[::5]))
+    return str(path)
+
+
+def args_of(recipe, out, dataset, **flags):
+    return RECIPES[recipe].Args(**{"out": out, "dataset": dataset, **TOYS[recipe], **flags})
+
+
+def metrics(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def assert_equal_runs(one, two):
+    assert metrics(one) == metrics(two)
+    weights, others = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def run(request, dataset, tmp_path_factory):
+    """A recipe, and the folder of its run."""
+    out = tmp_path_factory.mktemp(request.param) / "out"
+    RECIPES[request.param].main(args_of(request.param, out, dataset))
+    return request.param, out
+
+
+def test_a_killed_run_resumes_as_if_it_had_not_been_killed(run, dataset, tmp_path):
+    recipe, whole = run
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TOYS[recipe].items()]
+    command = [sys.executable, "-m", f"dailydialog_gym.recipes.{recipe}", f"--out={tmp_path}", f"--dataset={dataset}"]
+    process = subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "training_state.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    RECIPES[recipe].main(args_of(recipe, tmp_path, dataset))
+    assert_equal_runs(whole, tmp_path)
+    loss = {"sft": "bits_per_character", "intent": "validation nll"}[recipe]
+    assert metrics(whole)[1][loss] < metrics(whole)[0][loss]
+
+
+def test_a_kill_before_the_metrics_are_written_loses_no_epoch(run, dataset):
+    recipe, out = run
+    before = (out / "metrics.jsonl").read_text()
+    (out / "metrics.jsonl").write_text(before.splitlines(keepends=True)[0])
+    RECIPES[recipe].main(args_of(recipe, out, dataset))
+    assert (out / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "message"),
+    [
+        ("sft", {"seed": 2}, "--seed is 2, but 1 in the run"),
+        ("sft", {"epochs": 3}, "--epochs is 3, but 2 in the run"),
+        ("sft", {"vocab_size": 300}, "--vocab-size is 300, but 400 in the run"),
+        ("sft", {"start": ASSETS}, '--start is ".*", but null in the run'),
+        ("intent", {"seed": 2}, "--seed is 2, but 1 in the run"),
+        ("intent", {"teachers": ("a", "b")}, r'--teachers is \["a", "b"\], but \["a"\] in the run'),
+        ("intent", {"unlabelled": ASSETS}, '--unlabelled is ".*", but null in the run'),
+        ("intent", {"policy_replies": 9}, "--policy-replies is 9, but 0 in the run"),
+        ("intent", {"max_new_tokens": 9}, "--max-new-tokens is 9, but 20 in the run"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_flags(recipe, flags, message, dataset, tmp_path):
+    own = {"teachers": ("a",)} if recipe == "intent" else {}
+    check_flags(args_of(recipe, tmp_path, dataset, **own))
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(ValueError, match=message):
+        RECIPES[recipe].main(args_of(recipe, tmp_path, dataset, **{**own, **flags}))
+    check_flags(args_of(recipe, tmp_path, dataset, **own))
+
+
+def test_a_finished_run_can_be_scored_on_the_test_split_later(dataset, tmp_path):
+    check_flags(args_of("intent", tmp_path, dataset))
+    (tmp_path / "tokenizer.json").touch()
+    check_flags(args_of("intent", tmp_path, dataset, test=True))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("Chapter 1")
+    with pytest.raises(ValueError, match=f"{tmp_path} holds files, but no flags.json of a run: choose another --out"):
+        sft.main(sft.Args(out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "message"),
+    [
+        ("sft", ["--dataset=builtin", "--pretraining=none.jsonl"], "error: .*none.jsonl'"),
+        ("intent", ["--policy-replies=3"], "error: --unlabelled and --policy-replies need --teachers, .*"),
+        ("synonyms", ["--wordnet=nowhere"], "--wordnet nowhere is not a folder: .*"),
+    ],
+)
+def test_bad_input_gets_one_line(recipe, flags, message, tmp_path):
+    command = [sys.executable, "-m", f"dailydialog_gym.recipes.{recipe}", f"--out={tmp_path}/out", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(message, done.stderr.strip())
+
+
+def test_unlabelled_dialogues_get_the_spacing_of_the_dataset_and_a_bad_line_is_named(tmp_path):
+    file = tmp_path / "dialogues.jsonl.gz"
+    with gzip.open(file, "wt") as lines:
+        lines.write('{"dialog": ["Hello!", "Don\'t go."]}\n' * 20)
+    assert read_unlabelled(file) == [["Hello !", "Don't go ."]] * 20
+    with gzip.open(file, "at") as lines:
+        lines.write('{"text": "Hello"}\n')
+    with pytest.raises(ValueError, match=r"dialogues.jsonl.gz, line 21: expected {\"dialog\""):
+        read_unlabelled(file)
+
+
+def test_all_that_the_recipes_import_is_installed_by_the_extra_train():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    declared = {re.match(r"[\w.-]+", text)[0].lower().replace("_", "-") for text in requirements}
+    imported = set()
+    for path in (ROOT / "dailydialog_gym" / "recipes").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    of_module = packages_distributions()
+    for module in imported - sys.stdlib_module_names - {"dailydialog_gym"}:
+        assert {name.lower().replace("_", "-") for name in of_module[module]} <= declared, module
