@@ -33,10 +33,10 @@ class Coefficient(Protocol):
 
 
 class FixedCoefficient:
-    """A coefficient that never changes.
+    """A coefficient that `update` does not change. Other code may assign a new `value`, as ``ppo_dialog.py`` does.
 
     Args:
-        coef: the coefficient, at least 0.
+        coef: the initial coefficient, at least 0.
 
     Raises:
         ValueError: ``coef`` is negative or not finite.
