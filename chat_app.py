@@ -1,10 +1,10 @@
-"""Talk with an agent, in the browser or in the terminal.
+"""Chat with an agent, in the browser or in the terminal.
 
-    python chat_app.py                           # the newest finished run, else the embedded policy
+    python chat_app.py                           # the newest finished run, or the embedded policy if there is none
     python chat_app.py --agent runs/NAME         # or an agent folder, or any Hugging Face causal language model
-    python chat_app.py --terminal                # here; works over a pipe too
+    python chat_app.py --terminal                # in the terminal, or over a pipe
 
-The page listens on 127.0.0.1 and asks nothing of any other host.
+The page listens on 127.0.0.1 and loads nothing from other hosts.
 """
 
 import random
@@ -21,50 +21,53 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat, check_message, choose_threads
 from dailydialog_gym.chat.trained import find_agent
 from dailydialog_gym.objects import import_object
-from dailydialog_gym.text import visible
+from dailydialog_gym.text import escape_invisible
 
 
 @dataclass
 class Args:
     agent: str | None = None
-    """a run folder, an agent folder, "builtin" or a Hugging Face name; by default the newest finished run"""
+    """a run folder, an agent folder, "builtin" or a hub id; by default the newest finished run"""
     baseline: str | None = None
-    """what Compare sets beside the agent; by default the model that its run started from"""
+    """the model that the agent is compared with; by default the model that its run started from"""
     policy_class: str | None = None
-    """MODULE:CLASS of the agent, where it was trained with one"""
+    """MODULE:CLASS of the agent's model, if it was trained with --policy-class"""
     intent_model: str | None = "builtin"
-    """reads the acts of replies on demand: "builtin", a sequence classifier by folder or hub id, or None"""
+    """the classifier that shows the act of a reply: "builtin", a sequence classifier by folder or hub id, or None"""
     intent_labels: tuple[str, ...] | None = None
-    """what the classifier's outputs stand for, where its configuration doesn't say it"""
+    """the acts of the classifier's labels in order, if the names in its configuration are wrong"""
     votes: Path | None = None
-    """where votes go; by default votes.jsonl in the run's folder, beside an agent folder, or here"""
+    """the file for votes; by default votes.jsonl in the run folder, next to an agent folder, or in this folder"""
     terminal: bool = False
-    """talk here rather than in the browser"""
+    """chat in the terminal instead of the browser"""
     greedy: bool = False
-    """in the terminal: the likeliest token each time, rather than drawing"""
+    """in the terminal: always take the most probable token instead of sampling"""
     seed: int | None = None
-    """in the terminal: of the drawing; by default another each time"""
+    """in the terminal: random seed of sampling; by default a new one for each reply"""
     trust_remote_code: bool = False
-    """run Python code that comes with the model: it can do anything you can"""
+    """allow the model to run Python code of its own, which has all of your permissions"""
     host: str = "127.0.0.1"
-    """the address to listen on; 0.0.0.0 is every network of this machine"""
+    """the address to listen on; 0.0.0.0 is all networks of this machine"""
     port: int = 7860
     """the port to listen on"""
     share: bool = False
     """open a public link through Gradio's servers"""
     auth: str | None = None
-    """NAME:PASSWORD that visitors must give"""
+    """NAME:PASSWORD that visitors must enter"""
 
 
 def talk_in_terminal(agent: DialogueAgent, greedy: bool, seed: int | None) -> None:
-    """Read messages from standard input, a line each, until `quit` or its end; `reset` begins anew."""
+    """Answer messages from standard input, one per line, until "quit" or the end of the input.
+
+    "reset" starts a new conversation.
+    """
     print('"reset" begins a new conversation, "quit" ends it.')
     history: list[str] = []
     while True:
         print("> You: ", end="", flush=True)
         line = sys.stdin.readline()
         if not sys.stdin.isatty():
-            print(visible(line.strip()))  # a terminal has shown it already
+            print(escape_invisible(line.strip()))  # a terminal shows the line while it is typed
         if not line or line.strip() == "quit":
             return
         if line.strip() == "reset":
@@ -76,13 +79,13 @@ def talk_in_terminal(agent: DialogueAgent, greedy: bool, seed: int | None) -> No
         except ValueError as error:
             print(f"({error})")
             continue
-        how = {"sample": not greedy, "top_k": 20, "seed": random.getrandbits(32) if seed is None else seed}
+        decoding = {"sample": not greedy, "top_k": 20, "seed": random.getrandbits(32) if seed is None else seed}
         print("> Agent: ", end="", flush=True)
         shown = ""
-        for text in map(visible, agent.chat_stream(message, history, **how)):
+        for text in map(escape_invisible, agent.chat_stream(message, history, **decoding)):
             if sys.stdout.isatty():
                 same = next((i for i, (a, b) in enumerate(zip(shown, text, strict=False)) if a != b), len(shown))
-                # "I '" may become "I'm": back, clear the rest of the line, write
+                # The end of the text may change, from "I '" to "I'm": go back, clear the rest of the line, write.
                 print("\b" * (len(shown) - same) + "\x1b[K" + text[same:], end="", flush=True)
             shown = text
         print("" if sys.stdout.isatty() else shown)
@@ -106,7 +109,7 @@ def main(args: Args) -> None:
     if baseline is not None:
         start = DialogueAgent.load(baseline, device, use_template=agent.template is not None, **options)
     votes = args.votes or trained.home / "votes.jsonl"
-    # These take seconds to import, which --terminal need not wait for.
+    # Imported here because these imports take seconds, which --terminal does not need.
     from dailydialog_gym.chat.page import build_page, launch
     from dailydialog_gym.rewards.intent import IntentMatch
 

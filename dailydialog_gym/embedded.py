@@ -1,4 +1,4 @@
-"""Where the embedded files are, and what is said when one of them is damaged."""
+"""Paths of the embedded files, and an error that names those that are missing or damaged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def damaged(name: str = "") -> list[str]:
-    """The files of the asset ``name``, a file or folder in `ASSETS`, that are missing or not what MANIFEST says."""
+    """The files of an asset that are missing, or whose checksum is not the one in MANIFEST.
+
+    Args:
+        name: a file or folder in `ASSETS`. By default, all files are checked.
+    """
     entries = (line.split("  ") for line in (ASSETS / "MANIFEST").read_text().splitlines())
     return [
         file
@@ -23,12 +27,13 @@ def damaged(name: str = "") -> list[str]:
 
 @contextmanager
 def asset(name: str) -> Iterator[Path]:
-    """The path of an embedded file or folder, to be read inside the ``with``.
+    """The path of an embedded file or folder, which is to be read inside the ``with`` block.
 
-    Checksums take time, so they are compared only once reading has failed.
+    The checksums are only compared if an error occurs in the block, because that takes time.
 
     Raises:
-        ValueError: reading failed, and files of the asset are missing or damaged; the message says which.
+        ValueError: an error occurred in the block, and files of the asset are missing or damaged. The message names
+            them.
     """
     try:
         yield ASSETS / name

@@ -1,4 +1,4 @@
-"""Users' own classes and functions, named on the command line."""
+"""Import a user's class or function that is named on the command line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Any
 
 
 def import_object(path: str, flag: str) -> Any:
-    """What ``module:name`` names, for a flag; the module may stand in the current folder.
+    """Import ``name`` from ``module``, which may also be a module in the current folder.
+
+    Args:
+        path: ``"module:name"``.
+        flag: the command line flag, for error messages.
 
     Raises:
-        ValueError: there is no such module or name.
+        ValueError: the module or the name does not exist.
     """
     module, _, name = path.partition(":")
-    if str(Path.cwd()) not in sys.path:  # python puts the script's folder there, which may be another
+    if str(Path.cwd()) not in sys.path:  # Python adds the script's folder, which may be another one
         sys.path.append(str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{flag} {path!r}: expected module:name, and {error}") from error
+        raise ValueError(f"{flag} {path!r}: expected module:name ({error})") from error

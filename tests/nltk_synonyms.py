@@ -1,4 +1,4 @@
-"""The embedded synonyms in the shape in which NLTK's METEOR asks for them."""
+"""The embedded synonyms with the interface of NLTK's WordNet reader."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ from dailydialog_gym.rewards.synonyms import synonyms
 
 
 class Synonyms:
-    """Stands in for NLTK's WordNet reader; all of a word's synsets are one, since METEOR unites them."""
+    """Replaces NLTK's WordNet reader in METEOR. A word has one synset here, because METEOR takes the union of them."""
 
     def synsets(self, word):
         lemmas = [SimpleNamespace(name=lambda name=name: name) for name in synonyms(word)]

@@ -1,4 +1,4 @@
-"""Where tests find things: the checkout, and the full data beside it, which is there on some machines only."""
+"""Paths of the checkout, and of the full DailyDialog data next to it, which only some machines have."""
 
 from pathlib import Path
 

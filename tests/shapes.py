@@ -30,7 +30,7 @@ SHAPES = {
 
 
 def tiny_model(kind: str, **changes) -> PreTrainedModel:
-    """Of one of the shapes, with random weights, the same each time, and 50 tokens of vocabulary."""
+    """A model of one of the `SHAPES` with 50 tokens of vocabulary. Its random weights are the same in every call."""
     config, sizes = SHAPES[kind]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes | changes)).eval()

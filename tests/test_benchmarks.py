@@ -53,8 +53,8 @@ def contest(tiny_model, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS / "contestants")
     for owner, name in (
         (DailyDialogVectorEnv, "reset"),
-        (ScoreReward, "_pay"),
-        (KLPenalty, "_pay"),
+        (ScoreReward, "_add_score"),
+        (KLPenalty, "_add_score"),
         (dailydialog_gym.runs.Run, "log"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # contestants watch these; put back afterwards

@@ -23,21 +23,22 @@ def watch(meter: Meter, job: dict) -> None:
         sample_ids = np.repeat(job["sample_ids"][start : start + num_envs // copies], copies)
         return reset(self, seed=seed, options={"sample_id": sample_ids})
 
-    def watched(pay):
-        def watched_pay(*args):
+    def watched(add_score):
+        def watched_add_score(*args):
             meter.begin("rewards")
-            result = pay(*args)
+            result = add_score(*args)
             meter.begin("update")  # or another scorer, at once
             return result
 
-        return watched_pay
+        return watched_add_score
 
     def watched_log(self, metrics, episodes):
         meter.end(round(float(metrics["charts/episodic_length"]) * num_envs))
         log(self, metrics, episodes)
 
     DailyDialogVectorEnv.reset = watched_reset
-    ScoreReward._pay, KLPenalty._pay = watched(ScoreReward._pay), watched(KLPenalty._pay)
+    for wrapper in (ScoreReward, KLPenalty):
+        wrapper._add_score = watched(wrapper._add_score)
     dailydialog_gym.runs.Run.log = watched_log
 
 

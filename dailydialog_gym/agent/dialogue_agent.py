@@ -230,7 +230,7 @@ class DialogueAgent:
         state, sure = 0, 0
         for count, token in enumerate(ids, 1):
             state = self.tokenizer.transitions[state, token]
-            if state == self.tokenizer.ended:
+            if state == self.tokenizer.accepting_state:
                 return count, True  # `decode` leaves the end out
             if state == 0:
                 sure = count

@@ -1,1 +1,1 @@
-"""The chat page: conversations with agents, their votes, and the page that `chat_app.py` serves."""
+"""The chat page that `chat_app.py` serves: conversations with agents, comparisons and votes."""

@@ -1,4 +1,4 @@
-"""A conversation with agents, as a page or an API needs it: untrusted messages in, growing replies out, votes kept."""
+"""Conversations with agents for the page and its API: check messages, stream replies, and store votes."""
 
 from __future__ import annotations
 
@@ -21,50 +21,49 @@ from dailydialog_gym.env.dialogues import ACTS
 from dailydialog_gym.env.samples import format_prompt
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.models.decoding import Decoding, Reply, ReplyWorker
-from dailydialog_gym.text import space_punctuation, visible
+from dailydialog_gym.text import escape_invisible, space_punctuation
 
 if TYPE_CHECKING:
     from dailydialog_gym.rewards.intent import IntentMatch
 
-MAX_MESSAGE = 1000  # characters; the embedded policy reads the last 128 tokens anyway
+MAX_MESSAGE = 1000  # characters; the embedded policy only reads the last 128 tokens
 SIDES = ("start", "trained")
 
 
 class Chat:
-    """Two agents, the thread that writes their replies, and the votes between them.
+    """One or two agents, the thread that generates their replies, and the votes between their replies.
 
     Args:
         trained: the agent.
-        start: what it started from; None leaves nothing to compare with.
-        intent: the classifier that reads acts.
-        votes: the file that votes are added to.
+        start: the agent before training, which `trained` is compared with. None disables comparisons.
+        intent: the classifier of dialogue acts, or None.
+        votes: the file to which votes are appended.
     """
 
     def __init__(self, trained: DialogueAgent, start: DialogueAgent | None, intent: IntentMatch | None, votes: Path):
         self.trained, self.start, self.intent, self.votes = trained, start, intent, votes
         self.worker = ReplyWorker()
         self._batches = {agent: agent.decoding_batch() for agent in (trained, start) if agent}
-        self._pairs: OrderedDict[str, dict[str, Any]] = OrderedDict()  # shown, and not voted on yet
-        self._file = threading.Lock()
+        self._pairs: OrderedDict[str, dict[str, Any]] = OrderedDict()  # by ticket: pairs of replies without a vote
+        self._votes_lock = threading.Lock()
 
     async def stream(self, reply: Reply, agent: DialogueAgent | None = None) -> AsyncIterator[None]:
-        """Have a reply written, and yield each time there is more of it, last when it is done.
+        """Generate a reply, and yield each time it has changed. The last yield is after it is done.
 
-        Cancel the reply to end it there, or close the iterator (`contextlib.aclosing`): the worker then turns to
-        others before its next token.
+        `Reply.cancel`, or closing the iterator (`contextlib.aclosing`), stops the generation before the next token.
 
         Args:
-            reply: opened by the agent, `DialogueAgent.open_reply`.
-            agent: one of the two, by default the trained one.
+            reply: a reply from `DialogueAgent.open_reply`.
+            agent: the agent that opened it, by default the trained one.
 
         Raises:
-            Exception: whatever the model raised.
+            Exception: the exception that the model raised.
         """
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         reply.on_change = lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)
         self.worker.submit(self._batches[agent or self.trained], reply)
         if reply.done:
-            changed.set()  # cancelled before it began
+            changed.set()  # the reply was cancelled before it was submitted
         try:
             done = False
             while not done:
@@ -72,45 +71,53 @@ class Chat:
                 changed.clear()
                 if reply.error:
                     raise reply.error
-                done = reply.done  # not after the yield, during which the last token may come
+                done = reply.done  # read before the yield, because the last token may arrive during it
                 yield
         finally:
             reply.cancel()
 
     async def stream_both(self, utterances: Sequence[str], decoding: Decoding) -> AsyncIterator[dict[str, Reply]]:
-        """The growing replies of both agents, by side; last when both are done."""
+        """Generate the replies of both agents, and yield them by side each time one has changed.
+
+        The last yield is after both are done.
+        """
         agents: dict[str, DialogueAgent] = {"start": self.start, "trained": self.trained}
         replies = {side: agent.open_reply(utterances, decoding) for side, agent in agents.items()}
-        news: asyncio.Queue[Exception | None] = asyncio.Queue()
+        changes: asyncio.Queue[Exception | None] = asyncio.Queue()
 
-        async def pump(side: str) -> None:
+        async def forward_changes(side: str) -> None:
             try:
-                async with aclosing(self.stream(replies[side], agents[side])) as growing:
-                    async for _ in growing:
-                        news.put_nowait(None)
-            except Exception as error:  # raised again below, where somebody listens
-                news.put_nowait(error)
+                async with aclosing(self.stream(replies[side], agents[side])) as updates:
+                    async for _ in updates:
+                        changes.put_nowait(None)
+            except Exception as error:  # raised again below, in the caller's task
+                changes.put_nowait(error)
 
-        pumps = [asyncio.create_task(pump(side)) for side in SIDES]
+        tasks = [asyncio.create_task(forward_changes(side)) for side in SIDES]
         try:
             done = False
             while not done:
-                if error := await news.get():
+                if error := await changes.get():
                     raise error
                 done = all(reply.done for reply in replies.values())
                 yield replies
         finally:
-            for task in pumps:
+            for task in tasks:
                 task.cancel()
 
     def read_act(self, previous: str, reply: str) -> tuple[str, float]:
-        """The act, a word of `ACTS`, that the intent model finds in a reply to an utterance, and its probability."""
+        """The most probable act of a reply to the previous utterance, a name in `ACTS`, and its probability."""
         previous, reply = (space_punctuation(check_message(text)) for text in (previous, reply))
         probabilities = self.intent.probabilities([format_prompt([previous])], [reply])[0]
         return ACTS[int(probabilities.argmax()) + 1], float(probabilities.max())
 
-    def offer(self, utterances: Sequence[str], replies: dict[str, str]) -> str:
-        """Remember two replies, by side, that can be voted on; returns their ticket."""
+    def add_pair(self, utterances: Sequence[str], replies: dict[str, str]) -> str:
+        """Store two replies that can be voted on. Returns the ticket for the vote.
+
+        Args:
+            utterances: the conversation, including the message that was answered.
+            replies: the texts by side.
+        """
         ticket = secrets.token_urlsafe(12)
         self._pairs[ticket] = {"utterances": list(utterances), **replies}
         while len(self._pairs) > 1000:
@@ -118,35 +125,35 @@ class Chat:
         return ticket
 
     def vote(self, ticket: str, preferred: str) -> int:
-        """Add a preference pair to the file: ``prompt``, ``chosen``, ``rejected``, and which side was ``preferred``.
+        """Append a preference pair to the file of votes, a line of JSON.
 
-        Pairs are text in the training format, or messages for an agent that speaks a chat template. `datasets` and
-        TRL's DPO read both.
+        Its keys are ``prompt``, ``chosen``, ``rejected`` and ``preferred``. The texts are in the training format, or
+        lists of messages if the agent uses a chat template. `datasets` and TRL's DPO trainer read both.
 
         Args:
-            ticket: from `offer`; good for one vote.
-            preferred: ``"trained"`` or ``"start"``.
+            ticket: the ticket from `add_pair`, which is valid for one vote.
+            preferred: the side with the better reply, ``"trained"`` or ``"start"``.
 
         Returns:
-            How many votes the file holds.
+            The number of votes in the file.
 
         Raises:
-            ValueError: there is no such side, or the ticket is used up.
+            ValueError: the side or the ticket does not exist, or the ticket has been used.
         """
         if preferred not in SIDES:
             raise ValueError(f"preferred is {preferred!r}: expected 'trained' or 'start'")
         pair = self._pairs.pop(ticket, None) if isinstance(ticket, str) else None
         if pair is None:
             raise ValueError("these replies have been voted on already, or are too old")
-        said = [pair[preferred], pair["start" if preferred == "trained" else "trained"]]
+        replies = [pair[preferred], pair["start" if preferred == "trained" else "trained"]]
         if self.trained.template:
             prompt: Any = self.trained.messages(pair["utterances"])
-            said = [[{"role": "assistant", "content": text}] for text in said]
+            replies = [[{"role": "assistant", "content": text}] for text in replies]
         else:
             prompt = format_prompt([space_punctuation(u) for u in pair["utterances"][-self.trained.context_size :]])
-            said = [f" {space_punctuation(text)} {EOU}" for text in said]
-        row = {"prompt": prompt, "chosen": said[0], "rejected": said[1], "preferred": preferred}
-        with self._file:
+            replies = [f" {space_punctuation(text)} {EOU}" for text in replies]
+        row = {"prompt": prompt, "chosen": replies[0], "rejected": replies[1], "preferred": preferred}
+        with self._votes_lock:
             with open(self.votes, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             with open(self.votes, encoding="utf-8") as file:
@@ -154,53 +161,55 @@ class Chat:
 
 
 def choose_threads(model: PreTrainedModel) -> None:
-    """Give a small model one thread: it gains nothing from more, and serving its words needs the other cores."""
+    """Use one thread for a small model, which more threads do not speed up. The server needs the other cores."""
     if sum(parameter.numel() for parameter in model.parameters()) < 20e6:
         torch.set_num_threads(1)
 
 
 def reply_turn(agent: DialogueAgent, reply: Reply) -> dict[str, Any]:
-    """A reply as a turn of a conversation: its text, and once it is whole each token with its probability."""
-    turn: dict[str, Any] = {"role": "agent", "text": visible(agent.reply_text(reply.ids))}
+    """A reply as a turn of a conversation: its text and, once it is done, each token with its probability."""
+    turn: dict[str, Any] = {"role": "agent", "text": escape_invisible(agent.reply_text(reply.ids))}
     if reply.done:
-        ids = list(reply.ids)  # one more may come yet where the reply was cancelled; its probability comes first
+        # The worker may still add one token to a cancelled reply. It adds the token's probability before the token.
+        ids = list(reply.ids)
         texts = agent.tokenizer.backend.decode_batch([[i] for i in ids], skip_special_tokens=True)
         turn["pieces"] = [
-            (visible(text) or "(end)", round(probability, 4))
+            (escape_invisible(text) or "(end)", round(probability, 4))
             for text, probability in zip(texts, reply.probabilities[: len(ids)], strict=True)
         ]
         if reply.cancelled:
             turn["note"] = "Stopped."
         elif not turn["text"]:
-            turn["note"] = "The agent ended its reply at once, without a word."
+            turn["note"] = "The agent ended its reply without writing a word."
     return turn
 
 
 def check_message(text: Any) -> str:
-    """A message as it is shown and answered: signs that can't be seen have their names instead.
+    """The message with invisible characters escaped and without surrounding whitespace.
 
     Raises:
-        ValueError: it is no text, empty or too long.
+        ValueError: the message is not a text, is empty, or is too long.
     """
     if not isinstance(text, str):
         raise ValueError(f"a message is {type(text).__name__}: expected text")
     if len(text) > MAX_MESSAGE:
         raise ValueError(f"the message has {len(text):,} characters: expected at most {MAX_MESSAGE:,}")
-    text = visible(text).strip()
+    text = escape_invisible(text).strip()
     if not text:
         raise ValueError("the message is empty")
     return text
 
 
 def make_decoding(sample: Any, temperature: Any, top_k: Any, top_p: Any, longest: Any, seed: Any) -> Decoding:
-    """Decoding from what a form or a client sends.
+    """The `Decoding` of the untrusted values that a form or a client sends.
 
     Args:
-        sample, temperature, top_k, top_p, longest: as in `Decoding`; numbers of any kind.
-        seed: a number or its digits; None and "" are another each time.
+        sample, temperature, top_k, top_p: see `Decoding`. Any type that converts to a number is accepted.
+        longest: the maximum number of tokens of the reply.
+        seed: an integer or its digits. None and ``""`` choose a new seed.
 
     Raises:
-        ValueError: a value is no number, or out of its range.
+        ValueError: a value is not a number or is out of range.
     """
     try:
         seed = random.getrandbits(32) if seed in (None, "") else int(seed)
@@ -209,16 +218,20 @@ def make_decoding(sample: Any, temperature: Any, top_k: Any, top_p: Any, longest
         raise ValueError(f"a setting is not a number ({error})") from error
 
 
-def take_turn(turns: list[dict[str, Any]], request: Any) -> tuple[list[dict[str, Any]], str | None]:
-    """What a request makes of a conversation, and the message to answer, if any.
+def apply_request(turns: list[dict[str, Any]], request: Any) -> tuple[list[dict[str, Any]], str | None]:
+    """Apply a request from the page to a conversation.
 
     Args:
-        turns: ``{"role": "user" | "agent", "text": ...}``, by turns.
-        request: ``{"do": "send" | "edit", "text": ...}``, or ``{"do": "retry" | "undo" | "reset"}``; it comes from
-            a browser, so it may be anything.
+        turns: ``{"role": "user" | "agent", "text": ...}``, in turn.
+        request: ``{"do": "send" | "edit", "text": ...}`` or ``{"do": "retry" | "undo" | "reset"}``. It comes from a
+            browser and is not trusted.
+
+    Returns:
+        turns: the turns that remain.
+        message: the message that the agent is to answer, None if there is none.
 
     Raises:
-        ValueError: it is something else, or can't be done.
+        ValueError: the request is not one of these, or the conversation is too short for it.
     """
     do = request.get("do") if isinstance(request, dict) else None
     if do == "reset":
@@ -235,7 +248,10 @@ def take_turn(turns: list[dict[str, Any]], request: Any) -> tuple[list[dict[str,
     return before, check_message(request.get("text")) if do == "edit" else message
 
 
-def context(turns: list[dict[str, Any]], message: str) -> list[str]:
-    """What an agent is to read: the utterances so far, less messages without an answer, and the message."""
+def conversation_so_far(turns: list[dict[str, Any]], message: str) -> list[str]:
+    """The utterances that the agent reads: those of the turns, and the new message.
+
+    Messages whose reply was empty are left out, so that the speakers alternate.
+    """
     pairs = zip(turns[::2], turns[1::2], strict=True)
     return [*(turn["text"] for pair in pairs if pair[1]["text"] for turn in pair), message]

@@ -1,4 +1,4 @@
-"""The chat page: a Gradio app whose conversations are drawn by static/talk.js, and its endpoints."""
+"""The chat page, a Gradio app, and its API endpoints. static/talk.js draws the conversations."""
 
 import os
 import random
@@ -17,41 +17,49 @@ from dailydialog_gym.chat.conversation import (
     MAX_MESSAGE,
     SIDES,
     Chat,
+    apply_request,
     check_message,
-    context,
+    conversation_so_far,
     make_decoding,
     reply_turn,
-    take_turn,
 )
 from dailydialog_gym.chat.trained import TrainedAgent, training_page
 from dailydialog_gym.models.decoding import Decoding, Reply
-from dailydialog_gym.text import visible
+from dailydialog_gym.text import escape_invisible
 
 STATIC = Path(__file__).parent / "static"
 OPENERS = ["Hi! How are you today?", "What are you doing this weekend?", "Can you help me? I lost my wallet."]
 ACT_WORDS = {"inform": "it informs", "question": "it asks", "directive": "it directs", "commissive": "it commits"}
 BEFORE_AND_AFTER = {"start": "Before training", "trained": "After training"}
 NOTHING_TO_COMPARE = (
-    "There is nothing to compare this agent with: it belongs to no run, so what it started from is not known. "
-    "Name a model with --baseline, or talk with a run: --agent runs/NAME"
+    "There is nothing to compare this agent with: it belongs to no run, so the model that it was trained from is not "
+    "known. Name a model with --baseline, or chat with the agent of a run: --agent runs/NAME"
 )
 NO_RUN = "This agent belongs to no run. Train one with ppo_dialog.py, then: python chat_app.py --agent runs/NAME"
-QUIET = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+# Options of the page's own events: no progress bar, no API endpoint, no limit of events at the same time.
+EVENT_OPTIONS = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
 
 def headline(trained: TrainedAgent, chat: Chat) -> str:
     agent = chat.trained
     parameters = sum(p.numel() for p in agent.model.parameters()) / 1e6
-    speaks = "Speaks its chat template" if agent.template else "Speaks DailyDialog's format"
+    prompt_format = "Uses its chat template" if agent.template else "Uses DailyDialog's format"
     return (
         f'<header class="page-head"><h1>Talk with {escape(trained.title)}</h1><p>{escape(trained.story)}</p>'
-        f"<p>{parameters:.1f} million parameters. {speaks}; reads the last {agent.context_size} utterances, at most "
-        f"{agent.max_prompt_length} tokens. A message may have {MAX_MESSAGE:,} characters.</p></header>"
+        f"<p>{parameters:.1f} million parameters. {prompt_format}; reads the last {agent.context_size} utterances, "
+        f"at most {agent.max_prompt_length} tokens. A message may have {MAX_MESSAGE:,} characters.</p></header>"
     )
 
 
 def conversation(chat: Chat, empty: str, composer: bool, **kwargs: Any) -> gr.HTML:
-    """A conversation, drawn by static/talk.js."""
+    """A conversation that static/talk.js draws.
+
+    Args:
+        chat: the agents.
+        empty: the text of an empty conversation.
+        composer: show the box for messages and the buttons.
+        kwargs: more options of `gr.HTML`.
+    """
 
     def read_act(utterance_and_reply: list[str]) -> str:
         act, probability = chat.read_act(*utterance_and_reply)
@@ -59,7 +67,7 @@ def conversation(chat: Chat, empty: str, composer: bool, **kwargs: Any) -> gr.HT
 
     return gr.HTML(
         {"turns": []},
-        # A value in the template itself would be run as code: Gradio's templates are JavaScript.
+        # Gradio evaluates templates as JavaScript, so a value inside the template would run as code.
         html_template='<div class="talk"><ol class="talk-list" role="log" tabindex="0" aria-label="Conversation"></ol>'
         '<div class="talk-foot"></div></div>',
         js_on_load=(STATIC / "talk.js").read_text(),
@@ -75,12 +83,23 @@ def conversation(chat: Chat, empty: str, composer: bool, **kwargs: Any) -> gr.HT
 
 
 def settings_form(agent: DialogueAgent) -> list[gr.components.Component]:
-    """In the order of `make_decoding`."""
-    sample = gr.Radio([("Draw them", True), ("Take the likeliest (greedy)", False)], value=True, label="Tokens")
+    """The settings in the order of the arguments of `make_decoding`."""
+    sample = gr.Radio(
+        [("Sample", True), ("Greedy (always the most probable token)", False)], value=True, label="Decoding"
+    )
     with gr.Row():
-        temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature", info="Lower: safer. Higher: wilder.")
-        top_k = gr.Slider(0, 100, 20, step=1, label="Top-k", info="Only the k likeliest; 0: all.")
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Only the likeliest, to this share.")
+        temperature = gr.Slider(
+            0.1, 2, 1, step=0.05, label="Temperature", info="Lower: more predictable. Higher: more varied."
+        )
+        top_k = gr.Slider(0, 100, 20, step=1, label="Top-k", info="Only the k most probable tokens. 0: all.")
+        top_p = gr.Slider(
+            0.05,
+            1,
+            1,
+            step=0.05,
+            label="Top-p",
+            info="Only the most probable tokens that reach this probability together.",
+        )
     with gr.Row():
         longest = gr.Slider(
             1,
@@ -88,64 +107,68 @@ def settings_form(agent: DialogueAgent) -> list[gr.components.Component]:
             min(agent.max_new_tokens, agent.longest_reply),
             step=1,
             label="Longest reply",
-            info=f"In tokens; it learnt to write {agent.max_new_tokens}.",
+            info=f"In tokens. The agent was trained with at most {agent.max_new_tokens}.",
         )
         seed = gr.Textbox(
             "",
             max_lines=1,
             max_length=18,
             label="Seed",
-            info="Empty: another each time. A number: the same replies again.",
+            info="Empty: other replies each time. A number: the same replies each time.",
         )
     return [sample, temperature, top_k, top_p, longest, seed]
 
 
 def chat_tab(chat: Chat, settings: list) -> None:
-    """One conversation, whose state is the session's own."""
+    """The tab with one conversation. Every browser session has a conversation of its own."""
     turns = gr.State([])
     talk = conversation(chat, "Say something, or begin with one of these.", composer=True)
 
-    writing: dict[str, Reply] = {}  # by session
+    unfinished: dict[str, Reply] = {}  # by session
 
     async def say(event: gr.EventData, session: gr.Request, turns: list[dict], *settings: Any):
         before = turns
         try:
-            before, message = take_turn(turns, event._data)
+            before, message = apply_request(turns, event._data)
             if message is None:
                 yield before, {"turns": before}
                 return
             decoding = make_decoding(*settings)
-            asked = {"role": "user", "text": message}
-            now = [*before, asked, {"role": "agent", "text": ""}]
+            question = {"role": "user", "text": message}
+            now = [*before, question, {"role": "agent", "text": ""}]
             yield now, {"turns": now, "busy": True}
-            reply = writing[session.session_hash] = chat.trained.open_reply(context(before, message), decoding)
-            async with aclosing(chat.stream(reply)) as growing:
-                async for _ in growing:
-                    now = [*before, asked, reply_turn(chat.trained, reply)]
+            reply = chat.trained.open_reply(conversation_so_far(before, message), decoding)
+            unfinished[session.session_hash] = reply
+            async with aclosing(chat.stream(reply)) as updates:
+                async for _ in updates:
+                    now = [*before, question, reply_turn(chat.trained, reply)]
                     yield now, {"turns": now, "busy": "pieces" not in now[-1]}
         except ValueError as error:
             yield before, {"turns": before, "notice": f"That did not work: {error}."}
         finally:
-            writing.pop(session.session_hash, None)
+            unfinished.pop(session.session_hash, None)
 
     def halt(session: gr.Request) -> None:
-        # Not Gradio's `cancels`: what the cancelled event sent last may arrive after what this one sends.
-        if session.session_hash in writing:
-            writing[session.session_hash].cancel()
+        # Gradio's `cancels` does not work here: the last output of the cancelled event may arrive after this event's.
+        if session.session_hash in unfinished:
+            unfinished[session.session_hash].cancel()
 
-    talk.say(say, [turns, *settings], [turns, talk], trigger_mode="once", **QUIET)
-    talk.halt(halt, **QUIET)
+    talk.say(say, [turns, *settings], [turns, talk], trigger_mode="once", **EVENT_OPTIONS)
+    talk.halt(halt, **EVENT_OPTIONS)
 
 
 def compare_tab(chat: Chat, settings: list) -> None:
-    """Both agents answer one message, side by side; a vote tells which is better."""
+    """The tab where both agents answer one message, side by side, and the user votes for the better reply."""
     message = gr.Textbox(
-        label="Message for both", placeholder="Both answer this, with the same settings.", lines=2, submit_btn="Compare"
+        label="Message for both",
+        placeholder="Both agents answer it, with the same settings.",
+        lines=2,
+        submit_btn="Compare",
     )
     blind = gr.Checkbox(
         True,
         label="Hide which is which until I have voted",
-        info=f"Votes are kept in {chat.votes}, as preference pairs.",
+        info=f"Votes are saved in {chat.votes}, as preference pairs.",
     )
     with gr.Row(elem_classes="panes"):
         panes = [conversation(chat, "No replies yet.", composer=False, elem_classes="talk-pane") for _ in SIDES]
@@ -154,13 +177,13 @@ def compare_tab(chat: Chat, settings: list) -> None:
     note = gr.HTML(apply_default_css=False)
     pair = gr.State()
 
-    def say(text: str) -> str:
+    def status(text: str) -> str:
         return f'<p class="page-note" role="status">{escape(text)}</p>'
 
-    def locked(locked: bool) -> list[gr.Button]:
-        return [gr.Button(interactive=not locked)] * 2
+    def vote_buttons(enabled: bool) -> list[gr.Button]:
+        return [gr.Button(interactive=enabled)] * 2
 
-    def views(talks: list[list[dict]], names: list[str], busy: bool = False) -> list[dict]:
+    def pane_values(talks: list[list[dict]], names: list[str], busy: bool = False) -> list[dict]:
         return [{"turns": t, "speaker": n, "busy": busy} for t, n in zip(talks, names, strict=True)]
 
     async def compare(message: str, blind: bool, *settings: Any):
@@ -169,44 +192,48 @@ def compare_tab(chat: Chat, settings: list) -> None:
             decoding = make_decoding(*settings)
             sides = random.sample(SIDES, 2) if blind else SIDES
             names = ("Left", "Right") if blind else [BEFORE_AND_AFTER[side] for side in sides]
-            async with aclosing(chat.stream_both([message], decoding)) as growing:
-                async for replies in growing:
+            async with aclosing(chat.stream_both([message], decoding)) as updates:
+                async for replies in updates:
                     answers = [reply_turn(getattr(chat, side), replies[side]) for side in sides]
                     busy = any("pieces" not in answer for answer in answers)
                     for answer in answers:
-                        if busy:  # what is under a reply could tell which is which only when both are there
+                        if busy:  # token probabilities are shown when both replies are done
                             answer.pop("pieces", None)
                     talks = [[{"role": "user", "text": message}, answer] for answer in answers]
-                    yield *views(talks, names, busy), *locked(True), say(""), None
+                    yield *pane_values(talks, names, busy), *vote_buttons(False), status(""), None
         except ValueError as error:
-            yield gr.skip(), gr.skip(), *locked(True), say(f"That did not work: {error}."), None
+            yield gr.skip(), gr.skip(), *vote_buttons(False), status(f"That did not work: {error}."), None
             return
         texts = [answer["text"] for answer in answers]
         if texts[0] == texts[1]:
             names = [BEFORE_AND_AFTER[side] for side in sides]
-            verdict = "Both say the same: there is nothing to prefer."
-            yield *views(talks, names), *locked(True), say(verdict), None
+            text = "Both replies are the same, so there is nothing to vote on."
+            yield *pane_values(talks, names), *vote_buttons(False), status(text), None
         else:
-            ticket = chat.offer([message], dict(zip(sides, texts, strict=True)))
-            yield *views(talks, names), *locked(False), say("Which reply is better?"), (ticket, sides, talks)
+            ticket = chat.add_pair([message], dict(zip(sides, texts, strict=True)))
+            question = status("Which reply is better?")
+            yield *pane_values(talks, names), *vote_buttons(True), question, (ticket, sides, talks)
 
     def vote(pair: tuple[str, list[str], list], choice: int):
         ticket, sides, talks = pair
         try:
             count = chat.vote(ticket, sides[choice])
         except (ValueError, OSError) as error:
-            return gr.skip(), gr.skip(), *locked(True), say(f"That did not work: {error}."), None
-        kept = f"Your vote for “{BEFORE_AND_AFTER[sides[choice]].lower()}” is kept: number {count:,} in {chat.votes}."
-        return *views(talks, [BEFORE_AND_AFTER[side] for side in sides]), *locked(True), say(kept), None
+            return gr.skip(), gr.skip(), *vote_buttons(False), status(f"That did not work: {error}."), None
+        names = [BEFORE_AND_AFTER[side] for side in sides]
+        text = f"Your vote for “{names[choice].lower()}” is saved: number {count:,} in {chat.votes}."
+        return *pane_values(talks, names), *vote_buttons(False), status(text), None
 
     outputs = [*panes, *buttons, note, pair]
-    message.submit(compare, [message, blind, *settings], outputs, api_name="page_compare", trigger_mode="once", **QUIET)
+    message.submit(
+        compare, [message, blind, *settings], outputs, api_name="page_compare", trigger_mode="once", **EVENT_OPTIONS
+    )
     for choice, button in enumerate(buttons):
-        button.click(partial(vote, choice=choice), pair, outputs, **QUIET)
+        button.click(partial(vote, choice=choice), pair, outputs, **EVENT_OPTIONS)
 
 
 def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
-    """What `gradio_client` can call: `about`, `chat`, `compare` and `vote`."""
+    """Add the API endpoints `about`, `chat`, `compare` and `vote`, which `gradio_client` can call."""
 
     def check(message: str, history: Sequence[str], *settings: Any) -> tuple[list[str], Decoding]:
         try:
@@ -215,7 +242,7 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
             raise gr.Error(str(error), print_exception=False) from error
 
     def about() -> dict:
-        """Which agent this is, and its limits."""
+        """Describe the agent and its limits."""
         return {
             "agent": trained.title,
             "story": trained.story,
@@ -235,13 +262,13 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
         longest: int = 20,
         seed: int | None = None,
     ) -> str:
-        """Answer a message, after the utterances of the history; the reply so far, again and again."""
+        """Answer a message. The history holds the utterances before it. Streams the reply so far."""
         utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
         try:
             reply = chat.trained.open_reply(utterances, decoding)
-            async with aclosing(chat.stream(reply)) as growing:
-                async for _ in growing:
-                    yield visible(chat.trained.reply_text(reply.ids))
+            async with aclosing(chat.stream(reply)) as updates:
+                async for _ in updates:
+                    yield escape_invisible(chat.trained.reply_text(reply.ids))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -255,19 +282,19 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
         longest: int = 20,
         seed: int | None = None,
     ) -> dict:
-        """The replies of the agent, "trained", and of what it started from, "start"; and a ticket for `vote`."""
+        """The replies of the agent ("trained") and of the agent before training ("start"), and a ticket for `vote`."""
         if chat.start is None:
             raise gr.Error(NOTHING_TO_COMPARE, print_exception=False)
         utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
         try:
             async for replies in chat.stream_both(utterances, decoding):
-                said = {side: reply_turn(getattr(chat, side), reply)["text"] for side, reply in replies.items()}
+                texts = {side: reply_turn(getattr(chat, side), reply)["text"] for side, reply in replies.items()}
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return {**said, "ticket": chat.offer(utterances, said)}
+        return {**texts, "ticket": chat.add_pair(utterances, texts)}
 
     def vote(ticket: str, preferred: str) -> int:
-        """Keep which reply of a `compare` is better, "trained" or "start"; returns how many votes there are."""
+        """Vote for the better reply of a `compare`, "trained" or "start". Returns the number of votes."""
         try:
             return chat.vote(ticket, preferred)
         except (ValueError, OSError) as error:
@@ -278,10 +305,15 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
 
 
 def build_page(chat: Chat, trained: TrainedAgent) -> gr.Blocks:
-    """The page, with the endpoints `about`, `chat`, `compare` and `vote` for `gradio_client`."""
+    """The page with its API endpoints.
+
+    Args:
+        chat: the agents.
+        trained: the description of the agent, and of the run that trained it.
+    """
     with gr.Blocks(title=f"Talk with {trained.title}", analytics_enabled=False) as page:
         gr.HTML(headline(trained, chat), apply_default_css=False)
-        with gr.Accordion("Settings of the replies", open=False, render=False) as drawer:
+        with gr.Accordion("Settings of the replies", open=False, render=False) as settings_accordion:
             settings = settings_form(chat.trained)
         with gr.Tabs():
             with gr.Tab("Chat"):
@@ -293,15 +325,15 @@ def build_page(chat: Chat, trained: TrainedAgent) -> gr.Blocks:
                     compare_tab(chat, settings)
             with gr.Tab("Training"):
                 training = gr.HTML(f'<p class="page-note">{NO_RUN}</p>', apply_default_css=False)
-                if trained.run:  # read anew for each visitor: the run may still go on
-                    page.load(partial(training_page, trained.run), outputs=training, **QUIET)
-        drawer.render()
+                if trained.run:  # read on every visit, because the run may still go on
+                    page.load(partial(training_page, trained.run), outputs=training, **EVENT_OPTIONS)
+        settings_accordion.render()
         add_endpoints(chat, trained)
     return page
 
 
 def make_theme() -> gr.Theme:
-    """Calm, in the system's own fonts: none comes from the network. Every text has a contrast of 4.5 or more."""
+    """The theme. It uses the system's fonts, so none is loaded from the network; every text has a contrast of 4.5."""
     return gr.themes.Base(
         primary_hue="teal",
         neutral_hue="stone",
@@ -326,7 +358,15 @@ def make_theme() -> gr.Theme:
 
 
 def launch(page: gr.Blocks, host: str, port: int, share: bool, auth: str | None, **options: Any) -> None:
-    """Serve the page; ``options`` as in `gradio.Blocks.launch`."""
+    """Serve the page.
+
+    Args:
+        page: the page from `build_page`.
+        host, port: the address to listen on.
+        share: open a public link through Gradio's servers.
+        auth: ``NAME:PASSWORD`` that visitors must enter, or None.
+        options: more options of `gradio.Blocks.launch`.
+    """
     page.queue(max_size=200).launch(
         server_name=host,
         server_port=port,

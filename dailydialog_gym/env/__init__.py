@@ -1,5 +1,8 @@
-"""The environment: dialogues, samples, the token MDP and its two adapters. This room imports neither torch nor
-transformers, except that a tokenizer other than the embedded one is read by transformers."""
+"""The environment: dialogues, samples, the token MDP, and the single and the vector environment on top of it.
+
+This package imports neither torch nor transformers, with one exception: `load_tokenizer` imports transformers when it
+loads a tokenizer other than the embedded one.
+"""
 
 from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.env.envs import DailyDialogEnv, DailyDialogVectorEnv

@@ -1,4 +1,4 @@
-"""Where dialogues come from: formats, splits, and which training dialogues are left out."""
+"""Load dialogues: the supported formats, the splits, and which training dialogues are left out."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dailydialog_gym.embedded import asset
 from dailydialog_gym.hub import hub_is_off
 
 SPLITS = ("train", "validation", "test")
-# DailyDialog's own numbers (its readme.txt); 0 is no act.
+# The numbering of DailyDialog's readme.txt.
 ACTS = {1: "inform", 2: "question", 3: "directive", 4: "commissive"}
-# The hub's `daily_dialog` is a script dataset, which `datasets` no longer loads; this copy is Parquet.
+# `daily_dialog` on the hub is a script dataset, which `datasets` no longer loads. This copy is stored as Parquet.
 HUB_ALIASES = {"daily_dialog": "OpenRL/daily_dialog"}
 
 _FORMATS = (
@@ -29,7 +29,7 @@ _FORMATS = (
 
 @dataclass(frozen=True)
 class Dialogue:
-    """One dialogue: its utterances in turn, and the act (1 to 4, see `ACTS`) of each."""
+    """One dialogue: its utterances in order, and the dialogue act (1 to 4, see `ACTS`) of each utterance."""
 
     utterances: tuple[str, ...]
     acts: tuple[int, ...]
@@ -37,54 +37,56 @@ class Dialogue:
 
 @lru_cache(maxsize=8)
 def load_dialogues(dataset: str, split: str, raw_split: bool = False) -> tuple[Dialogue, ...]:
-    """The dialogues of one split.
+    """Load the dialogues of one split.
 
-    Training dialogues that also stand in the dataset's validation or test split are left out, and a dialogue whose
-    utterances and acts differ in number is skipped; how many of either is printed to stderr.
+    Two kinds of dialogues are removed, and their numbers are printed to stderr: training dialogues that also occur in
+    the validation or test split, and dialogues whose numbers of utterances and acts differ. The result is cached.
 
     Args:
         dataset: ``"builtin"``; a folder in the original DailyDialog format (``SPLIT.zip``, ``SPLIT/`` or flat text
-            files); a folder written by ``datasets.save_to_disk`` (a ``DatasetDict``); a ``.jsonl`` file of
-            ``{"dialog": [...], "act": [...]}``, with ``"split"`` in each line if it holds more than ``train``; or a
-            hub id, with ``"daily_dialog"`` short for ``OpenRL/daily_dialog``.
+            files); a folder with a ``DatasetDict`` written by ``save_to_disk``; a ``.jsonl`` file with a line
+            ``{"dialog": [...], "act": [...], "split": "test"}`` per dialogue, where ``"split"`` defaults to
+            ``"train"``; or the id of a dataset on the Hugging Face hub. ``"daily_dialog"`` is an alias of
+            ``"OpenRL/daily_dialog"``.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        raw_split: keep the training dialogues that also stand in validation or test, as published numbers do.
+        raw_split: keep the training dialogues that also occur in validation or test. Published results on DailyDialog
+            use these uncleaned splits.
 
     Raises:
-        ValueError: the dataset, the split or a line of a file can't be read; the message says which and why.
+        ValueError: the dataset, the split or a line of a file cannot be read; the message says which and why.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
     rows = _read(dataset, split)
     if rows is None:
-        there = [s for s in SPLITS if s != split and _read(dataset, s) is not None]
-        raise ValueError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(there) or 'none'}")
-    dialogues, skipped = [], 0
+        available = [s for s in SPLITS if s != split and _read(dataset, s) is not None]
+        raise ValueError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(available) or 'none'}")
+    dialogues, num_mismatched = [], 0
     for where, utterances, acts in rows:
         if len(utterances) != len(acts):
-            skipped += 1
+            num_mismatched += 1
             continue
         if not set(acts) <= ACTS.keys():
             raise ValueError(f"{where}: expected acts from 1 to 4, got {acts}")
         dialogues.append(Dialogue(tuple(utterances), tuple(acts)))
-    left_out = 0
+    num_leaked = 0
     if split == "train" and not raw_split:
         held_out = {tuple(row[1]) for other in SPLITS[1:] for row in _read(dataset, other) or ()}
         kept = [dialogue for dialogue in dialogues if dialogue.utterances not in held_out]
-        left_out = len(dialogues) - len(kept)
+        num_leaked = len(dialogues) - len(kept)
         dialogues = kept
-    if skipped or left_out:
+    if num_mismatched or num_leaked:
         print(
-            f"{dataset}, {split}: {len(dialogues):,} dialogues ({left_out} left out that also stand in validation or "
-            f"test, {skipped} skipped whose utterances and acts differ in number)",
+            f"{dataset}, {split}: {len(dialogues):,} dialogues ({num_leaked} left out because they are also in "
+            f"validation or test, {num_mismatched} skipped because their numbers of utterances and acts differ)",
             file=sys.stderr,
         )
     if not dialogues:
-        raise ValueError(f"dataset {dataset!r}, split {split!r}: no dialogue in it")
+        raise ValueError(f"dataset {dataset!r}, split {split!r} contains no dialogue")
     return tuple(dialogues)
 
 
-# A row is (where it stands, for errors; utterances; acts). A reader returns None where the source lacks the split.
+# A row is (location for error messages, utterances, acts). A reader returns None if the dataset lacks the split.
 Rows = Iterator[tuple[str, list[str], list[int]]]
 
 
@@ -112,18 +114,22 @@ def _read_jsonl(path: Path, split: str) -> Rows | None:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-            utterances, acts, belongs = record["dialog"], record["act"], record.get("split", "train")
+            utterances, acts, row_split = record["dialog"], record["act"], record.get("split", "train")
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{where}: expected {{"dialog": [...], "act": [...]}}, got {line[:80]!r}') from error
-        if belongs not in SPLITS:
-            raise ValueError(f"{where}: expected 'split' to be one of {', '.join(SPLITS)}, got {belongs!r}")
-        if belongs == split:
+        if row_split not in SPLITS:
+            raise ValueError(f"{where}: expected 'split' to be one of {', '.join(SPLITS)}, got {row_split!r}")
+        if row_split == split:
             rows.append(_row(where, utterances, acts))
     return iter(rows) if rows else None
 
 
 def _read_original(folder: Path, split: str) -> Rows | None:
-    """The release of Li et al. (2017): one dialogue a line, ``__eou__`` after every utterance, acts in a twin file."""
+    """Read the format of Li et al. (2017).
+
+    The text file has one dialogue per line, with ``__eou__`` after every utterance. The lines of a second file hold
+    the acts of the same dialogues.
+    """
     texts, acts = f"dialogues_{split}.txt", f"dialogues_act_{split}.txt"
     archive = folder / f"{split}.zip"
     if archive.is_file():
@@ -166,7 +172,7 @@ def _parse_original(text_name: str, text_lines: list[str], act_name: str, act_li
 
 def _lines(name: str | Path, content: bytes) -> list[str]:
     try:
-        # Not splitlines(): an utterance may hold U+2028 or a form feed.
+        # str.splitlines() would also split at U+2028 and form feeds, which occur inside utterances.
         return content.decode("utf-8").removesuffix("\n").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
@@ -178,7 +184,7 @@ def _read_saved(folder: Path, split: str) -> Rows | None:
 
     try:
         saved = datasets.load_from_disk(str(folder))
-    except Exception as error:  # from three libraries, and none of them names the folder
+    except Exception as error:  # errors come from three libraries and don't name the folder
         raise ValueError(f"cannot read {folder}, written by save_to_disk ({type(error).__name__}: {error})") from error
     return _rows_of(saved[split], f"{folder}, {split}") if split in saved else None
 
@@ -188,12 +194,12 @@ def _read_hub(dataset: str, split: str) -> Rows | None:
 
     name = HUB_ALIASES.get(dataset, dataset)
     if hub_is_off():
-        datasets.config.HF_HUB_OFFLINE = True  # what was downloaded before still loads
+        datasets.config.HF_HUB_OFFLINE = True  # makes `datasets` load from its cache without network retries
     try:
         loaded = datasets.load_dataset(name)
-    except Exception as error:  # the hub's client raises a dozen kinds; each is the same news for the user
+    except Exception as error:  # the hub's client raises many types, and all of them mean the same to the user
         raise ValueError(
-            f"dataset {name!r} is no file or folder here, nor can it be had from the hub "
+            f"dataset {name!r} is not a local file or folder, and it cannot be loaded from the Hugging Face hub "
             f"({type(error).__name__}: {error})"
         ) from error
     return _rows_of(loaded[split], f"{name}, {split}") if split in loaded else None
@@ -201,7 +207,9 @@ def _read_hub(dataset: str, split: str) -> Rows | None:
 
 def _rows_of(split, where: str) -> Rows:
     if not {"dialog", "act"} <= set(split.column_names):
-        raise ValueError(f"{where}: expected columns 'dialog' and 'act', got {split.column_names}: rename_columns them")
+        raise ValueError(
+            f"{where}: expected columns 'dialog' and 'act', got {split.column_names}: rename them with rename_columns"
+        )
     return (
         _row(f"{where}, row {i}", row["dialog"], row["act"])
         for i, row in enumerate(split.select_columns(["dialog", "act"]))

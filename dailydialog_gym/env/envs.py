@@ -1,4 +1,4 @@
-"""`DailyDialogEnv` and `DailyDialogVectorEnv`: Gymnasium's two interfaces over the one token MDP of `core.py`."""
+"""`DailyDialogEnv` and `DailyDialogVectorEnv`: Gymnasium's single and vector interface to the token MDP of `mdp.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dailydialog_gym.env.samples import Samples, load_samples
 from dailydialog_gym.env.tokenizer import EOU
 
 RENDER_MODES = ["human", "ansi"]
-_ROW = slice(None)  # of the single environment: numpy indexes all there is twice as fast as [0]
+_ALL_ROWS = slice(None)  # selects the single environment's only row, twice as fast as the index [0] does
 
 
 def _spaces(samples: Samples, max_new_tokens: int) -> tuple[Dict, Discrete]:
@@ -36,68 +36,89 @@ def _check_render_mode(render_mode: str | None) -> None:
         raise ValueError(f"unknown render_mode {render_mode!r}: expected None, 'ansi' or 'human'")
 
 
-def _chosen_sample_ids(options: dict[str, Any] | None, count: int, samples: Samples) -> np.ndarray | None:
-    """The ``sample_id`` option as ``count`` numbers, where there is one; a single number stands for all rows."""
+def _sample_ids_from(options: dict[str, Any] | None, count: int, samples: Samples) -> np.ndarray | None:
+    """The option ``sample_id``, broadcast to shape ``(count,)``; None if the option is not given."""
     if not options or "sample_id" not in options:
         return None
     sample_id = options["sample_id"]
     ids = np.asarray(sample_id)
     if ids.dtype.kind not in "iu" or ids.shape not in ((), (count,)):
-        raise ValueError(f"options['sample_id'] must be an integer or {count} of them, got {sample_id!r}")
+        raise ValueError(
+            f"options['sample_id'] must be an integer or an integer array of shape ({count},), got {sample_id!r}"
+        )
     if ids.min() < 0 or ids.max() >= len(samples):
-        raise ValueError(f"options['sample_id'] must lie between 0 and {len(samples) - 1}, got {sample_id!r}")
+        raise ValueError(f"options['sample_id'] must be between 0 and {len(samples) - 1}, got {sample_id!r}")
     return np.broadcast_to(ids, (count,))
 
 
-def _draw(rng: np.random.Generator, samples: Samples) -> int:
-    # A third of the time of rng.integers(); the bias of at most 2**-53 * len(samples) is not measurable.
+def _draw_sample_id(rng: np.random.Generator, samples: Samples) -> int:
+    # This takes a third of the time of rng.integers(). Its bias, at most 2**-53 * len(samples), is negligible.
     return int(rng.random() * len(samples))
 
 
 class DailyDialogEnv(gym.Env):
-    """One reply of an everyday conversation, written one token at a time.
+    """Write one reply of an everyday conversation, one token per action.
 
     ## Description
-    DailyDialog (Li et al. 2017, arXiv:1710.03957) is a corpus of everyday two-person dialogues. The environment shows
-    the last ``context_size`` utterances of one; the agent writes the next utterance, a token an action. This is the
-    text generation task of RL4LMs (arXiv:2210.01241) and of OpenRL's natural language tutorial.
+    DailyDialog (Li et al. 2017, arXiv:1710.03957) is a corpus of everyday dialogues between two people. The agent sees
+    the last ``context_size`` utterances of a dialogue and writes the next utterance, the reply. Every action appends
+    one token to the reply, and the episode ends with the reply. This is the text generation task of RL4LMs
+    (arXiv:2210.01241) and of OpenRL's natural language tutorial.
 
     ## Action Space
-    ``Discrete(vocab_size)``: the next token.
+    ``Discrete(vocab_size)``: the id of the next token.
 
     ## Observation Space
-    ``Dict`` of two ``(max_prompt_length + max_new_tokens,)`` int64 boxes:
+    ``Dict`` of two ``Box`` spaces of shape ``(max_prompt_length + max_new_tokens,)`` and dtype int64:
 
-    - ``input_ids``: the prompt, left-padded into the first ``max_prompt_length`` columns, then the reply so far (token
-      ``t`` in column ``max_prompt_length + t``), then padding. A prompt is the context's utterances, each followed by
-      ``<EOU>``; a longer one than ``max_prompt_length`` loses its beginning.
-    - ``attention_mask``: 1 where there is a token, 0 where there is padding. Because the padding stands on the left,
-      a model needs ``position_ids = (attention_mask.cumsum(-1) - 1).clip(0)``.
+    | Key              | Min | Max              | Description                             |
+    |------------------|-----|------------------|-----------------------------------------|
+    | `input_ids`      | 0   | `vocab_size - 1` | the prompt, the reply so far, padding   |
+    | `attention_mask` | 0   | 1                | 1 for tokens, 0 for padding             |
+
+    The prompt is the utterances of the context, each followed by ``<EOU>``. It is left-padded into the first
+    ``max_prompt_length`` columns, and truncated on the left if it is longer. Reply token ``t`` is in column
+    ``max_prompt_length + t``. Because of the left padding, a model needs
+    ``position_ids = (attention_mask.cumsum(-1) - 1).clip(0)``.
 
     ## Rewards
-    Always 0. Rewards are wrappers, see `dailydialog_gym.wrappers`.
+    The reward is always 0. Reward wrappers add rewards, see `dailydialog_gym.wrappers`.
 
     ## Starting State
-    A sample drawn uniformly with ``self.np_random``, or ``reset(options={"sample_id": i})``. The info holds
-    ``prompt`` (text), ``sample_id`` and ``act``, the act of the utterance that people answered with (1 inform,
-    2 question, 3 directive, 4 commissive).
+    `reset` draws a sample uniformly with ``self.np_random``, or takes sample ``i`` if it is called with
+    ``options={"sample_id": i}``. The reply is empty. The info of `reset` has these keys:
+
+    - ``prompt``: str, the text of the context.
+    - ``sample_id``: int, the index of the sample.
+    - ``act``: int, the dialogue act of the reference reply (1 inform, 2 question, 3 directive, 4 commissive).
 
     ## Episode End
-    `terminated` when the reply holds a complete ``<EOU>``, in however many tokens, or the tokenizer's EOS token.
-    `truncated` when it has ``max_new_tokens`` tokens. Either way the reply is final, so a learner doesn't bootstrap.
-    The last info also holds ``response`` (the reply's text), ``reference`` (what people answered) and ``intent`` (the
-    act that the reply should have, equal to ``act``).
+    1. Termination: the text of the reply contains a complete ``<EOU>``, which may be one token or several, or the
+       action is the tokenizer's EOS token.
+    2. Truncation: the reply has ``max_new_tokens`` tokens and is not terminated.
+
+    In both cases the reply is final, so a learner must not bootstrap from the value of the last observation. The info
+    of the last step has the keys of `reset` and these:
+
+    - ``response``: str, the text of the reply.
+    - ``reference``: str, the reference reply: the next utterance of the dialogue.
+    - ``intent``: int, the act that the reply should have. It equals ``act``.
 
     ## Arguments
-    - ``dataset``: ``"builtin"``, a folder, a ``.jsonl`` file or a hub id, see `dailydialog_gym.env.load_dialogues`.
-    - ``split``: ``"train"``, ``"validation"`` or ``"test"``.
-    - ``tokenizer``: ``"builtin"``, or a Hugging Face tokenizer's folder or hub id.
-    - ``context_size``: utterances of context, 5; fewer where the dialogue has just begun.
-    - ``max_prompt_length``, ``max_new_tokens``: in tokens, 128 and 20.
-    - ``raw_split``: keep the training dialogues that also stand in validation or test.
-    - ``full_context``: only replies with ``context_size`` utterances before them. RL4LMs and OpenRL have both set.
-    - ``render_mode``: ``"ansi"`` (`render` returns the dialogue and the reply so far) or ``"human"`` (the reply is
-      printed as it grows).
+    | Parameter           | Type     | Default     | Description                                                     |
+    |---------------------|----------|-------------|-----------------------------------------------------------------|
+    | `dataset`           | **str**  | `"builtin"` | see `dailydialog_gym.env.load_dialogues`                        |
+    | `split`             | **str**  | `"train"`   | `"train"`, `"validation"` or `"test"`                           |
+    | `tokenizer`         | **str**  | `"builtin"` | `"builtin"`, or a Hugging Face tokenizer by folder or hub id    |
+    | `context_size`      | **int**  | `5`         | maximum number of utterances in the context                     |
+    | `max_prompt_length` | **int**  | `128`       | maximum number of tokens of the prompt                          |
+    | `max_new_tokens`    | **int**  | `20`        | maximum number of tokens of the reply                           |
+    | `raw_split`         | **bool** | `False`     | keep training dialogues that are also in validation or test     |
+    | `full_context`      | **bool** | `False`     | use only replies with at least `context_size` utterances before |
+    | `render_mode`       | **str**  | `None`      | `"ansi"`: `render` returns the dialogue and the reply so far;   |
+    |                     |          |             | `"human"`: the reply is printed while it is written             |
+
+    RL4LMs and OpenRL use ``raw_split=True`` and ``full_context=True``.
 
     >>> import gymnasium as gym, dailydialog_gym
     >>> env = gym.make("DailyDialog-v0")
@@ -106,8 +127,11 @@ class DailyDialogEnv(gym.Env):
     (148,)
     >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
 
+    ## Vectorized environment
+    ``gym.make_vec("DailyDialog-v0", num_envs=n)`` makes a `DailyDialogVectorEnv`, which steps all rows in numpy.
+
     ## Version History
-    - v0: first version.
+    * v0: first version.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": RENDER_MODES, "render_fps": 10}
@@ -131,37 +155,70 @@ class DailyDialogEnv(gym.Env):
         self.mdp = TokenMDP(self.samples, 1, max_new_tokens)
         self.observation_space, self.action_space = _spaces(self.samples, max_new_tokens)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        sample_ids = _chosen_sample_ids(options, 1, self.samples)
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start a new episode, whose reply is still empty.
+
+        Args:
+            seed: the new seed of ``self.np_random``. None leaves the generator as it is.
+            options: ``{"sample_id": i}`` selects sample ``i``. Otherwise a sample is drawn uniformly.
+
+        Returns:
+            observation: ``input_ids`` and ``attention_mask``, each ``(max_prompt_length + max_new_tokens,)`` int64.
+            info: ``prompt``, ``sample_id`` and ``act``.
+
+        Raises:
+            ValueError: ``sample_id`` is not an integer or is out of range.
+        """
+        sample_ids = _sample_ids_from(options, 1, self.samples)
         super().reset(seed=seed)
         if sample_ids is None:
-            sample_ids = np.array([_draw(self.np_random, self.samples)])
-        self.mdp.reset(_ROW, sample_ids)
+            sample_ids = np.array([_draw_sample_id(self.np_random, self.samples)])
+        self.mdp.reset(_ALL_ROWS, sample_ids)
         if self.render_mode == "human":
             print()
             self._printed = ""
-            self._print_growth()
-        return self._observation(), {key: value[0] for key, value in self.mdp.reset_info(_ROW).items()}
+            self._print_new_text()
+        return self._observation(), {key: value[0] for key, value in self.mdp.reset_info(_ALL_ROWS).items()}
 
-    def step(self, action: int):
+    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Append one token to the reply.
+
+        Args:
+            action: the id of the token, from 0 to ``vocab_size - 1``.
+
+        Returns:
+            observation: ``input_ids`` and ``attention_mask``, each ``(max_prompt_length + max_new_tokens,)`` int64.
+            reward: 0.0.
+            terminated: True if the token completes ``<EOU>`` or is the EOS token.
+            truncated: True if the reply now has ``max_new_tokens`` tokens and is not terminated.
+            info: empty, except in the last step: ``prompt``, ``sample_id``, ``act``, ``response``, ``reference`` and
+                ``intent``.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episode has ended or has not started.
+            ValueError: the action is not an integer or is outside the vocabulary. The episode can go on.
+        """
         mdp = self.mdp
         if not mdp.live[0]:
-            raise ResetNeeded("the reply has ended, or none was begun: call reset() before step()")
+            raise ResetNeeded("the episode has ended or has not started: call reset() before step()")
         terminated, truncated = mdp.step(np.array([action]))
         if self.render_mode == "human":
-            self._print_growth()
+            self._print_new_text()
         if mdp.live[0]:
             return self._observation(), 0.0, False, False, {}
-        info = {key: value[0] for key, value in mdp.final_info(_ROW).items()}
+        info = {key: value[0] for key, value in mdp.final_info(_ALL_ROWS).items()}
         return self._observation(), 0.0, bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> str | None:
+        """The dialogue and the reply so far as text if the render mode is ``"ansi"``, otherwise None."""
         return self.mdp.transcript(0) if self.render_mode == "ansi" else None
 
-    def _print_growth(self) -> None:
+    def _print_new_text(self) -> None:
         transcript = self.mdp.transcript(0)
         if self.mdp.live[0]:
-            # Kept back, because the next token may turn it into something else: part of a character, or of <EOU>.
+            # Hold back what the next token may change: an incomplete character, or the beginning of <EOU>.
             transcript = transcript.rstrip(f"\N{REPLACEMENT CHARACTER}{EOU}")
         print(transcript.removeprefix(self._printed), end="" if self.mdp.live[0] else "\n", flush=True)
         self._printed = transcript
@@ -171,27 +228,49 @@ class DailyDialogEnv(gym.Env):
 
 
 class DailyDialogVectorEnv(VectorEnv):
-    """``num_envs`` replies at once: `DailyDialogEnv`, batched natively.
+    """``num_envs`` copies of `DailyDialogEnv`, stepped together in numpy.
 
-    Row ``i`` behaves exactly as a `DailyDialogEnv` seeded ``seed + i`` in a `gymnasium.vector.SyncVectorEnv` with the
-    same ``autoreset_mode``, infos included.
+    ## Description
+    Row ``i`` behaves exactly like environment ``i`` of a `gymnasium.vector.SyncVectorEnv` of `DailyDialogEnv` with the
+    same seed and ``autoreset_mode``, infos included.
 
-    Args:
-        num_envs: number of rows.
-        autoreset_mode: when an ended row begins its next episode: `AutoresetMode.NEXT_STEP`, ``SAME_STEP`` or
-            ``DISABLED``, or their names.
-        lockstep: an ended row idles, its actions ignored, until every row's reply has ended; in that step all rows
-            end together, each terminated or truncated as its own reply was. Resets then concern all rows.
-        others: as `DailyDialogEnv`'s.
+    ## Action Space
+    ``MultiDiscrete`` of shape ``(num_envs,)``: the id of the next token of each row.
 
-    `reset` takes ``options={"reset_mask": mask}`` (``(num_envs,)`` bool: reset only these rows) and
-    ``options={"sample_id": i}`` (one sample for all rows, or ``(num_envs,)`` of them).
+    ## Observation Space
+    ``Dict`` of ``input_ids`` and ``attention_mask`` as in `DailyDialogEnv`, each of shape
+    ``(num_envs, max_prompt_length + max_new_tokens)``.
+
+    ## Rewards
+    The rewards are always 0. Reward wrappers add rewards, see `dailydialog_gym.wrappers.vector`.
+
+    ## Starting State
+    Every row has a random generator of its own and starts like `DailyDialogEnv`. `reset` also takes
+    ``options={"reset_mask": mask}`` to reset only some rows.
+
+    ## Episode End
+    Episodes end as in `DailyDialogEnv`. ``autoreset_mode`` says when the row of an ended episode is reset. With
+    ``lockstep=True``, a row whose reply has ended ignores its actions until the replies of all rows have ended. The
+    episodes of all rows end in that step, each with the ``terminated`` or ``truncated`` of its own reply.
+
+    ## Arguments
+    | Parameter        | Type              | Default     | Description                                                |
+    |------------------|-------------------|-------------|------------------------------------------------------------|
+    | `num_envs`       | **int**           | `1`         | number of rows                                             |
+    | `autoreset_mode` | **AutoresetMode** | `NEXT_STEP` | `NEXT_STEP`, `SAME_STEP` or `DISABLED`, or the mode's name |
+    | `lockstep`       | **bool**          | `False`     | end the episodes of all rows in the same step              |
+
+    The other arguments are those of `DailyDialogEnv`. With ``render_mode="human"``, dialogues are printed when they
+    end.
 
     >>> import gymnasium as gym, dailydialog_gym
     >>> envs = gym.make_vec("DailyDialog-v0", num_envs=4, lockstep=True, autoreset_mode="Disabled")
     >>> observations, infos = envs.reset(seed=1)
     >>> observations["input_ids"].shape
     (4, 148)
+
+    ## Version History
+    * v0: first version.
     """
 
     def __init__(
@@ -221,82 +300,130 @@ class DailyDialogVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs: list[np.random.Generator] = []
-        # Rows between the end of an episode and their next reset (NEXT_STEP resets them in its next step).
-        self._ended = np.ones(num_envs, np.bool_)
+        # Rows whose episode has ended and that have not been reset since. In NEXT_STEP mode the next step resets them.
+        self._needs_reset = np.ones(num_envs, np.bool_)
 
-    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start new episodes in all rows, or in some of them.
+
+        Args:
+            seed: with an integer, row ``i`` is seeded with ``seed + i``. A list has one entry per row, and None leaves
+                the row's generator as it is. Only rows that are reset are seeded.
+            options: ``{"reset_mask": mask}``, a ``(num_envs,)`` bool array, resets only the rows where it is True.
+                ``{"sample_id": i}`` selects the sample, one for all rows or a list of ``num_envs``; otherwise every
+                row draws a sample uniformly.
+
+        Returns:
+            observations: ``input_ids`` and ``attention_mask`` of all rows, each
+                ``(num_envs, max_prompt_length + max_new_tokens)`` int64.
+            infos: arrays ``prompt``, ``sample_id`` and ``act`` of shape ``(num_envs,)``, and for each key a mask
+                ``_key``, which is True for the rows that were reset.
+
+        Raises:
+            ValueError: an option or the number of seeds is wrong, or the mask selects some rows in lockstep mode.
+            gymnasium.error.ResetNeeded: the first call does not reset all rows.
+        """
         rows = self._rows_to_reset(options)
-        sample_ids = _chosen_sample_ids(options, self.num_envs, self.samples)
+        sample_ids = _sample_ids_from(options, self.num_envs, self.samples)
         self._seed(seed, rows)
-        self.mdp.reset(rows, self._draw(rows) if sample_ids is None else sample_ids[rows])
-        self._ended[rows] = False
+        self.mdp.reset(rows, self._draw_sample_ids(rows) if sample_ids is None else sample_ids[rows])
+        self._needs_reset[rows] = False
         infos: dict[str, Any] = {}
-        self._add(infos, rows, self.mdp.reset_info(rows))
+        self._add_infos(infos, rows, self.mdp.reset_info(rows))
         return self.mdp.observation(), infos
 
-    def step(self, actions: np.ndarray):
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Append one token to the reply of every row.
+
+        Actions of rows that are reset in this step (``NEXT_STEP`` mode), or that wait for other rows (lockstep), are
+        ignored.
+
+        Args:
+            actions: ``(num_envs,)`` integers, the ids of the tokens.
+
+        Returns:
+            observations: ``input_ids`` and ``attention_mask``, each ``(num_envs, max_prompt_length + max_new_tokens)``
+                int64.
+            rewards: ``(num_envs,)`` float64, zeros.
+            terminated, truncated: ``(num_envs,)`` bool.
+            infos: for rows that were reset, ``prompt``, ``sample_id`` and ``act``; for rows whose episode ended, also
+                ``response``, ``reference`` and ``intent``. As in Gymnasium, ``SAME_STEP`` mode puts the infos of ended
+                episodes into ``final_info`` and their last observations into ``final_obs``.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the environment has not been reset, or an episode has ended in ``DISABLED``
+                mode.
+            ValueError: ``actions`` has a wrong shape or type, or an action is outside the vocabulary. The episodes can
+                go on.
+        """
         if not self._rngs:
-            raise ResetNeeded("no episode was begun: call reset() before step()")
+            raise ResetNeeded("the environment has not been reset: call reset() before step()")
         mdp, mode = self.mdp, self.autoreset_mode
-        restart = self._ended.nonzero()[0]
-        if len(restart) and mode == AutoresetMode.DISABLED:
+        rows_to_reset = self._needs_reset.nonzero()[0]
+        if len(rows_to_reset) and mode == AutoresetMode.DISABLED:
             raise ResetNeeded(
-                f"rows {restart.tolist()} have ended: reset them before step(), with options={{'reset_mask': mask}}"
+                f"the episodes of rows {rows_to_reset.tolist()} have ended: reset these rows before step(), with "
+                "options={'reset_mask': mask}"
             )
-        if len(restart) < self.num_envs:
+        if len(rows_to_reset) < self.num_envs:
             terminated, truncated = mdp.step(np.asarray(actions))
         else:
-            terminated, truncated = np.zeros_like(self._ended), np.zeros_like(self._ended)
-        self._ended = terminated | truncated
-        ended = self._ended.nonzero()[0]
+            terminated, truncated = np.zeros_like(self._needs_reset), np.zeros_like(self._needs_reset)
+        self._needs_reset = terminated | truncated
+        ended_rows = self._needs_reset.nonzero()[0]
         infos: dict[str, Any] = {}
-        if len(ended):
-            self._end(ended, infos)
+        if len(ended_rows):
+            self._add_final_infos(infos, ended_rows)
             if mode == AutoresetMode.SAME_STEP:
-                restart = ended
-                self._ended = np.zeros_like(self._ended)
-        if len(restart):
-            mdp.reset(restart, self._draw(restart))
-            self._add(infos, restart, mdp.reset_info(restart))
+                rows_to_reset = ended_rows
+                self._needs_reset = np.zeros_like(self._needs_reset)
+        if len(rows_to_reset):
+            mdp.reset(rows_to_reset, self._draw_sample_ids(rows_to_reset))
+            self._add_infos(infos, rows_to_reset, mdp.reset_info(rows_to_reset))
         return mdp.observation(), np.zeros(self.num_envs), terminated.copy(), truncated.copy(), infos
 
     def render(self) -> tuple[str, ...] | None:
+        """The dialogue and the reply so far of every row if the render mode is ``"ansi"``, otherwise None."""
         if not self._rngs:
-            raise ResetNeeded("no episode was begun: call reset() before render()")
+            raise ResetNeeded("the environment has not been reset: call reset() before render()")
         if self.render_mode == "ansi":
             return tuple(self.mdp.transcript(row) for row in range(self.num_envs))
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps between episodes: the rows' random generators."""
+        """The states of the rows' random generators, for a checkpoint between episodes."""
         return {"rngs": [rng.bit_generator.state for rng in self._rngs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Draw the next samples as the environment of the `state_dict` would have; call `reset` next, unseeded."""
+        """Restore the rows' random generators. Call `reset` without a seed next, which starts new episodes."""
         self._rngs = [np_random()[0] for _ in range(self.num_envs)]
         for rng, state in zip(self._rngs, state_dict["rngs"], strict=True):
             rng.bit_generator.state = state
-        self._ended[:] = True
+        self._needs_reset[:] = True
 
-    def _end(self, rows: np.ndarray, infos: dict[str, Any]) -> None:
+    def _add_final_infos(self, infos: dict[str, Any], rows: np.ndarray) -> None:
         final_info = self.mdp.final_info(rows)
         if self.render_mode == "human":
             print("\n\n".join(self.mdp.transcript(row) for row in rows), end="\n\n", flush=True)
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
-            self._add(infos, rows, final_info)
+            self._add_infos(infos, rows, final_info)
             return
         ids, mask = self.mdp.input_ids[rows], self.mdp.attention_mask[rows]
         final_obs = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids, mask, strict=True)]
-        self._add(infos, rows, {"final_obs": final_obs})
+        self._add_infos(infos, rows, {"final_obs": final_obs})
         infos["final_info"], infos["_final_info"] = {}, infos["_final_obs"].copy()
-        self._add(infos["final_info"], rows, final_info)
+        self._add_infos(infos["final_info"], rows, final_info)
 
-    def _add(self, infos: dict[str, Any], rows: np.ndarray, columns: dict[str, list]) -> None:
-        """`VectorEnv._add_info` for many rows in one go."""
+    def _add_infos(self, infos: dict[str, Any], rows: np.ndarray, columns: dict[str, list]) -> None:
+        """Like `VectorEnv._add_info`, but for many rows at once: ``columns[key][k]`` belongs to row ``rows[k]``."""
         for key, values in columns.items():
             if key not in infos:
-                kind, empty = (np.int64, 0) if isinstance(values[0], int) else (object, None)
-                infos[key], infos[f"_{key}"] = np.full(self.num_envs, empty, kind), np.zeros(self.num_envs, np.bool_)
+                dtype, empty = (np.int64, 0) if isinstance(values[0], int) else (object, None)
+                infos[key], infos[f"_{key}"] = np.full(self.num_envs, empty, dtype), np.zeros(self.num_envs, np.bool_)
             infos[key][rows] = values
             infos[f"_{key}"][rows] = True
 
@@ -311,7 +438,7 @@ class DailyDialogVectorEnv(VectorEnv):
         if self.mdp.lockstep and not mask.all():
             raise ValueError("in lockstep, all rows are reset together: options['reset_mask'] must be all True")
         if not self._rngs and not mask.all():
-            raise ResetNeeded("the first reset must concern all rows: call reset() without a reset_mask")
+            raise ResetNeeded("the first reset must include all rows: call reset() without a reset_mask")
         return mask.nonzero()[0]
 
     def _seed(self, seed: int | list[int | None] | None, rows: np.ndarray) -> None:
@@ -325,5 +452,5 @@ class DailyDialogVectorEnv(VectorEnv):
             if seeds[row] is not None:
                 self._rngs[row] = np_random(seeds[row])[0]
 
-    def _draw(self, rows: np.ndarray) -> np.ndarray:
-        return np.array([_draw(self._rngs[row], self.samples) for row in rows])
+    def _draw_sample_ids(self, rows: np.ndarray) -> np.ndarray:
+        return np.array([_draw_sample_id(self._rngs[row], self.samples) for row in rows])

@@ -1,4 +1,4 @@
-"""The token MDP, a batch of replies at a time. Numpy only: both environments are adapters over this."""
+"""The batched token MDP in numpy. `DailyDialogEnv` and `DailyDialogVectorEnv` are thin adapters over it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ import numpy as np
 from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import EOU
 
-_ONE = np.array([1])  # an array, because numpy takes a microsecond to convert a Python number, at each use
+_ONE = np.array([1])  # numpy needs about a microsecond to convert a Python number to an array
 
 
 class TokenMDP:
-    """``num_envs`` replies, each written one token a step after the prompt of its sample.
+    """A batch of ``num_envs`` episodes. In each of them the agent writes one reply, and every action is one token.
 
-    A row is live from its reset until its reply ends: with a complete end of utterance or EOS (terminated) or with
-    its ``max_new_tokens``-th token (truncated). `step` moves the live rows and leaves the others as they are. In
-    lockstep no row's episode ends before every row's reply has ended.
+    A row is live from its reset until its reply ends. The reply ends with a complete ``<EOU>`` or an EOS token
+    (terminated), or with token number ``max_new_tokens`` (truncated). `step` appends a token to the live rows and does
+    not change the others. With ``lockstep``, the episodes of all rows end in the same step, in which the last live row
+    ends its reply.
+
+    Args:
+        samples: the contexts and references.
+        num_envs: the number of rows.
+        max_new_tokens: the maximum number of tokens of a reply.
+        lockstep: end the episodes of all rows in the same step.
 
     Attributes:
-        input_ids: ``(num_envs, max_prompt_length + max_new_tokens)`` int64; the prompt left-padded into the first
-            ``max_prompt_length`` columns, reply token ``t`` in column ``max_prompt_length + t``.
-        attention_mask: same shape, 1 where `input_ids` holds a token and 0 where it holds padding.
-        live: ``(num_envs,)`` bool.
-        sample_ids: ``(num_envs,)`` int64, which sample each row answers.
+        input_ids: ``(num_envs, max_prompt_length + max_new_tokens)`` int64. The prompt is left-padded into the first
+            ``max_prompt_length`` columns, and reply token ``t`` is in column ``max_prompt_length + t``.
+        attention_mask: same shape, int64, 1 for tokens and 0 for padding.
+        live: ``(num_envs,)`` bool, the rows whose replies are still being written.
+        sample_ids: ``(num_envs,)`` int64, the sample of each row.
+
+    Raises:
+        ValueError: ``num_envs`` or ``max_new_tokens`` is below 1.
     """
 
     def __init__(self, samples: Samples, num_envs: int, max_new_tokens: int, lockstep: bool = False):
@@ -40,39 +50,41 @@ class TokenMDP:
         self._no_rows = self.live.copy()
         self._no_rows.flags.writeable = False
         self.sample_ids = np.zeros(num_envs, np.int64)
-        self._ended = np.array([samples.tokenizer.ended * samples.tokenizer.vocab_size])
+        # The state of the tokenizer's automaton in each row, as an offset into `_transitions`.
         self._eou_state = np.zeros(num_envs, np.int64)
-        # Positions in the flattened arrays, so that a step writes each with one index: where each row's reply begins
-        # and ends, and where its next token goes.
-        self._row_start = np.arange(num_envs) * columns + self.prompt_columns
-        self._row_end = self._row_start + max_new_tokens
-        self._cursor = self._row_start.copy()
-        # What indexes the live rows; a slice, which numpy takes several times faster, while that is all of them.
+        self._accepting_state = np.array([samples.tokenizer.accepting_state * samples.tokenizer.vocab_size])
+        # Offsets into the flattened arrays: the start and the end of each row's reply, and its next free column.
+        self._reply_start = np.arange(num_envs) * columns + self.prompt_columns
+        self._reply_end = self._reply_start + max_new_tokens
+        self._cursor = self._reply_start.copy()
+        # The index of the live rows. It is a slice while all rows are live, because numpy applies a slice several times
+        # faster than an index array.
         self._live_rows: slice | np.ndarray = self.live.nonzero()[0]
-        self._flatten()
+        self._make_flat_views()
 
-    def _flatten(self) -> None:
-        """Views and a table in one dimension, which is cheaper to index."""
+    def _make_flat_views(self) -> None:
+        """Flatten the arrays and the transition table, because indexing is faster in one dimension."""
         self._flat_ids, self._flat_mask = self.input_ids.reshape(-1), self.attention_mask.reshape(-1)
-        # The tokenizer's automaton; a state is the position of its first entry.
+        # Row `state` of the table begins at offset `state * vocab_size`, and the entries are such offsets too.
         tokenizer = self.samples.tokenizer
         self._transitions = (tokenizer.transitions * tokenizer.vocab_size).reshape(-1)
 
     def __getstate__(self) -> dict:
+        # A copy needs views of its own arrays.
         derived = {"_flat_ids", "_flat_mask", "_transitions"}
         return {name: value for name, value in self.__dict__.items() if name not in derived}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._flatten()
+        self._make_flat_views()
 
     @property
     def reply_lengths(self) -> np.ndarray:
-        """``(num_envs,)`` int64, tokens written so far."""
-        return self._cursor - self._row_start
+        """``(num_envs,)`` int64, the number of tokens of each reply so far."""
+        return self._cursor - self._reply_start
 
     def reset(self, rows: np.ndarray | slice, sample_ids: np.ndarray) -> None:
-        """Begin new episodes: row ``rows[k]`` answers sample ``sample_ids[k]``."""
+        """Start new episodes: row ``rows[k]`` gets the prompt of sample ``sample_ids[k]`` and an empty reply."""
         samples, prompt = self.samples, self.prompt_columns
         self.input_ids[rows, :prompt] = samples.prompt_ids[sample_ids]
         self.input_ids[rows, prompt:] = samples.tokenizer.pad_id
@@ -80,34 +92,35 @@ class TokenMDP:
         self.attention_mask[rows, prompt:] = 0
         self.live[rows] = True
         self.sample_ids[rows] = sample_ids
-        self._cursor[rows] = self._row_start[rows]
+        self._cursor[rows] = self._reply_start[rows]
         self._eou_state[rows] = 0
         self._live_rows = slice(None) if all(self.live.tolist()) else self.live.nonzero()[0]
 
     def step(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Write ``tokens[row]`` into every live row.
+        """Append ``tokens[row]`` to the reply of every live row.
 
         Args:
-            tokens: ``(num_envs,)`` integers; those of rows that are not live are ignored.
+            tokens: ``(num_envs,)`` integers. Entries of rows that are not live are ignored.
 
         Returns:
-            terminated, truncated: ``(num_envs,)`` bool, the rows whose episode ends in this step; not to be written.
+            terminated, truncated: ``(num_envs,)`` bool, the rows whose episode ends in this step. The arrays may be
+            shared between steps, so the caller must not write into them.
 
         Raises:
-            ValueError: ``tokens`` has another shape or type, or a live row's token is outside the vocabulary.
+            ValueError: ``tokens`` has another shape or type, or the token of a live row is outside the vocabulary.
         """
         if tokens.shape != self.live.shape or tokens.dtype.kind not in "iu":
             raise ValueError(
-                f"expected {len(self.live)} integer token(s), one a row, got an array of shape {tokens.shape} and "
+                f"expected {len(self.live)} integer token(s), one per row, got an array of shape {tokens.shape} and "
                 f"type {tokens.dtype}"
             )
         tokenizer, rows = self.samples.tokenizer, self._live_rows
         tokens = tokens[rows].astype(np.int64, copy=False)
-        numbers = tokens.tolist()  # min() and all() of a list take a quarter of numpy's time for a handful of rows
-        if min(numbers, default=0) < 0 or max(numbers, default=0) >= tokenizer.vocab_size:
-            bad = next(i for i, number in enumerate(numbers) if not 0 <= number < tokenizer.vocab_size)
+        token_list = tokens.tolist()  # for few rows, Python's min() and all() take a quarter of the time of numpy's
+        if min(token_list, default=0) < 0 or max(token_list, default=0) >= tokenizer.vocab_size:
+            bad = next(i for i, token in enumerate(token_list) if not 0 <= token < tokenizer.vocab_size)
             raise ValueError(
-                f"action {numbers[bad]} of row {np.arange(len(self.live))[rows][bad]} is outside the vocabulary of "
+                f"action {token_list[bad]} of row {np.arange(len(self.live))[rows][bad]} is outside the vocabulary of "
                 f"tokenizer {tokenizer.name!r}: expected 0 to {tokenizer.vocab_size - 1}"
             )
         cursor = self._cursor[rows]
@@ -115,27 +128,27 @@ class TokenMDP:
         self._flat_mask[cursor] = _ONE
         self._cursor[rows] = cursor = cursor + _ONE
         self._eou_state[rows] = state = self._transitions[self._eou_state[rows] + tokens]
-        goes_on = (state != self._ended) & (cursor < self._row_end[rows])
+        unfinished = (state != self._accepting_state) & (cursor < self._reply_end[rows])
 
-        going_on = goes_on.tolist()
-        if all(going_on):
+        unfinished_list = unfinished.tolist()
+        if all(unfinished_list):
             return self._no_rows, self._no_rows
-        self.live[rows] = goes_on
+        self.live[rows] = unfinished
         self._live_rows = self.live.nonzero()[0]
-        ended = self._no_rows.copy()
+        done = self._no_rows.copy()
         if not self.lockstep:
-            ended[rows] = ~goes_on
-        elif not any(going_on):
-            ended[:] = True
-        complete = self._eou_state == self._ended
-        return ended & complete, ended & ~complete
+            done[rows] = ~unfinished
+        elif not any(unfinished_list):
+            done[:] = True
+        complete = self._eou_state == self._accepting_state
+        return done & complete, done & ~complete
 
     def observation(self) -> dict[str, np.ndarray]:
-        """Copies: what is returned is never written again."""
+        """Copies of `input_ids` and `attention_mask`, which later steps do not change."""
         return {"input_ids": self.input_ids.copy(), "attention_mask": self.attention_mask.copy()}
 
     def reset_info(self, rows: np.ndarray | slice) -> dict[str, list]:
-        """What is known of a new episode, a list per key with one entry for each of ``rows``."""
+        """The infos of new episodes: for each key a list with one entry per row of ``rows``."""
         ids = self.sample_ids[rows].tolist()
         return {
             "prompt": [self.samples.prompts[i] for i in ids],
@@ -144,7 +157,7 @@ class TokenMDP:
         }
 
     def final_info(self, rows: np.ndarray | slice) -> dict[str, list]:
-        """What is known of an ended episode: `reset_info`, the decoded reply, and what it should have been."""
+        """The infos of ended episodes: `reset_info`, the decoded reply, the reference reply and its act."""
         info = self.reset_info(rows)
         return info | {
             "response": self.responses(rows),
@@ -154,18 +167,18 @@ class TokenMDP:
 
     def responses(self, rows: np.ndarray | slice) -> list[str]:
         """The texts of the replies so far."""
-        spans = zip(self._row_start[rows].tolist(), self._cursor[rows].tolist(), strict=True)
+        spans = zip(self._reply_start[rows].tolist(), self._cursor[rows].tolist(), strict=True)
         return self.samples.tokenizer.decode([self._flat_ids[start:end] for start, end in spans])
 
     def transcript(self, row: int) -> str:
-        """The dialogue of a row for people: a line for each utterance of the context, then the reply so far."""
+        """The dialogue of a row in readable form: one line per utterance of the context, then the reply so far."""
         context = self.samples.prompts[self.sample_ids[row]].split(EOU)[:-1]
         lines = [f"  {utterance.strip()}" for utterance in context]
         return "\n".join([*lines, f"> {self.responses([row])[0]}{self.ending(row)}"])
 
     def ending(self, row: int) -> str:
-        """How the reply of a row ended, for people; empty while it is live."""
+        """How the reply of a row ended, in readable form. Empty while the row is live."""
         if self.live[row]:
             return ""
-        complete = self._eou_state[row] == self._ended[0]
-        return f" {EOU}" if complete else f" [cut after {self._cursor[row] - self._row_start[row]} tokens]"
+        complete = self._eou_state[row] == self._accepting_state[0]
+        return f" {EOU}" if complete else f" [truncated after {self.reply_lengths[row]} tokens]"

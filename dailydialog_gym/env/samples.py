@@ -1,4 +1,4 @@
-"""How a dialogue becomes samples, (context, response, act), and how contexts become padded token ids."""
+"""Turn dialogues into samples of (context, reference reply, act), and contexts into left-padded token ids."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class Samples:
-    """The replies an environment asks for, ``n`` of them; sample ``i`` is row ``i`` everywhere.
+    """``n`` samples. Entry ``i`` of every attribute belongs to sample ``i``.
 
     Attributes:
-        prompts: the context texts, see `format_prompt`.
-        references: the replies that people gave.
-        acts: ``(n,)`` int64, the act of each reference, 1 to 4.
-        prompt_ids: ``(n, max_prompt_length)`` int32, the tokenised prompts, left-padded, cut on the left.
-        prompt_mask: same shape, bool, where `prompt_ids` is not padding.
-        tokenizer: what tokenised them.
+        prompts: ``n`` texts, the contexts in the format of `format_prompt`.
+        references: ``n`` texts, the utterance that follows each context in the dataset.
+        acts: ``(n,)`` int64, the dialogue act of each reference, 1 to 4.
+        prompt_ids: ``(n, max_prompt_length)`` int32, the tokenised prompts, left-padded and truncated on the left.
+        prompt_mask: ``(n, max_prompt_length)`` bool, True for tokens and False for padding.
+        tokenizer: the tokenizer of `prompt_ids`.
+        source: the arguments of `load_samples` that produced these samples.
     """
 
     prompts: list[str]
@@ -36,12 +37,14 @@ class Samples:
         return len(self.prompts)
 
     def __reduce__(self):
-        # A pickled environment carries the recipe of its samples, not their megabytes.
+        # A pickled environment stores the arguments that reload its samples instead of megabytes of data.
         return load_samples, self.source
 
 
 def format_prompt(utterances: tuple[str, ...] | list[str]) -> str:
-    """The text a model continues: each utterance followed by `` <EOU>``, as RL4LMs and OpenRL write it.
+    """Format a context as the text that the model continues: every utterance is followed by `` <EOU>``.
+
+    RL4LMs and OpenRL use the same format.
 
     >>> format_prompt(["Good morning .", "Hi , Ann !"])
     'Good morning . <EOU> Hi , Ann ! <EOU>'
@@ -59,23 +62,25 @@ def load_samples(
     raw_split: bool = False,
     full_context: bool = False,
 ) -> Samples:
-    """Every reply of a split with the utterances before it. Cached: environments with equal arguments share it.
+    """Make a sample of every utterance that has at least one utterance before it.
+
+    The result is cached, so environments with equal arguments share one copy.
 
     Args:
         dataset, split, raw_split: see `load_dialogues`.
         tokenizer: see `dailydialog_gym.env.tokenizer.load_tokenizer`.
-        context_size: how many utterances before the reply make its context (fewer at the start of a dialogue).
-        max_prompt_length: in tokens; a longer prompt loses its beginning.
-        full_context: leave out replies with fewer than ``context_size`` utterances before them, as RL4LMs and
-            OpenRL do (35,368 of DailyDialog's 75,006 training replies remain; 35,775 of 76,042 with ``raw_split``).
+        context_size: the number of preceding utterances in a context. Contexts at the start of a dialogue have fewer.
+        max_prompt_length: the maximum number of tokens of a prompt. A longer prompt is truncated on the left.
+        full_context: use only replies that have ``context_size`` utterances before them, as RL4LMs and OpenRL do.
+            This keeps 35,368 of DailyDialog's 75,006 training replies, and 35,775 of 76,042 with ``raw_split``.
 
     Raises:
-        ValueError: an argument is out of range, or what `load_dialogues` and `load_tokenizer` raise.
+        ValueError: an argument is out of range, no sample is left, or `load_dialogues` or `load_tokenizer` fails.
     """
     for name, value in (("context_size", context_size), ("max_prompt_length", max_prompt_length)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    codec = load_tokenizer(tokenizer)
+    reply_tokenizer = load_tokenizer(tokenizer)
     first_reply = context_size if full_context else 1
     prompts, references, acts = [], [], []
     for dialogue in load_dialogues(dataset, split, raw_split):
@@ -85,21 +90,31 @@ def load_samples(
             acts.append(dialogue.acts[i])
     if not prompts:
         raise ValueError(f"dataset {dataset!r}, split {split!r}: no reply has {first_reply} utterances before it")
-    prompt_ids, prompt_mask = left_pad(codec, prompts, max_prompt_length)
+    prompt_ids, prompt_mask = left_pad(reply_tokenizer, prompts, max_prompt_length)
     source = (dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
-    return Samples(prompts, references, np.array(acts, np.int64), prompt_ids, prompt_mask, codec, source)
+    return Samples(prompts, references, np.array(acts, np.int64), prompt_ids, prompt_mask, reply_tokenizer, source)
 
 
-def left_pad(codec: ReplyTokenizer, prompts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenised prompts, ``(n, width)`` int32, left-padded and cut on the left; and where they aren't padding, bool."""
-    keep = width - len(codec.bos_ids)
-    if keep < 1:
-        raise ValueError(f"max_prompt_length {width} has no room beside the tokenizer's BOS token")
-    prompt_ids = np.full((len(prompts), width), codec.pad_id, np.int32)
+def left_pad(tokenizer: ReplyTokenizer, prompts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenise prompts into ``width`` columns, padded and truncated on the left.
+
+    If the tokenizer has a BOS token, every prompt begins with it, even a truncated one.
+
+    Returns:
+        prompt_ids: ``(n, width)`` int32.
+        mask: ``(n, width)`` bool, True for tokens and False for padding.
+
+    Raises:
+        ValueError: ``width`` leaves no column for text.
+    """
+    max_text_tokens = width - len(tokenizer.bos_ids)
+    if max_text_tokens < 1:
+        raise ValueError(f"max_prompt_length {width} leaves no room for text after the tokenizer's BOS token")
+    prompt_ids = np.full((len(prompts), width), tokenizer.pad_id, np.int32)
     mask = np.zeros(prompt_ids.shape, np.bool_)
     for start in range(0, len(prompts), 4096):
-        for row, ids in enumerate(codec.encode(prompts[start : start + 4096]), start):
-            ids = codec.bos_ids + ids[-keep:]
+        for row, ids in enumerate(tokenizer.encode(prompts[start : start + 4096]), start):
+            ids = tokenizer.bos_ids + ids[-max_text_tokens:]
             prompt_ids[row, width - len(ids) :] = ids
             mask[row, width - len(ids) :] = True
     return prompt_ids, mask

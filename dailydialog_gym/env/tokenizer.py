@@ -1,4 +1,4 @@
-"""A tokenizer as the environment sees it: texts to ids, ids to texts, and which tokens end a reply."""
+"""The environment's tokenizer: it encodes prompts, decodes replies, and detects which token ends a reply."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ EOU = "<EOU>"
 
 
 class ReplyTokenizer:
-    """Encodes prompts, decodes replies, and finds the end of an utterance token by token.
+    """Encodes prompts, decodes replies, and detects the end of a reply token by token.
 
-    A reply ends as soon as its text holds a complete ``<EOU>``, however the tokenizer cuts those five characters:
-    one special token (builtin), or GPT-2's ``Ġ<``, ``E``, ``OU``, ``>`` in any other division, such as ``?<``
-    after a question mark. Each token moves a Knuth-Morris-Pratt automaton for ``<EOU>`` over the characters of its
-    vocabulary string; `transitions` holds that move for every state and token, so that a batch of tokens costs
-    one gather. The tokenizer's EOS token moves every state to the accepting one.
+    A reply ends as soon as its text contains a complete ``<EOU>``. Tokenizers split these five characters in different
+    ways. In the embedded tokenizer they are one special token. GPT-2 splits them into ``Ġ<``, ``E``, ``OU`` and ``>``,
+    or differently, depending on the characters around them: after a question mark the first token is ``?<``. So the
+    characters of each token drive a Knuth-Morris-Pratt automaton that searches for ``<EOU>``. `transitions` is its
+    transition table over whole tokens, and one indexing operation advances a batch of rows. The tokenizer's EOS token
+    leads from every state to the accepting state.
 
     Attributes:
-        vocab_size: one more than the highest id, added tokens included.
-        pad_id: what stands in masked columns. Where the tokenizer has no padding token it is EOS, so masks must
-            never be derived from it.
-        bos_ids: what the tokenizer puts before a text: empty, or one id.
-        transitions: ``(len("<EOU>") + 1, vocab_size)`` int64, ``transitions[state, token]`` is the next state.
-        ended: the accepting state.
+        vocab_size: the highest token id plus one, added tokens included.
+        pad_id: the id in masked columns. It is the EOS token if the tokenizer has no padding token, so an attention
+            mask must never be derived from it.
+        bos_ids: the ids that the tokenizer puts before every text: empty, or the BOS token.
+        transitions: ``(len("<EOU>") + 1, vocab_size)`` int64, where ``transitions[state, token]`` is the next state.
+        accepting_state: the state of a reply that has ended.
+
+    Raises:
+        ValueError: the tokenizer cannot represent ``<EOU>``.
     """
 
-    ended = len(EOU)
+    accepting_state = len(EOU)
 
     def __init__(self, name: str, backend: Tokenizer, eos_id: int | None, pad_id: int | None, bos_ids: list[int]):
         self.name = name
@@ -41,50 +45,59 @@ class ReplyTokenizer:
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_ids = bos_ids
         self.pad_id = next((i for i in (pad_id, eos_id) if i is not None), 0)
-        self.transitions = _eou_transitions(backend, self.vocab_size, self.ended)
+        self.transitions = _eou_transitions(backend, self.vocab_size)
         if eos_id is not None:
-            self.transitions[:, eos_id] = self.ended
+            self.transitions[:, eos_id] = self.accepting_state
         state = 0
         for token in self.encode([EOU])[0]:
             state = self.transitions[state, token]
-        if state != self.ended:
+        if state != self.accepting_state:
             tokens = [backend.id_to_token(i) for i in self.encode([EOU])[0]]
             raise ValueError(
-                f"tokenizer {name!r} has no end-of-utterance: it turns {EOU!r} into {tokens}, which does not spell "
-                f"{EOU!r}. Add it as a token: tokenizer.add_special_tokens({{'additional_special_tokens': ['{EOU}']}})"
+                f"tokenizer {name!r} cannot represent the end-of-utterance marker {EOU!r}: it encodes it as {tokens}. "
+                f"Add it as a token: tokenizer.add_special_tokens({{'additional_special_tokens': ['{EOU}']}})"
             )
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without the special tokens a tokenizer may put around it."""
+        """Token ids of each text, without the special tokens that a tokenizer may add before or after it."""
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def reply_lengths(self, reply_ids: np.ndarray) -> np.ndarray:
-        """How many of each row's tokens belong to the reply, the one that ends it included.
+        """Count the tokens of each reply up to and including the token that ends it.
 
         Args:
-            reply_ids: ``(n, width)``; a row without an end is all reply.
+            reply_ids: ``(n, width)`` token ids. All ``width`` tokens of a row that never ends are counted.
+
+        Returns:
+            ``(n,)`` int64.
         """
         lengths = np.full(len(reply_ids), reply_ids.shape[1])
         state = np.zeros(len(reply_ids), np.int64)
         for t in range(reply_ids.shape[1]):
-            state = np.where(state == self.ended, state, self.transitions[state, reply_ids[:, t]])
-            lengths = np.where(state == self.ended, np.minimum(lengths, t + 1), lengths)
+            state = np.where(state == self.accepting_state, state, self.transitions[state, reply_ids[:, t]])
+            lengths = np.where(state == self.accepting_state, np.minimum(lengths, t + 1), lengths)
         return lengths
 
     def decode(self, replies: list[np.ndarray]) -> list[str]:
-        """The texts of replies (id arrays), without the end of utterance, special tokens and surrounding blanks."""
+        """The texts of replies, each an array of ids, without ``<EOU>``, special tokens and surrounding whitespace."""
         texts = self.backend.decode_batch([ids.tolist() for ids in replies], skip_special_tokens=True)
         return [text.split(EOU, 1)[0].strip() for text in texts]
 
 
-def _eou_transitions(backend: Tokenizer, vocab_size: int, ended: int) -> np.ndarray:
-    """The automaton of `ReplyTokenizer`. No proper prefix of ``<EOU>`` is also a suffix, so a mismatch restarts it."""
-    transitions = np.zeros((ended + 1, vocab_size), np.int64)  # an index's own type: uint8 takes twice as long
+def _eou_transitions(backend: Tokenizer, vocab_size: int) -> np.ndarray:
+    """The transition table of `ReplyTokenizer`.
+
+    In state ``s`` the text so far ends with the first ``s`` characters of ``<EOU>``; state 5 accepts. No proper prefix
+    of ``<EOU>`` is also a suffix of it, so a mismatch leads back to state 0, or to state 1 if the character is ``<``.
+    """
+    num_states = len(EOU) + 1
+    # The states are used as indices. numpy would have to convert a type other than int64, which takes twice as long.
+    transitions = np.zeros((num_states, vocab_size), np.int64)
     for text, token in backend.get_vocab(with_added_tokens=True).items():
-        for start in range(ended + 1):
+        for start in range(num_states):
             state = start
             for char in text:
-                if state == ended:
+                if state == len(EOU):
                     break
                 state = state + 1 if char == EOU[state] else int(char == EOU[0])
             transitions[start, token] = state
@@ -93,16 +106,17 @@ def _eou_transitions(backend: Tokenizer, vocab_size: int, ended: int) -> np.ndar
 
 @lru_cache(maxsize=8)
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> ReplyTokenizer:
-    """Load the builtin tokenizer (``"builtin"``) or any Hugging Face tokenizer by hub id or folder.
+    """Load the embedded tokenizer or any Hugging Face tokenizer. The result is cached.
 
-    Everything but ``"builtin"`` is read by transformers' ``AutoTokenizer``, which must be installed.
+    Every tokenizer but the embedded one is loaded with transformers' ``AutoTokenizer``, so transformers must be
+    installed.
 
     Args:
-        name: of the tokenizer.
-        trust_remote_code: run Python code that comes with it. It can do anything you can.
+        name: ``"builtin"``, a folder, or a hub id.
+        trust_remote_code: allow the tokenizer to run Python code of its own. Such code has all of your permissions.
 
     Raises:
-        ValueError: the name can't be loaded, has no fast backend, or can't write ``<EOU>``.
+        ValueError: the tokenizer cannot be loaded, has no fast backend, or cannot represent ``<EOU>``.
     """
     if name == "builtin":
         with asset("policy") as folder:
@@ -123,10 +137,12 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> ReplyTokenizer
             f"id ({error})"
         ) from error
     if not tokenizer.is_fast:
-        raise ValueError(f"tokenizer {name!r} ({type(tokenizer).__name__}) has no fast (Rust) backend, which is needed")
-    # A tokenizer that begins every text with BOS (Llama, OPT) expects it at the start of a prompt.
+        raise ValueError(
+            f"tokenizer {name!r} ({type(tokenizer).__name__}) has no fast (Rust) backend, which is required"
+        )
+    # Models whose tokenizer puts BOS before every text (Llama, OPT) expect BOS at the start of a prompt.
     first = tokenizer("a")["input_ids"][:1]
-    if not first:  # what transformers makes of a model's folder without tokenizer files
+    if not first:  # transformers returns an empty tokenizer for a model folder without tokenizer files
         raise ValueError(
             f"tokenizer {name!r} has no vocabulary: expected tokenizer.json, or vocabulary and merges files"
         )

@@ -1,13 +1,14 @@
-"""Rewards are scorers of finished episodes: plain callables over texts and tokens, a batch at a time.
+"""Scorers: callables that score a batch of finished episodes, which the reward wrappers turn into rewards.
 
-`IntentMatch` and `KLDivergence` need torch and transformers, which are imported when one of the two is first used.
+`IntentMatch` and `KLDivergence` need torch and transformers. Both libraries are imported when one of these two classes
+is first accessed.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient, FixedCoefficient, ZieglerCoefficient
 from dailydialog_gym.rewards.credit import TokenCredit
-from dailydialog_gym.rewards.episodes import Episodes, Scorer, pay
+from dailydialog_gym.rewards.episodes import Episodes, Scorer, add_score
 from dailydialog_gym.rewards.meteor import Meteor
 from dailydialog_gym.rewards.own import load_scorer
 
@@ -26,8 +27,8 @@ __all__ = [
     "Scorer",
     "TokenCredit",
     "ZieglerCoefficient",
+    "add_score",
     "load_scorer",
-    "pay",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a nat of divergence from the reference costs: fixed, or steered so that the divergence stays near a target."""
+"""Coefficients of the KL penalty: fixed, or adapted so that the KL divergence stays near a target."""
 
 from __future__ import annotations
 
@@ -8,35 +8,44 @@ import numpy as np
 
 
 class Coefficient(Protocol):
-    """A price that sees how far the policy has gone.
+    """The coefficient of the KL penalty, which may adapt to the KL divergence of finished episodes.
 
     Attributes:
-        value: what is paid now, at least 0.
+        value: the current coefficient, at least 0.
     """
 
     value: float
 
-    def observe(self, kl: np.ndarray, tokens: np.ndarray, every: int) -> None:
-        """Count finished episodes, ``(n,)`` KL divergences in nats and numbers of tokens; move after each ``every``."""
+    def update(self, kl: np.ndarray, tokens: np.ndarray, episodes_per_update: int) -> None:
+        """Take finished episodes into account.
+
+        Args:
+            kl: ``(n,)``, the KL divergence of each episode from the reference, in nats.
+            tokens: ``(n,)``, the number of tokens of each episode's reply.
+            episodes_per_update: `value` changes when at least this many episodes have ended since its last change.
+        """
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps: the value, and what was counted since it last moved."""
+        """The state for a checkpoint: the value, and the sums over the episodes since it last changed."""
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Go on from an earlier `state_dict`."""
+        """Restore the state of a `state_dict`."""
 
 
 class FixedCoefficient:
-    """Always the same.
+    """A coefficient that `update` does not change. Other code may assign a new `value`, as ``ppo_dialog.py`` does.
 
     Args:
-        coef: its value.
+        coef: the initial coefficient, at least 0.
+
+    Raises:
+        ValueError: ``coef`` is negative or not finite.
     """
 
     def __init__(self, coef: float = 0.1):
         self.value = _checked(coef, "coef")
 
-    def observe(self, kl: np.ndarray, tokens: np.ndarray, every: int) -> None:
+    def update(self, kl: np.ndarray, tokens: np.ndarray, episodes_per_update: int) -> None:
         pass
 
     def state_dict(self) -> dict[str, float]:
@@ -47,14 +56,19 @@ class FixedCoefficient:
 
 
 class AdaptiveCoefficient:
-    """OpenRL's rule: ``coef <- coef * (1 + rate * clip((kl - target) / target, -clip, clip))``.
+    """OpenRL's adaptive coefficient: ``coef <- coef * (1 + rate * clip((kl - target) / target, -clip, clip))``.
 
-    It moves once for every ``num_envs`` finished episodes, by their mean divergence a token.
+    ``kl`` is the mean KL divergence per token. The reward wrappers update it once for every ``num_envs`` finished
+    episodes.
 
     Args:
-        coef: its first value.
-        target: the KL divergence a token, in nats, at which it stays as it is.
-        rate, clip: how fast it moves.
+        coef: the initial coefficient, at least 0.
+        target: the target of ``kl``, in nats per token. The coefficient grows above it and shrinks below it.
+        rate: the step size.
+        clip: the bound of the relative error ``(kl - target) / target``.
+
+    Raises:
+        ValueError: ``coef`` is negative, ``target`` is not above 0, or one of them is not finite.
     """
 
     def __init__(self, coef: float = 0.2, target: float = 0.05, rate: float = 0.1, clip: float = 0.2):
@@ -62,46 +76,52 @@ class AdaptiveCoefficient:
         self.rate, self.clip = rate, clip
         self._episodes, self._kl, self._tokens = 0, 0.0, 0
 
-    def observe(self, kl: np.ndarray, tokens: np.ndarray, every: int) -> None:
+    def update(self, kl: np.ndarray, tokens: np.ndarray, episodes_per_update: int) -> None:
         self._episodes += len(kl)
         self._kl += kl.sum()
         self._tokens += tokens.sum()
-        if self._episodes >= every:
-            self.value *= 1 + self._change(self._kl, self._tokens, self._episodes)
+        if self._episodes >= episodes_per_update:
+            self.value *= 1 + self._relative_change(self._kl, self._tokens, self._episodes)
             self._episodes, self._kl, self._tokens = 0, 0.0, 0
 
     def state_dict(self) -> dict[str, float]:
-        counted = {"episodes": self._episodes, "kl": float(self._kl), "tokens": int(self._tokens)}
-        return {"value": self.value, **counted}
+        sums = {"episodes": self._episodes, "kl": float(self._kl), "tokens": int(self._tokens)}
+        return {"value": self.value, **sums}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         keys = ("value", "episodes", "kl", "tokens")
         self.value, self._episodes, self._kl, self._tokens = (state_dict[key] for key in keys)
 
-    def _change(self, kl: float, tokens: int, episodes: int) -> float:
+    def _relative_change(self, kl: float, tokens: int, episodes: int) -> float:
         return float(self.rate * np.clip((kl / tokens - self.target) / self.target, -self.clip, self.clip))
 
 
 class ZieglerCoefficient(AdaptiveCoefficient):
-    """Ziegler's rule (arXiv:1909.08593, section 2.2), by the mean divergence of a whole reply.
+    """The adaptive coefficient of Ziegler et al. (2019, arXiv:1909.08593, section 2.2).
 
-    ``coef <- coef * (1 + clip((kl - target) / target, -0.2, 0.2) * episodes / horizon)``, as in their code
-    (https://github.com/openai/lm-human-preferences, ``AdaptiveKLController``).
+    ``coef <- coef * (1 + clip((kl - target) / target, -0.2, 0.2) * episodes / horizon)``, where ``kl`` is the mean KL
+    divergence per reply, and ``episodes`` the number of episodes since the last update. This is
+    ``AdaptiveKLController`` of https://github.com/openai/lm-human-preferences.
 
     Args:
-        coef: its first value.
-        target: the KL divergence a reply, in nats, at which it stays as it is.
-        horizon: episodes in which an error at the clip changes it by a fifth.
+        coef: the initial coefficient, at least 0.
+        target: the target of ``kl``, in nats per reply. The coefficient grows above it and shrinks below it.
+        horizon: the inverse step size, in episodes. A relative error of 0.2 or more during ``horizon`` episodes
+            increases the coefficient by about 20%.
+
+    Raises:
+        ValueError: ``coef`` is negative, ``target`` or ``horizon`` is not above 0, or one of them is not finite.
     """
 
     def __init__(self, coef: float = 0.2, target: float = 6.0, horizon: int = 10_000):
         super().__init__(coef, target, rate=1 / _checked(horizon, "horizon"))
 
-    def _change(self, kl: float, tokens: int, episodes: int) -> float:
-        return super()._change(kl, episodes, episodes) * episodes
+    def _relative_change(self, kl: float, tokens: int, episodes: int) -> float:
+        return super()._relative_change(kl, episodes, episodes) * episodes
 
 
 def _checked(number: float, name: str) -> float:
     if not (0 < number < np.inf or (name == "coef" and number == 0)):
-        raise ValueError(f"{name} of a KL coefficient is a finite number above 0 (coef: at least 0), got {number}")
+        bound = "at least 0" if name == "coef" else "above 0"
+        raise ValueError(f"{name} of a KL coefficient must be a finite number {bound}, got {number}")
     return number

@@ -1,4 +1,4 @@
-"""Which token earned a reply's score: the one that raised it."""
+"""Distribute the score of a reply over its tokens, by how much each token raises it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from dailydialog_gym.rewards.episodes import Episodes, Scorer
 
 
 class TokenCredit:
-    """Scorer: by how much each token raises another scorer's score of the reply so far, ``(n, max_new_tokens)``.
+    """Scorer of tokens: ``score(reply[:t + 1]) - score(reply[:t])`` for every token ``t``, ``(n, max_new_tokens)``.
 
-    The sum over a reply is the score of the whole reply, so no policy is better or worse than before: this is shaping
-    by the potential "score of the reply so far" (Ng, Harada and Russell 1999). But what earlier tokens have earned no
-    longer stands in the return of later ones, which halves the variance of METEOR's advantages.
+    ``score`` is another scorer, and the score of the empty reply is 0. The differences sum to the score of the whole
+    reply, so the return of an episode is the same as before. This is potential-based reward shaping (Ng, Harada and
+    Russell 1999) with the score of the reply so far as the potential. The return after a token no longer contains what
+    earlier tokens have contributed, which halves the variance of METEOR's advantages.
 
     Args:
-        scorer: of whole replies, ``(n,)``; it is called once, with every beginning of every reply.
-        tokenizer: the environment's, to read the beginnings as texts.
+        scorer: a scorer of whole replies, which returns ``(n,)``. It is called once, with every prefix of every reply.
+        tokenizer: the environment's tokenizer, which decodes the prefixes.
 
     Raises:
-        ValueError: the scorer doesn't return one score for each text.
+        ValueError: the scorer does not return one score per text.
     """
 
     def __init__(self, scorer: Scorer, tokenizer: ReplyTokenizer):
@@ -31,7 +32,7 @@ class TokenCredit:
         rows, columns = mask.nonzero()
         attention_mask = episodes.attention_mask[rows]
         attention_mask[:, -width:] *= np.arange(width) <= columns[:, None]
-        beginnings = Episodes(
+        prefixes = Episodes(
             prompts=[episodes.prompts[row] for row in rows],
             responses=self.tokenizer.decode(
                 [episodes.reply_ids[row, : column + 1] for row, column in zip(rows, columns, strict=True)]
@@ -42,11 +43,11 @@ class TokenCredit:
             attention_mask=attention_mask,
             max_new_tokens=width,
         )
-        scores = np.asarray(self.scorer(beginnings), dtype=np.float64)
+        scores = np.asarray(self.scorer(prefixes), dtype=np.float64)
         if scores.shape != rows.shape:
             raise ValueError(
                 f"TokenCredit: {self.scorer} returned shape {scores.shape} for {len(rows)} texts: expected one score "
-                "for each"
+                "per text"
             )
         potential = np.zeros(mask.shape)
         potential[mask] = scores

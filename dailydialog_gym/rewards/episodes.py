@@ -1,4 +1,4 @@
-"""What a scorer sees, and how what it says is paid: the one mechanism behind every reward wrapper."""
+"""`Episodes`, the input of every scorer, and `add_score`, which adds a scorer's weighted scores to the rewards."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Episodes:
-    """``n`` finished episodes.
+    """A batch of ``n`` finished episodes.
 
     Attributes:
-        prompts, responses, references: ``n`` texts each: the context, the agent's reply, what people answered.
-        intents: ``(n,)`` int64, the act that the reply should have (1 inform, 2 question, 3 directive, 4 commissive).
+        prompts: ``n`` texts, the contexts.
+        responses: ``n`` texts, the agent's replies.
+        references: ``n`` texts, the reference replies.
+        intents: ``(n,)`` int64, the act that each reply should have (1 inform, 2 question, 3 directive, 4 commissive).
         input_ids, attention_mask: ``(n, max_prompt_length + max_new_tokens)`` int64, the last observations.
-        max_new_tokens: the reply stands in the last ``max_new_tokens`` columns.
-        log_probs: ``(n, max_new_tokens)`` float, the log-probability that the agent gave each token, 0 after
-            the reply's end; None where the agent didn't say.
+        max_new_tokens: the number of columns of the replies, which are the last columns of ``input_ids``.
+        log_probs: ``(n, max_new_tokens)`` float, the agent's log-probability of each reply token, and 0 after the end
+            of the reply. None if the environment is not wrapped in `KLPenalty`.
     """
 
     prompts: list[str]
@@ -35,25 +37,25 @@ class Episodes:
 
     @property
     def reply_ids(self) -> np.ndarray:
-        """``(n, max_new_tokens)``, meaningful where `reply_mask` is True."""
+        """``(n, max_new_tokens)`` int64, the tokens of the replies. Columns where `reply_mask` is False are padding."""
         return self.input_ids[:, -self.max_new_tokens :]
 
     @property
     def reply_mask(self) -> np.ndarray:
-        """``(n, max_new_tokens)`` bool, the tokens that the agent wrote, the end of utterance included."""
+        """``(n, max_new_tokens)`` bool, True for the tokens of the reply, including the token that ends it."""
         return self.attention_mask[:, -self.max_new_tokens :].astype(np.bool_)
 
     @classmethod
     def from_info(cls, observation: dict[str, np.ndarray], info: dict[str, Any], max_new_tokens: int) -> Episodes:
-        """From batched last observations and final infos, each value with one entry for every episode.
+        """Make a batch from last observations and final infos, whose values have one entry per episode.
 
         Raises:
-            ValueError: an episode was ended by another wrapper, so that it has no reply.
+            ValueError: another wrapper truncated an episode, so the info has no reply.
         """
         if "response" not in info:
             raise ValueError(
-                "an episode ended without a reply, cut short by a wrapper such as TimeLimit: set max_new_tokens of the "
-                "environment instead"
+                "a wrapper such as TimeLimit truncated an episode before its reply ended: set max_new_tokens of the "
+                "environment to limit replies"
             )
         return cls(
             prompts=list(info["prompt"]),
@@ -68,57 +70,65 @@ class Episodes:
 
 
 class Scorer(Protocol):
-    """Any callable from ``n`` episodes to ``(n,)`` scores, or to ``(n, max_new_tokens)`` scores, one for each token."""
+    """A callable that returns ``(n,)`` scores, one per episode, or ``(n, max_new_tokens)`` scores, one per token."""
 
     def __call__(self, episodes: Episodes) -> np.ndarray: ...
 
 
-def pay(
+def add_score(
     scorer: Scorer, weight: float, name: str, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Score finished episodes and add ``weight * score`` to their rewards.
+    """Score finished episodes, and add ``weight * score`` to the rewards of their last steps.
 
     Args:
-        rewards: ``(n,)``, what the episodes earn in their last step so far.
-        info: their final infos so far, batched.
+        scorer: the scorer, which is called once.
+        weight: the factor of the scores.
+        name: the name of the score in the infos.
+        episodes: the ``n`` episodes.
+        rewards: ``(n,)``, the rewards of the last steps from the environment and the wrappers further inside.
+        info: the final infos of the episodes, each value with one entry per episode.
 
     Returns:
-        the new ``(n,)`` rewards, and what to add to the final infos: ``reward/<name>``, ``(n,)``, the raw scores (the
-        sum of those given by token), and ``token_rewards``, ``(n, max_new_tokens)``, which sums to the reward. A score
-        of the whole reply stands on its last token, as does reward from elsewhere.
+        rewards: ``(n,)``, the new rewards.
+        new_info: the entries to add to the final infos.
+
+            - ``reward/<name>``: ``(n,)``, the scores without the weight. Scores per token are summed over the reply.
+            - ``token_rewards``: ``(n, max_new_tokens)``, the distribution of the rewards over the reply's tokens. A
+              score of a whole reply belongs to its last token, and so does reward that was not added by this function.
+              The sum over a row is the episode's reward.
 
     Raises:
-        ValueError: another scorer of the stack has the same name, or the scores have the wrong shape or, where there
-            are tokens, aren't finite numbers; the message names the scorer.
+        ValueError: two scorers have the same name, the scores have a wrong shape, or the score of a reply or of one of
+            its tokens is not a finite number. The message names the scorer.
     """
     if f"reward/{name}" in info:
-        raise ValueError(f"two scorers are named {name!r}: give each ScoreReward a name of its own")
+        raise ValueError(f"two scorers are named {name!r}: give each ScoreReward a different name")
     mask, rows = episodes.reply_mask, np.arange(len(episodes))
     last_token = mask.sum(1) - 1
     scores = scorer(episodes)
     try:
         scores = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"scorer {name!r} returned no array of numbers: {error}") from error
+        raise ValueError(f"scorer {name!r} did not return an array of numbers: {error}") from error
     if scores.shape not in ((len(episodes),), mask.shape):
         raise ValueError(
-            f"scorer {name!r} returned shape {scores.shape}: expected ({len(episodes)},), one score for each episode, "
-            f"or {mask.shape}, one for each token"
+            f"scorer {name!r} returned shape {scores.shape}: expected ({len(episodes)},), one score per episode, or "
+            f"{mask.shape}, one score per token"
         )
-    by_token = np.zeros(mask.shape)
+    token_scores = np.zeros(mask.shape)
     if scores.ndim == 1:
-        by_token[rows, last_token] = scores
+        token_scores[rows, last_token] = scores
     else:
-        by_token[mask] = scores[mask]
-    paid = weight * by_token
-    wrong = ~np.isfinite(paid).all(1)
-    if wrong.any():
-        row = wrong.argmax()
+        token_scores[mask] = scores[mask]
+    weighted = weight * token_scores
+    not_finite = ~np.isfinite(weighted).all(1)
+    if not_finite.any():
+        row = not_finite.argmax()
         raise ValueError(
-            f"scorer {name!r} of weight {weight} returned {scores[row]} for the reply {episodes.responses[row]!r}: "
+            f"scorer {name!r} with weight {weight} returned {scores[row]} for the reply {episodes.responses[row]!r}: "
             "expected finite numbers"
         )
     token_rewards = np.array(info.get("token_rewards", np.zeros(mask.shape)))
     token_rewards[rows, last_token] += rewards - token_rewards.sum(1)
-    token_rewards += paid
-    return token_rewards.sum(1), {f"reward/{name}": by_token.sum(1), "token_rewards": token_rewards}
+    token_rewards += weighted
+    return token_rewards.sum(1), {f"reward/{name}": token_scores.sum(1), "token_rewards": token_rewards}

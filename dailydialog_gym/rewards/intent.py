@@ -1,4 +1,4 @@
-"""Does a reply do what was asked of it: inform, ask, direct or commit? A sequence classifier's opinion."""
+"""A scorer that checks with a sequence classifier whether a reply has the required dialogue act."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ from dailydialog_gym.rewards.episodes import Episodes
 
 
 def _act_of_label(labels: Sequence[str], name: str) -> np.ndarray:
-    """The act, 1 to 4, of each label of a classifier: by name, or by order where the labels have no names."""
+    """The act, 1 to 4, of each label of a classifier. Labels without names ("label_0") are the acts in order."""
     if labels == [f"label_{i}" for i in range(len(ACTS))]:
         return np.array(list(ACTS))
     if sorted(labels) != sorted(ACTS.values()):
         raise ValueError(
-            f"classifier {name!r} has the labels {labels}: expected {list(ACTS.values())}, in any order, or four "
-            "without names, in that order (config.id2label); if its configuration names them wrongly, say what they "
-            "are, with labels= or --intent-labels"
+            f"classifier {name!r} has the labels {labels}: expected {list(ACTS.values())} in any order, or four labels "
+            "without names (config.id2label). If the names in its configuration are wrong, give the right ones with "
+            "labels= or --intent-labels"
         )
     numbers = {label: number for number, label in ACTS.items()}
     return np.array([numbers[label] for label in labels])
 
 
 class IntentMatch:
-    """Scorer: 1.0 where the classifier finds the target act in the reply, else 0.0.
+    """Scorer: 1.0 if the classifier predicts the required act for the reply, else 0.0, ``(n,)``.
 
-    The classifier reads the last utterance of the context, a separator and the reply. The separator is what its
-    ``config.json`` names under ``"separator"``, or else a blank, as OpenRL's and RL4LMs' classifiers expect.
+    The input of the classifier is the last utterance of the context, a separator and the reply. The separator is the
+    entry ``"separator"`` of the classifier's ``config.json``, and a space if there is none, which the classifiers of
+    OpenRL and RL4LMs expect.
 
     Args:
-        model: ``"builtin"``, or a Hugging Face sequence classifier of four acts, by folder or hub id.
-        device: where it runs.
-        labels: what its four outputs stand for, where its configuration doesn't say it rightly, as in
-            ``"rajkumarrrk/roberta-daily-dialog-intent-classifier"``, whose labels are named after emotions.
-        probability: score the probability of the target act instead.
-        amp_dtype: autocast to this type, or None for full precision.
-        batch_size: how many pairs it reads at once.
+        model: ``"builtin"``, or a Hugging Face sequence classifier with four labels, by folder or hub id.
+        device: the device of the classifier.
+        labels: the acts of the four labels in order, if the names in the classifier's configuration are wrong. This is
+            the case for ``"rajkumarrrk/roberta-daily-dialog-intent-classifier"``, whose labels are names of emotions.
+        probability: return the predicted probability of the required act instead of 1.0 or 0.0.
+        amp_dtype: the dtype for autocast, or None for full precision.
+        batch_size: the number of texts in a forward pass.
+
+    Raises:
+        ValueError: the classifier cannot be loaded, or its labels are not the four acts.
 
     >>> match = IntentMatch("builtin")
     >>> match.match(["What time is it ? <EOU>"], ["It is five o'clock ."], [1])
@@ -78,25 +82,25 @@ class IntentMatch:
         return self.probabilities(episodes.prompts, episodes.responses)[np.arange(len(episodes)), episodes.intents - 1]
 
     def match(self, prompts: Sequence[str], responses: Sequence[str], intents: Sequence[int]) -> np.ndarray:
-        """``(n,)``: 1.0 where the likeliest act of a response to a prompt is the one asked for, else 0.0."""
+        """``(n,)``: 1.0 if the most probable act of a response to a prompt is the required one, else 0.0."""
         found = self.probabilities(prompts, responses).argmax(1) + 1
         return (found == np.asarray(intents)).astype(np.float64)
 
     def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """``(n, 4)``: how probable inform, question, directive and commissive are for each response to a prompt."""
+        """``(n, 4)``: the probabilities of inform, question, directive and commissive for each response to a prompt."""
         last_utterances = [prompt.split(EOU)[-2].strip() for prompt in prompts]
         pairs = zip(last_utterances, responses, strict=True)
         return self.classify([f"{last}{self.separator}{reply}" for last, reply in pairs])
 
     @torch.no_grad()
     def classify(self, texts: Sequence[str]) -> np.ndarray:
-        """``(n, 4)``: the same for texts as the classifier reads them."""
+        """``(n, 4)``: the same probabilities for texts in the classifier's input format."""
         result = np.empty((len(texts), len(self.acts)))
         device = self.classifier.device
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of similar length need little padding
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            # On the right, whatever the tokenizer does: left padding would shift the positions of a causal model
+            # Pad on the right, because left padding would shift the position ids of a causal model.
             encoded = self.tokenizer([texts[i] for i in rows], padding=True, padding_side="right", truncation=True)
             # return_tensors="pt" would take several times as long
             batch = {name: torch.tensor(column, device=device) for name, column in encoded.items()}

@@ -1,4 +1,4 @@
-"""The divergence of a policy from a frozen reference model, and coefficients that keep it near a target."""
+"""The KL divergence of the policy from a frozen reference model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from dailydialog_gym.rewards.episodes import Episodes
 class KLDivergence:
     """Scorer: ``log pi(token) - log pi_ref(token)`` for every token of the replies, ``(n, max_new_tokens)``.
 
-    Its sum over a reply is the single-sample (``k1``) estimate of the KL divergence, in nats: unbiased, so negative
-    for single replies and positive on average. The reference reads each distinct context once, then all replies.
+    The sum over a reply is the single-sample k1 estimate of the KL divergence, in nats. The estimate is unbiased, so it
+    is negative for some replies. Each distinct context is encoded once, together with all replies to it.
 
     Args:
-        model: the reference, a causal language model or its hub id or folder.
-        vocab_size: the policy's vocabulary; columns of the reference's logits beyond it are left out.
-        device: where the reference runs.
-        amp_dtype: autocast to this type, or None for full precision. The weights of linear layers are kept in it.
+        model: the reference model: a causal language model, or its folder or hub id.
+        vocab_size: the size of the policy's vocabulary. Further columns of the reference's logits are ignored.
+        device: the device of the reference.
+        amp_dtype: the dtype for autocast, or None for full precision. The weights of linear layers are stored in it.
+
+    Raises:
+        ValueError: the reference's vocabulary is smaller than ``vocab_size``.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class KLDivergence:
         self.vocab_size = vocab_size
         self.device = torch.device(device)
         self.amp_dtype = amp_dtype
-        if amp_dtype:  # as autocast would cast them each time, but not a head that is the embeddings too
+        if amp_dtype:  # cast once what autocast would cast in every forward, except a head tied to the embeddings
             tied = self.model.get_input_embeddings().weight
             for module in self.model.modules():
                 if isinstance(module, nn.Linear | Conv1D) and module.weight is not tied:

@@ -1,4 +1,4 @@
-"""METEOR against the reference reply (Banerjee and Lavie 2005), as NLTK computes it."""
+"""METEOR (Banerjee and Lavie 2005) of replies against their references. The scores equal NLTK's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nltk.tokenize import NLTKWordTokenizer
 from dailydialog_gym.rewards.episodes import Episodes
 from dailydialog_gym.rewards.synonyms import synonyms
 
-# Bounded: an exploring policy never stops inventing words
+# The cache is bounded because an exploring policy keeps producing new words.
 _stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
 _TOKENIZER = NLTKWordTokenizer()
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5
@@ -23,35 +23,39 @@ _CLITIC = re.compile("('(?:[dms]|ll|re|ve)|n't)(?![^ ])")
 _CONTRACTION = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)
 
 
-@lru_cache(maxsize=1 << 16)  # references come back
+@lru_cache(maxsize=1 << 16)  # the same references are scored again and again
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text as NLTK's `word_tokenize` cuts them.
+    """The words of a text, equal to those of NLTK's `word_tokenize`.
 
-    NLTK's tokenizer takes two thirds of METEOR's time, for some 30 substitutions. In a text in DailyDialog's spacing
-    only clitics are left to cut, so that such texts need one; the others go to NLTK.
+    NLTK's tokenizer applies some 30 regular expressions, which takes two thirds of METEOR's time. In DailyDialog's
+    texts all tokens but clitics ("'s", "n't") are already separated by spaces, so one regular expression is enough for
+    them. NLTK tokenises all other texts.
 
     >>> words("I don't know , it's OK .")
     ('I', 'do', "n't", 'know', ',', 'it', "'s", 'OK', '.')
     """
-    if _SPACED.fullmatch(text) and not _CONTRACTION.search(text):
-        return tuple(_CLITIC.sub(r" \1", text).split())
+    if _SPACED.fullmatch(text):
+        separated = _CLITIC.sub(r" \1", text)
+        if not _CONTRACTION.search(separated):
+            return tuple(separated.split())
     return tuple(_TOKENIZER.tokenize(text))
 
 
 def _align(response: list[str], reference: list[str]) -> list[tuple[int, int]]:
-    """Which word of the response stands for which of the reference, by position: NLTK's `align_words`.
+    """The alignment of NLTK's `align_words`: pairs (position in the response, position in the reference).
 
-    Its three stages are one loop here, which looks at no synonym that the reference lacks: a third of NLTK's time.
+    NLTK's three stages are one loop here. It only looks up synonyms that occur in the reference, so it takes a third of
+    NLTK's time.
     """
     left, right = dict(enumerate(response)), dict(enumerate(reference))
     matches = []
     for stage in ("exact", "stem", "synonym"):
         if stage == "stem":
             left, right = ({i: _stem(word) for i, word in words.items()} for words in (left, right))
-        free: dict[str, list[int]] = {}
+        free: dict[str, list[int]] = {}  # the positions of each word of the reference that is not aligned yet
         for j, word in right.items():
             free.setdefault(word, []).append(j)
-        # From the end, each word takes the last of the reference's that is still free
+        # Like NLTK, go through the response backwards and align each word with the last free one of the reference.
         for i, word in reversed(left.copy().items()):
             if stage == "synonym":
                 last = [free[name][-1] for name in (synonyms(word) & free.keys()) | {word} if free.get(name)]
@@ -66,11 +70,12 @@ def _align(response: list[str], reference: list[str]) -> list[tuple[int, int]]:
 
 
 def meteor(response: str, reference: str) -> float:
-    """METEOR of one pair, in [0, 1]: NLTK's, with alpha 0.9, beta 3, gamma 0.5, exact, stem and synonym matches.
+    """METEOR of one response against one reference, in [0, 1].
 
-    Words are cut as in the `evaluate` library's METEOR (Treebank rules), synonyms are WordNet 3.0's, from an embedded
-    table. Like NLTK, it looks for synonyms among stems, so it misses those that Porter's stemmer changes ("large"
-    becomes "larg"). An empty response scores 0.
+    The score equals that of NLTK's `single_meteor_score` with alpha 0.9, beta 3 and gamma 0.5, and with exact, stem and
+    synonym matches. The texts are tokenised as in the METEOR of the `evaluate` library (Treebank rules). The synonyms
+    are those of WordNet 3.0, from an embedded table. Like NLTK, it compares the synonyms of a word's stem, so it misses
+    synonyms of words whose stem is not a word ("large" becomes "larg"). An empty response scores 0.
 
     >>> meteor("I like green tea .", "I like green tea .")
     0.996
@@ -83,13 +88,13 @@ def meteor(response: str, reference: str) -> float:
         return 0.0
     precision, recall = len(matches) / len(response_words), len(matches) / len(reference_words)
     mean = (precision * recall) / (ALPHA * precision + (1 - ALPHA) * recall)
-    # A chunk is a run of words that stand side by side in both
+    # A chunk is a sequence of matches that are adjacent in both texts.
     chunks = 1 + sum((i + 1, j + 1) != following for (i, j), following in pairwise(matches))
     return (1 - GAMMA * (chunks / len(matches)) ** BETA) * mean
 
 
 class Meteor:
-    """Scorer: `meteor` of each reply against its reference."""
+    """Scorer: the `meteor` score of each reply against its reference, ``(n,)``."""
 
     def __call__(self, episodes: Episodes) -> np.ndarray:
         return np.array([meteor(*pair) for pair in zip(episodes.responses, episodes.references, strict=True)])

@@ -1,4 +1,4 @@
-"""A user's own scorer, named on the command line."""
+"""Load a user-defined scorer that is named on the command line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from dailydialog_gym.rewards.episodes import Scorer
 
 
 def load_scorer(text: str) -> tuple[Scorer, float, str]:
-    """A scorer, its weight and its name from ``"module:callable=weight"``, as `ScoreReward` wants them.
+    """Load the scorer of ``"module:callable=weight"``.
 
-    It is named after the callable; a class is called without arguments first.
+    Returns:
+        scorer: the callable, or an instance of it if it is a class. A class is called without arguments.
+        weight: the weight.
+        name: the name of the callable.
 
     Raises:
-        ValueError: the text has another form, or there is no such module or callable.
+        ValueError: the text does not have this form, or the module or the callable does not exist.
 
     >>> load_scorer("dailydialog_gym.rewards:Meteor=0.3")[1:]
     (0.3, 'Meteor')
@@ -22,11 +25,11 @@ def load_scorer(text: str) -> tuple[Scorer, float, str]:
         weight = float(number)
     except ValueError:
         raise ValueError(
-            f"reward {text!r} is not of the form module:callable=weight, such as my_rewards:brevity=0.3"
+            f"reward {text!r} does not have the form module:callable=weight, such as my_rewards:brevity=0.3"
         ) from None
     scorer = import_object(target, "--reward")
     if isinstance(scorer, type):
         scorer = scorer()
     if not callable(scorer):
-        raise ValueError(f"reward {text!r}: it is no function or class, but {scorer!r}")
+        raise ValueError(f"reward {text!r}: expected a function or a class, got {scorer!r}")
     return scorer, weight, target.partition(":")[2]

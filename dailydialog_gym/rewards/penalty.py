@@ -1,4 +1,4 @@
-"""The adaptive KL penalty, apart from the reference model: who drew which token how probably, and what it costs."""
+"""The part of `KLPenalty` that the single and the vector wrapper share: log-probabilities, penalty, coefficient."""
 
 from __future__ import annotations
 
@@ -10,16 +10,27 @@ from gymnasium.spaces import Box, Dict, Space
 
 from dailydialog_gym.env.mdp import TokenMDP
 from dailydialog_gym.rewards.coefficients import Coefficient
-from dailydialog_gym.rewards.episodes import Episodes, Scorer, pay
+from dailydialog_gym.rewards.episodes import Episodes, Scorer, add_score
 
 
 def add_log_prob(token_space: Space) -> Dict:
-    """The action space of an agent that says which log-probability it gives its token(s)."""
+    """The action space whose actions are a token (or a batch of tokens) and the agent's log-probability of it."""
     return Dict({"token": token_space, "log_prob": Box(-np.inf, 0.0, token_space.shape, np.float32)})
 
 
-class KLLedger:
-    """Books the log-probabilities of ``num_envs`` rows' tokens, and pays for the divergence when episodes end."""
+class KLTracker:
+    """Records the log-probabilities of the actions, and adds the KL penalty to the rewards when episodes end.
+
+    Args:
+        scorer: the log-ratios of policy to reference, ``(n, max_new_tokens)``, see `KLDivergence`.
+        coefficient: the coefficient of the penalty. It is updated once per ``num_envs`` finished episodes.
+        estimator: the estimator of ``metric/kl_per_token``. The penalty itself always uses k1, the log-ratio.
+        num_envs: the number of rows.
+        max_new_tokens: the maximum number of tokens of a reply.
+
+    Raises:
+        ValueError: the estimator is unknown.
+    """
 
     def __init__(
         self,
@@ -30,57 +41,69 @@ class KLLedger:
         max_new_tokens: int,
     ):
         if estimator not in ("k1", "k3"):
-            raise ValueError(f"the estimator of the logged KL is 'k1' or 'k3', got {estimator!r}")
+            raise ValueError(f"estimator must be 'k1' or 'k3', got {estimator!r}")
         self.scorer = scorer
         self.estimator = estimator
         self.coefficient = coefficient
         self._log_probs = np.zeros((num_envs, max_new_tokens))
 
     def record(self, mdp: TokenMDP, action: dict[str, np.ndarray]) -> np.ndarray:
-        """Book an action before it is taken, the batch's or a single environment's; idle rows' don't count.
+        """Record the log-probabilities of an action before the environment takes it.
+
+        Args:
+            mdp: the environment's MDP. Only its live rows are recorded.
+            action: ``token`` and ``log_prob``, each ``(num_envs,)``, or two scalars in the single environment.
 
         Returns:
             ``(num_envs,)``, the action's tokens.
 
         Raises:
-            ValueError: the action is not of ``token`` and ``log_prob``, not one a row, or a log-probability is
+            ValueError: the action has other keys, the number of log-probabilities is wrong, or a log-probability is
                 positive, infinite or NaN.
         """
         if not isinstance(action, dict) or action.keys() != {"token", "log_prob"}:
-            raise ValueError(f"under KLPenalty an action is {{'token': ..., 'log_prob': ...}}, got {action!r}")
+            raise ValueError(f"KLPenalty expects an action {{'token': ..., 'log_prob': ...}}, got {action!r}")
         rows = mdp.live.nonzero()[0]
         log_probs = np.atleast_1d(action["log_prob"])
         if log_probs.shape != mdp.live.shape:
             raise ValueError(f"expected {len(mdp.live)} log-probabilities, got an array of shape {log_probs.shape}")
         log_probs = log_probs[rows]
-        # Rounding may lift the logarithm of 1 a little; NaN compares false
-        wrong = ~((log_probs > -np.inf) & (log_probs <= 1e-4))
-        if wrong.any():
+        # Rounding errors may make the log-probability of a certain token slightly positive. NaN compares as False.
+        invalid = ~((log_probs > -np.inf) & (log_probs <= 1e-4))
+        if invalid.any():
             raise ValueError(
-                f"row {rows[wrong][0]}: a drawn token's log-probability is a finite number of at most 0, got "
-                f"{log_probs[wrong][0]}"
+                f"row {rows[invalid][0]}: the log-probability of a sampled token must be a finite number of at most 0, "
+                f"got {log_probs[invalid][0]}"
             )
         self._log_probs[rows, mdp.reply_lengths[rows]] = log_probs
         return np.atleast_1d(action["token"])
 
-    def pay(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
-        """As `dailydialog_gym.rewards.pay`, for the episodes that ended in ``rows``."""
+    def add_penalty(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+        """Like `dailydialog_gym.rewards.add_score`, for the episodes that have just ended in ``rows``.
+
+        The penalty uses the coefficient from before these episodes. They update it afterwards.
+        """
         log_probs = np.where(episodes.reply_mask, self._log_probs[rows], 0.0)
         episodes = replace(episodes, log_probs=log_probs)
         coef = self.coefficient.value
         log_ratios = self.scorer(episodes)
-        rewards, extra = pay(lambda _: log_ratios, -coef, "kl", episodes, rewards, info)
-        kl, tokens = extra["reward/kl"], episodes.reply_mask.sum(1)
-        self.coefficient.observe(kl, tokens, every=len(self._log_probs))
-        extra["log_probs"] = log_probs
-        logged = kl if self.estimator == "k1" else _k3(log_ratios, episodes.reply_mask)
-        extra["metric/kl_per_token"] = logged / tokens
-        extra["metric/kl_coef"] = np.full(len(rows), coef)
-        return rewards, extra
+        rewards, new_info = add_score(lambda _: log_ratios, -coef, "kl", episodes, rewards, info)
+        kl, tokens = new_info["reward/kl"], episodes.reply_mask.sum(1)
+        self.coefficient.update(kl, tokens, episodes_per_update=len(self._log_probs))
+        new_info["log_probs"] = log_probs
+        logged_kl = kl if self.estimator == "k1" else _k3(log_ratios, episodes.reply_mask)
+        new_info["metric/kl_per_token"] = logged_kl / tokens
+        new_info["metric/kl_coef"] = np.full(len(rows), coef)
+        return rewards, new_info
 
 
 def _k3(log_ratios: np.ndarray, reply_mask: np.ndarray) -> np.ndarray:
-    """``(n,)``, Schulman's estimate of the KL divergence, which is never negative (joschu.net/blog/kl-approx.html)."""
+    """``(n,)``, Schulman's k3 estimate of the KL divergence per reply: ``sum_t exp(-r_t) - 1 + r_t``.
+
+    ``r_t`` is the log-ratio of token ``t``. The estimate is never negative (http://joschu.net/blog/kl-approx.html).
+    """
     if np.shape(log_ratios) != reply_mask.shape:
-        raise ValueError(f"k3 needs a score for each token, {reply_mask.shape}, got {np.shape(log_ratios)}")
+        raise ValueError(
+            f"k3 needs a score for each token: expected shape {reply_mask.shape}, got {np.shape(log_ratios)}"
+        )
     return np.where(reply_mask, np.expm1(-log_ratios) + log_ratios, 0.0).sum(1)

@@ -1,4 +1,4 @@
-"""WordNet's synonyms from the embedded table."""
+"""WordNet's synonyms, read from an embedded table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from dailydialog_gym.embedded import asset
 
 @cache
 def _table() -> dict[str, tuple[dict[str, str], dict[str, str]]]:
-    """For each part of speech: word -> names in its synsets; irregular form -> base forms. Both apart by blanks."""
+    """The synonym table.
+
+    Returns:
+        For each part of speech two dicts: from a word to the lemma names of all its synsets, and from an irregular form
+        to its base forms. Names and forms are separated by spaces.
+    """
     with asset("synonyms.txt.gz") as path:
         blocks = gzip.decompress(path.read_bytes()).decode().split("\n\n")[1:]
     table = {}
@@ -25,12 +30,12 @@ def _table() -> dict[str, tuple[dict[str, str], dict[str, str]]]:
     return table
 
 
-@lru_cache(maxsize=1 << 16)  # bounded: an exploring policy never stops inventing words
+@lru_cache(maxsize=1 << 16)  # bounded, because an exploring policy keeps producing new words
 def synonyms(word: str) -> frozenset[str]:
-    """The names that WordNet 3.0 has for what a word may mean, as NLTK's METEOR sees them.
+    """The lemma names of all synsets of a word in WordNet 3.0, as NLTK's METEOR uses them.
 
-    Names that METEOR can't match (several words, or capitals) are left out. Not covered: words that themselves contain
-    an underscore ("hot_dog").
+    Names that METEOR cannot match, because they have several words or capital letters, are left out. Words that contain
+    an underscore themselves ("hot_dog") are not supported.
 
     >>> sorted(synonyms("bigger") & {"large", "heavy", "tea"})
     ['heavy', 'large']

@@ -1,4 +1,7 @@
-"""Reward wrappers for `DailyDialogEnv`. Those for `DailyDialogVectorEnv` have the same names in ``wrappers.vector``."""
+"""Reward wrappers for `DailyDialogEnv`. Those for `DailyDialogVectorEnv` are in `dailydialog_gym.wrappers.vector`.
+
+Both packages have the same class names, like `gymnasium.wrappers` and `gymnasium.wrappers.vector`.
+"""
 
 from dailydialog_gym.wrappers.reward import IntentReward, KLPenalty, MeteorReward, ScoreReward
 

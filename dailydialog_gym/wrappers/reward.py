@@ -1,4 +1,4 @@
-"""Reward wrappers for the single environment: the vector wrappers' mechanism, on batches of one."""
+"""Reward wrappers for `DailyDialogEnv`. They score the same `Episodes` as the vector wrappers, in batches of one."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ import gymnasium as gym
 import numpy as np
 
 from dailydialog_gym.env.envs import DailyDialogEnv
-from dailydialog_gym.rewards import Episodes, Meteor, Scorer, TokenCredit, pay
+from dailydialog_gym.rewards import Episodes, Meteor, Scorer, TokenCredit, add_score
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient
-from dailydialog_gym.rewards.penalty import KLLedger, add_log_prob
+from dailydialog_gym.rewards.penalty import KLTracker, add_log_prob
 
 
 class ScoreReward(gym.Wrapper):
-    """Pays ``weight * scorer(episode)`` in an episode's last step.
+    """Adds ``weight * scorer(episode)`` to the reward of an episode's last step.
 
-    The last info gains ``reward/<name>``, the raw score, and ``token_rewards``, ``(max_new_tokens,)``: which token
-    earned what, over all wrappers of the stack; it sums to the reward.
+    Adds two keys to the info of the last step:
+
+    - ``reward/<name>``: float, the score without the weight.
+    - ``token_rewards``: ``(max_new_tokens,)``, the distribution of the reward over the reply's tokens, from all reward
+      wrappers together. Its sum is the reward.
 
     Args:
-        env: a `DailyDialogEnv`, wrapped or not.
+        env: a `DailyDialogEnv`, or wrappers around one.
         scorer: see `dailydialog_gym.rewards.Scorer`.
-        weight: what a score of 1 is worth.
-        name: of the score in the info.
+        weight: the factor of the score.
+        name: the name of the score in the info.
+
+    Raises:
+        TypeError: ``env`` is not a `DailyDialogEnv`.
 
     >>> import gymnasium as gym, dailydialog_gym, numpy as np
     >>> def brevity(episodes):
@@ -48,9 +54,9 @@ class ScoreReward(gym.Wrapper):
             batched = {key: [value] for key, value in info.items()}
             batched_observation = {key: value[None] for key, value in observation.items()}
             episode = Episodes.from_info(batched_observation, batched, self.unwrapped.max_new_tokens)
-            rewards, extra = self._pay(episode, np.array([reward]), batched)
+            rewards, new_info = self._add_score(episode, np.array([reward]), batched)
             reward = float(rewards[0])
-            info = info | {key: value[0] for key, value in extra.items()}
+            info = info | {key: value[0] for key, value in new_info.items()}
             score = info[f"reward/{self.name}"]
             self._summary = f"\n  {self.name} {score:.3f}, weight {self.weight:.3f}, reward so far {reward:.3f}"
             if self.render_mode == "human":
@@ -61,14 +67,18 @@ class ScoreReward(gym.Wrapper):
         frame = self.env.render()
         return frame + self._summary if self.render_mode == "ansi" else frame
 
-    def _pay(self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]):
-        return pay(self.scorer, self.weight, self.name, episode, rewards, info)
+    def _add_score(self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+        return add_score(self.scorer, self.weight, self.name, episode, rewards, info)
 
 
 class MeteorReward(ScoreReward):
-    """Pays METEOR against the reference reply, see `dailydialog_gym.rewards.Meteor`. Adds ``reward/meteor``.
+    """Rewards the METEOR score of the reply against the reference reply. Adds ``reward/meteor`` to the info.
 
-    With ``by_token`` every token is credited with what it adds, see `dailydialog_gym.rewards.TokenCredit`.
+    Args:
+        env: a `DailyDialogEnv`, or wrappers around one.
+        weight: the factor of the score, which is in [0, 1].
+        by_token: distribute the score over the tokens by how much each of them raises it, see
+            `dailydialog_gym.rewards.TokenCredit`. Otherwise the last token gets the whole score.
     """
 
     def __init__(self, env: gym.Env, weight: float = 1.0, by_token: bool = False):
@@ -77,12 +87,12 @@ class MeteorReward(ScoreReward):
 
 
 class IntentReward(ScoreReward):
-    """Pays for a reply that does what the reference reply does: inform, ask, direct or commit. Adds ``reward/intent``.
+    """Rewards a reply with the same dialogue act as the reference reply. Adds ``reward/intent`` to the info.
 
     Args:
-        env: a `DailyDialogEnv`, wrapped or not.
-        scorer: `dailydialog_gym.rewards.intent.IntentMatch` with the classifier.
-        weight: what the right act is worth.
+        env: a `DailyDialogEnv`, or wrappers around one.
+        scorer: a `dailydialog_gym.rewards.intent.IntentMatch`.
+        weight: the factor of the score, which is in [0, 1].
     """
 
     def __init__(self, env: gym.Env, scorer: Scorer, weight: float = 1.0):
@@ -90,18 +100,26 @@ class IntentReward(ScoreReward):
 
 
 class KLPenalty(ScoreReward):
-    """Pays ``-coef * KL(policy || reference)``, by default with a coefficient that keeps the divergence near a target.
+    """Adds the KL penalty ``-coef * (log pi(token) - log pi_ref(token))`` of every token of the reply.
 
-    The action becomes ``{"token": token, "log_prob": log_prob}``: the agent says which log-probability it gives the
-    token. One that draws from a part of its distribution (top-k) gives that of the whole, as the reference does. The
-    last info gains ``reward/kl`` (nats), ``log_probs``, ``metric/kl_per_token`` and ``metric/kl_coef``.
+    The action becomes ``{"token": token, "log_prob": log_prob}``, where ``log_prob`` is the policy's log-probability of
+    the token. An agent that samples from a part of its distribution (top-k) passes the log-probability of the whole
+    distribution, because the reference's is of the whole distribution too.
+
+    Adds these keys to the info of the last step:
+
+    - ``reward/kl``: float, the sum of the log-ratios over the reply, in nats.
+    - ``log_probs``: ``(max_new_tokens,)``, the log-probabilities of the actions, 0 after the end of the reply.
+    - ``metric/kl_per_token``: float, the estimated KL divergence per token, in nats.
+    - ``metric/kl_coef``: float, the coefficient of this episode's penalty.
 
     Args:
-        env: a `DailyDialogEnv`, wrapped or not.
-        scorer: `dailydialog_gym.rewards.kl.KLDivergence` with the reference model.
-        coefficient: a `dailydialog_gym.rewards.coefficients.Coefficient`; None is OpenRL's adaptive one. It moves with
-            every episode that ends here: one object for each wrapper.
-        estimator: of ``metric/kl_per_token``: "k1", as it is paid, or "k3", of less variance.
+        env: a `DailyDialogEnv`, or wrappers around one.
+        scorer: a `dailydialog_gym.rewards.kl.KLDivergence` with the reference model.
+        coefficient: a `dailydialog_gym.rewards.coefficients.Coefficient`. None is OpenRL's `AdaptiveCoefficient`. This
+            wrapper updates it, so wrappers must not share one.
+        estimator: the estimator of ``metric/kl_per_token``: ``"k1"``, the log-ratio, which the penalty always uses, or
+            ``"k3"``, which has a lower variance.
     """
 
     def __init__(
@@ -113,12 +131,12 @@ class KLPenalty(ScoreReward):
     ):
         coefficient = coefficient or AdaptiveCoefficient()
         super().__init__(env, scorer, -coefficient.value, "kl")
-        self.ledger = KLLedger(scorer, coefficient, estimator, 1, env.unwrapped.max_new_tokens)
+        self.tracker = KLTracker(scorer, coefficient, estimator, 1, env.unwrapped.max_new_tokens)
         self.action_space = add_log_prob(env.action_space)
 
     def step(self, action: dict[str, Any]):
-        return super().step(self.ledger.record(self.unwrapped.mdp, action)[0])
+        return super().step(self.tracker.record(self.unwrapped.mdp, action)[0])
 
-    def _pay(self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]):
-        self.weight = -self.ledger.coefficient.value
-        return self.ledger.pay(np.array([0]), episode, rewards, info)
+    def _add_score(self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+        self.weight = -self.tracker.coefficient.value
+        return self.tracker.add_penalty(np.array([0]), episode, rewards, info)

@@ -11,24 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import ROOT
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+from transformers import AutoTokenizer
 
 from dailydialog_gym.agent import DialogueAgent, save_agent
 from dailydialog_gym.chat.conversation import (
     MAX_MESSAGE,
     Chat,
+    apply_request,
     check_message,
-    context,
+    conversation_so_far,
     make_decoding,
     reply_turn,
-    take_turn,
 )
 from dailydialog_gym.chat.trained import find_agent, training_page
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.models.decoding import Decoding
 from dailydialog_gym.models.loading import load_model
-from dailydialog_gym.rewards.intent import IntentMatch
-from dailydialog_gym.text import visible
+from dailydialog_gym.text import escape_invisible
 
 
 @pytest.fixture(scope="module")
@@ -53,43 +52,47 @@ TALK = [user("Hi"), agent("Hello."), user("How are you?"), agent("Fine.")]
 
 
 def test_what_requests_make_of_a_conversation():
-    assert take_turn(TALK, {"do": "send", "text": " And you? "}) == (TALK, "And you?")
-    assert take_turn(TALK, {"do": "retry"}) == (TALK[:2], "How are you?")
-    assert take_turn(TALK, {"do": "edit", "text": "Who are you?"}) == (TALK[:2], "Who are you?")
-    assert take_turn(TALK, {"do": "undo"}) == (TALK[:2], None)
-    assert take_turn(TALK, {"do": "reset"}) == ([], None)
+    assert apply_request(TALK, {"do": "send", "text": " And you? "}) == (TALK, "And you?")
+    assert apply_request(TALK, {"do": "retry"}) == (TALK[:2], "How are you?")
+    assert apply_request(TALK, {"do": "edit", "text": "Who are you?"}) == (TALK[:2], "Who are you?")
+    assert apply_request(TALK, {"do": "undo"}) == (TALK[:2], None)
+    assert apply_request(TALK, {"do": "reset"}) == ([], None)
 
 
 @pytest.mark.parametrize(
-    "request_",
-    [None, "send", {}, {"do": "sing"}, {"do": "send"}, {"do": "send", "text": " "}, {"do": "edit", "text": 1}],
+    ("turns", "request_", "message"),
+    [
+        (TALK, None, "expected send, edit, retry, undo or reset"),
+        (TALK, "send", "expected send, edit, retry, undo or reset"),
+        (TALK, {}, "expected send, edit, retry, undo or reset"),
+        (TALK, {"do": "sing"}, "expected send, edit, retry, undo or reset"),
+        (TALK, {"do": "send"}, "expected text"),
+        (TALK, {"do": "send", "text": " "}, "the message is empty"),
+        (TALK, {"do": "send", "text": "a" * 1001}, "1,001 characters: expected at most 1,000"),
+        (TALK, {"do": "edit", "text": 1}, "expected text"),
+        ([], {"do": "undo"}, "nothing to undo"),
+    ],
 )
-def test_a_request_that_is_none_is_refused(request_):
-    with pytest.raises(ValueError):
-        take_turn(TALK, request_)
+def test_an_impossible_request_is_refused(turns, request_, message):
+    with pytest.raises(ValueError, match=message):
+        apply_request(turns, request_)
 
 
-def test_there_is_nothing_to_undo_at_first():
-    with pytest.raises(ValueError, match="nothing to undo"):
-        take_turn([], {"do": "undo"})
+def test_the_longest_message_is_accepted():
+    assert check_message("a" * MAX_MESSAGE) == "a" * MAX_MESSAGE
 
 
 def test_a_message_that_was_not_answered_is_not_read():
-    assert context([user("Hi"), agent("Hello."), user("What?"), agent("")], "Bye") == ["Hi", "Hello.", "Bye"]
+    turns = [user("Hi"), agent("Hello."), user("What?"), agent("")]
+    assert conversation_so_far(turns, "Bye") == ["Hi", "Hello.", "Bye"]
 
 
-def test_messages_are_text_and_not_too_long():
-    assert check_message("a" * MAX_MESSAGE)
-    with pytest.raises(ValueError, match="1,001 characters: expected at most 1,000"):
-        check_message("a" * 1001)
-
-
-def test_signs_that_cannot_be_seen_have_names():
-    assert visible("\u202eevil\u2066 \x00\x1b[31m\ud800\ufeff") == (
+def test_invisible_characters_are_escaped():
+    assert escape_invisible("\u202eevil\u2066 \x00\x1b[31m\ud800\ufeff") == (
         "⟨U+202E⟩evil⟨U+2066⟩ ⟨U+0000⟩⟨U+001B⟩[31m⟨U+D800⟩⟨U+FEFF⟩"
     )
     ordinary = "Здравствуйте! שלום 你好 👩‍👩‍👧 a\nb <b>&amp;</b>"
-    assert visible(ordinary) == ordinary
+    assert escape_invisible(ordinary) == ordinary
 
 
 SETTINGS = st.tuples(
@@ -114,14 +117,14 @@ REASONABLE = st.tuples(
 )
 @settings(max_examples=150, deadline=None)
 def test_whatever_people_send_is_answered_or_refused_with_a_sentence(agents, talked, request_, form):
-    """The page's whole path, less Gradio: any conversation, request and settings give a reply or a ValueError."""
-    turns = [turn for text in talked for turn in (user(visible(text)), agent(text))]
+    """All that the page does except Gradio: any conversation, request and settings give a reply or a ValueError."""
+    turns = [turn for text in talked for turn in (user(escape_invisible(text)), agent(text))]
     try:
-        before, message = take_turn(turns, request_)
+        before, message = apply_request(turns, request_)
         decoding = make_decoding(*form)
         if message is None:
             return
-        reply = agents[0].open_reply(context(before, message), decoding)
+        reply = agents[0].open_reply(conversation_so_far(before, message), decoding)
     except ValueError as error:
         assert str(error)
         return
@@ -130,7 +133,7 @@ def test_whatever_people_send_is_answered_or_refused_with_a_sentence(agents, tal
     while batch.replies:
         batch.step()
     turn = reply_turn(agents[0], reply)
-    assert visible(turn["text"]) == turn["text"]
+    assert escape_invisible(turn["text"]) == turn["text"]
     assert json.dumps(turn, allow_nan=False).encode()
     assert len(turn["pieces"]) == len(reply.ids) <= decoding.max_new_tokens
 
@@ -192,7 +195,7 @@ def test_both_agents_answer_and_an_error_is_raised(chat, agents):
 def test_votes_are_preference_pairs_in_the_training_format(chat):
     asked = ["Hi!", "Hello.", "It's late, isn't it?"]
     for preferred in ("trained", "start"):
-        ticket = chat.offer(asked, {"trained": "Yes, it is.", "start": "No 你好."})
+        ticket = chat.add_pair(asked, {"trained": "Yes, it is.", "start": "No 你好."})
         count = chat.vote(ticket, preferred)
     assert count == 2
     rows = datasets.load_dataset("json", data_files=str(chat.votes), split="train", cache_dir=str(chat.votes.parent))
@@ -207,14 +210,14 @@ def test_votes_are_preference_pairs_in_the_training_format(chat):
 
 def test_votes_of_an_agent_with_a_template_are_messages(chat, monkeypatch):
     monkeypatch.setattr(chat.trained, "template", AutoTokenizer.from_pretrained(ASSETS / "policy"))
-    chat.vote(chat.offer(["Hi!"], {"trained": "Yes.", "start": "No."}), "trained")
+    chat.vote(chat.add_pair(["Hi!"], {"trained": "Yes.", "start": "No."}), "trained")
     row = json.loads(chat.votes.read_text())
     assert row["prompt"] == [{"role": "user", "content": "Hi!"}]
     assert row["chosen"] == [{"role": "assistant", "content": "Yes."}]
 
 
 def test_a_vote_counts_once_and_for_one_of_the_two(chat):
-    ticket = chat.offer(["Hi!"], {"trained": "Yes.", "start": "No."})
+    ticket = chat.add_pair(["Hi!"], {"trained": "Yes.", "start": "No."})
     with pytest.raises(ValueError, match="expected 'trained' or 'start'"):
         chat.vote(ticket, "both")
     chat.vote(ticket, "trained")
@@ -224,23 +227,10 @@ def test_a_vote_counts_once_and_for_one_of_the_two(chat):
     assert len(chat.votes.read_text().splitlines()) == 1
 
 
-@pytest.fixture(scope="module")
-def intent_folder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("intent")
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "policy")
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    AutoModelForSequenceClassification.from_config(
-        BertConfig(vocab_size=len(tokenizer), num_labels=4, **shape)
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def test_the_intent_model_reads_the_reply_after_the_message(agents, intent_folder, tmp_path):
-    intent = IntentMatch(intent_folder)
+def test_the_intent_model_reads_the_reply_after_the_message(agents, intent, tmp_path, monkeypatch):
     read = []
     classify = intent.classify
-    intent.classify = lambda texts: read.extend(texts) or classify(texts)
+    monkeypatch.setattr(intent, "classify", lambda texts: read.extend(texts) or classify(texts))
     act, probability = Chat(*agents, intent, tmp_path).read_act("Where's he?", "At home, I think.")
     assert read == ["Where's he ? At home , I think ."]
     assert act in ("inform", "question", "directive", "commissive") and 0.25 <= probability <= 1

@@ -14,15 +14,12 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect, sync_playwright
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat
 from dailydialog_gym.chat.page import build_page, launch
 from dailydialog_gym.chat.trained import TrainedAgent
-from dailydialog_gym.embedded import ASSETS
-from dailydialog_gym.reports import LABELS
-from dailydialog_gym.rewards.intent import IntentMatch
+from dailydialog_gym.reports.tables import LABELS
 
 CHROMIUM = shutil.which("chromium")
 browser_test = pytest.mark.skipif(
@@ -32,7 +29,7 @@ NASTY = "<img src=x onerror=alert(1)> <b>bold</b> **stars** ${alert(2)} {{value}
 
 
 class Served:
-    """A page that is being served: where, what is behind it, and how long its model takes for a token."""
+    """A page on a local server. `delay` is the time, in seconds, by which every forward pass of its model is slowed."""
 
     def __init__(self, chat: Chat, trained: TrainedAgent, **options):
         self.chat, self.delay = chat, 0.0
@@ -44,17 +41,6 @@ class Served:
         options = {"share": False, "auth": None, **options}
         launch(self.page, "127.0.0.1", port, prevent_thread_lock=True, quiet=True, **options)
         self.url = f"http://127.0.0.1:{port}/"
-
-
-@pytest.fixture(scope="module")
-def intent(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("intent")
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "policy")
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = BertConfig(vocab_size=len(tokenizer), num_labels=4, **shape)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return IntentMatch(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +64,7 @@ def browser():
 
 @pytest.fixture
 def open_page(served, browser):
-    """Opens the page; at the end, there was no console error, no dialog and no request to another host."""
+    """Opens the page. Fails in the end if there was a console error, a dialog, or a request to another host."""
     contexts, wrong = [], []
 
     def open_page(**options) -> Page:
@@ -120,6 +106,17 @@ def wait_for_reply(page: Page) -> str:
     return page.locator(".talk-agent .talk-text").last.inner_text()
 
 
+def replies_to(page: Page, text: str, times: int, longest: int) -> set[str]:
+    """The distinct replies to a message that starts a new conversation each time."""
+    replies = set()
+    for _ in range(times):
+        send(page, text)
+        replies.add(wait_for_reply(page))
+        assert page.locator(".talk-turn").last.locator(".talk-token").count() <= longest
+        reset(page)
+    return replies
+
+
 @browser_test
 def test_a_message_is_answered_token_by_token(served, open_page):
     page = open_page()
@@ -132,7 +129,7 @@ def test_a_message_is_answered_token_by_token(served, open_page):
         grown.add(reply.inner_text() if reply.count() else "")
         time.sleep(0.03)
     final = wait_for_reply(page)
-    assert len(grown) > 3 and all(final.startswith(text.rstrip(" .,'")) for text in grown)
+    assert len(grown) > 3 and all(final.startswith(text.rstrip(" .,'\u2019")) for text in grown)
     expect(page.locator(".talk-user .talk-text")).to_have_text("How are you?")
 
 
@@ -157,7 +154,7 @@ def test_stop_ends_the_reply_and_frees_the_worker(served, open_page):
 @browser_test
 def test_retry_edit_undo_and_reset(served, open_page):
     page = open_page()
-    served.delay = 0.05  # so that what happens between is seen
+    served.delay = 0.05  # slow enough for the browser to show the states in between
     page.get_by_role("button", name="Hi! How are you today?").click()
     wait_for_reply(page)
     send(page, "What is your name?")
@@ -167,7 +164,7 @@ def test_retry_edit_undo_and_reset(served, open_page):
         page.get_by_role("button", name="Retry").click()
         expect(page.get_by_role("button", name="Retry")).to_be_hidden()
         replies.add(wait_for_reply(page))
-    assert len(replies) > 1  # the seed is empty: another each time
+    assert len(replies) > 1  # the seed is empty, so a new one is chosen for each reply
     expect(page.locator(".talk-turn")).to_have_count(4)
 
     page.get_by_role("button", name="Edit").click()
@@ -211,26 +208,15 @@ def test_a_closer_look_shows_the_act_and_each_tokens_probability(open_page):
 def test_settings_change_the_replies(open_page):
     page = open_page()
     page.get_by_role("button", name="Settings of the replies").click()
-    page.get_by_label("Take the likeliest (greedy)").check()
+    page.get_by_label("Greedy").check()
     page.get_by_label("number input for Longest reply").fill("3")
     page.keyboard.press("Tab")
-    replies = set()
-    for _ in range(3):
-        send(page, "What time is it?")
-        replies.add(wait_for_reply(page))
-        assert page.locator(".talk-turn").last.locator(".talk-token").count() <= 3
-        reset(page)
-    assert len(replies) == 1
-    page.get_by_label("Draw them").check()
+    assert len(replies_to(page, "What time is it?", times=3, longest=3)) == 1
+    page.get_by_label("Sample", exact=True).check()
     page.get_by_label("number input for Longest reply").fill("20")
     page.get_by_label("Seed").fill("7")
     page.keyboard.press("Tab")
-    replies = set()
-    for _ in range(2):
-        send(page, "What time is it?")
-        replies.add(wait_for_reply(page))
-        reset(page)
-    assert len(replies) == 1
+    assert len(replies_to(page, "What time is it?", times=2, longest=20)) == 1
 
 
 @browser_test
@@ -246,7 +232,7 @@ def test_two_replies_are_compared_blindly_and_voted_on(served, open_page):
     assert panes.locator(".talk-who:not(:text('You'))").all_inner_texts() == ["Left", "Right"]
     said = panes.locator(".talk-agent .talk-text").all_inner_texts()
     left.click()
-    expect(page.get_by_text("is kept: number 1")).to_be_visible()
+    expect(page.get_by_text("is saved: number 1")).to_be_visible()
     names = panes.locator(".talk-who:not(:text('You'))").all_inner_texts()
     assert sorted(names) == ["After training", "Before training"]
     expect(left).to_be_disabled()
@@ -308,7 +294,7 @@ def test_a_conversation_by_keyboard_alone(served, open_page):
     served.delay = 0.3
     page.keyboard.type("A story, please.")
     page.keyboard.press("Enter")
-    page.keyboard.press("Escape")  # at once: the server may not even have begun
+    page.keyboard.press("Escape")  # at once, perhaps before the server has started
     expect(page.get_by_text("Stopped.")).to_be_visible()
 
 
@@ -392,7 +378,7 @@ def test_twenty_clients_get_a_first_token_soon_and_their_own_replies(served):
     with ThreadPoolExecutor(1) as pool:  # Playwright's event loop is this thread's
         replies, waited = pool.submit(asyncio.run, everybody()).result()
     assert replies == alone
-    # In processor time, of the server and the clients together: on one idle core it is what the last one has waited.
+    # Processor time of the server and the clients together. On one idle core, this is how long the last client waits.
     assert waited < 3
 
 

@@ -1,4 +1,4 @@
-"""What the builtin dialogues promise: size, balance, variety and style."""
+"""Properties of the embedded dialogues: their number, balance, variety and style."""
 
 import json
 import random

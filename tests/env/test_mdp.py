@@ -24,7 +24,7 @@ def eou_id() -> int:
 
 @pytest.fixture(scope="module")
 def bytes_samples(tmp_path_factory) -> Samples:
-    """Samples under a byte-level BPE tokenizer without special tokens, which spells <EOU> in several tokens."""
+    """Samples with a byte-level BPE tokenizer without special tokens, which encodes <EOU> as several tokens."""
     folder = tmp_path_factory.mktemp("bytes")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -55,7 +55,7 @@ def begun(samples: Samples, num_envs: int = 1, max_new_tokens: int = NEW, lockst
 
 
 def write(mdp: TokenMDP, ids: list[int]) -> tuple[int, bool, bool]:
-    """Write ``ids`` into the one row until its episode ends: how many were written, terminated, truncated."""
+    """Write ``ids`` into the only row until its episode ends. Returns the number written, terminated, truncated."""
     for count, token in enumerate(ids, 1):
         terminated, truncated = mdp.step(np.array([token]))
         if terminated[0] or truncated[0]:
@@ -64,7 +64,7 @@ def write(mdp: TokenMDP, ids: list[int]) -> tuple[int, bool, bool]:
 
 
 class PlainMDP:
-    """What `TokenMDP` promises, written for reading: lists, one row at a time, the builtin tokenizer only."""
+    """A simple reference implementation of `TokenMDP`: lists, one row at a time, the embedded tokenizer only."""
 
     def __init__(self, samples: Samples, num_envs: int, lockstep: bool):
         self.samples, self.lockstep = samples, lockstep
@@ -154,7 +154,7 @@ def test_tokens_of_any_integer_type_are_written(dtype):
         (np.array([3, -1]), r"action -1 of row 1 is outside the vocabulary of tokenizer 'builtin': expected 0 to 4095"),
         (np.array([4096, 3]), r"action 4096 of row 0 is outside the vocabulary"),
         (np.array([3, 2**40]), r"action 1099511627776 of row 1"),
-        (np.array([3]), r"expected 2 integer token\(s\), one a row, got an array of shape \(1,\)"),
+        (np.array([3]), r"expected 2 integer token\(s\), one per row, got an array of shape \(1,\)"),
         (np.array([[3, 4]]), r"shape \(1, 2\)"),
         (np.array([3.0, 4.0]), r"type float64"),
         (np.array([True, False]), r"type bool"),
@@ -247,7 +247,7 @@ def test_unfinished_eou_is_truncated(bytes_samples):
     ids = bytes_samples.tokenizer.encode([EOU])[0]
     mdp = begun(bytes_samples, max_new_tokens=len(ids) - 1)
     assert write(mdp, ids) == (len(ids) - 1, False, True)
-    assert mdp.ending(0) == f" [cut after {len(ids) - 1} tokens]"
+    assert mdp.ending(0) == f" [truncated after {len(ids) - 1} tokens]"
 
 
 def test_reset_forgets_an_unfinished_eou(bytes_samples):
@@ -261,7 +261,7 @@ def test_reset_forgets_an_unfinished_eou(bytes_samples):
 @settings(deadline=None, max_examples=200)
 @given(text=st.text(st.sampled_from("<EOU> ?é"), max_size=24))
 def test_reply_ends_at_the_first_eou_of_its_text(bytes_samples, text):
-    # One byte a token, so that every way to write it is met.
+    # One token per byte, so that <EOU> is written in every possible way.
     ids = [i for char in text for i in bytes_samples.tokenizer.encode([char])[0]]
     mdp = begun(bytes_samples, max_new_tokens=60)
     length = len(text.partition(EOU)[0] + EOU) if EOU in text else len(text)

@@ -23,7 +23,7 @@ def test_ppo_of_stable_baselines3_trains():
     )
     model.learn(192)
     assert model.num_timesteps == 192
-    # Monitor, which stable-baselines3 wraps around the environment, has seen every episode's length.
+    # stable-baselines3 wraps the environment in its Monitor, which records the length of every episode.
     lengths = [episode["l"] for episode in model.ep_info_buffer]
     assert len(lengths) >= 192 // 6 - 1
     assert max(lengths) == 6

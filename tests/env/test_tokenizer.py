@@ -39,7 +39,7 @@ def saved(folder, backend, **special):
     return str(folder)
 
 
-# Each teaches the trainer another way to cut the marker: behind a blank, a sign, a letter; with what follows.
+# From these texts the BPE trainer learns several ways to split the marker, which depend on the characters around it.
 MARKED = ["Well . <EOU>", "Really?<EOU>", "no<EOU> yes", "<EOU>>", "<<EOU", "EOU>.", "O U E <E OU", "E<E <E>"] * 20
 
 
@@ -76,7 +76,7 @@ def eos_id(tokenizer):
 
 @cache
 def drawn_ids(tokenizer):
-    """Runs of tokens, most of which share a sign with the marker: random ones would hardly ever spell it."""
+    """Random sequences of ids. Most tokens share a character with the marker, so that many sequences spell it."""
     vocabulary = {i: piece for i, piece in pieces(tokenizer).items() if i != eos_id(tokenizer) or piece == EOU}
     related = [i for i, piece in vocabulary.items() if piece.strip("Ġ") in EOU or set(piece) & {"<", ">"}]
     runs = tokenizer.encode([EOU, " " + EOU, "<EO", "<E<EOU>", "?<EOU>"])
@@ -85,11 +85,11 @@ def drawn_ids(tokenizer):
 
 
 def ends(tokenizer, ids):
-    """Whether the automaton has accepted after these tokens."""
+    """Whether the automaton is in the accepting state after these tokens."""
     state = 0
     for i in ids:
         state = tokenizer.transitions[state, i]
-    return state == tokenizer.ended
+    return state == tokenizer.accepting_state
 
 
 # The end of an utterance
@@ -99,7 +99,7 @@ def ends(tokenizer, ids):
 def test_the_marker_is_one_special_token(tokenizer):
     (marker,) = tokenizer.encode([EOU])[0]
     assert pieces(tokenizer)[marker] == EOU
-    assert (tokenizer.transitions[:, marker] == tokenizer.ended).all()
+    assert (tokenizer.transitions[:, marker] == tokenizer.accepting_state).all()
 
 
 @splitting
@@ -139,17 +139,17 @@ def test_automaton_accepts_a_text_exactly_when_it_holds_the_marker(tokenizer, te
 
 @every_tokenizer
 def test_the_end_of_sequence_token_ends_a_reply_in_every_state(tokenizer):
-    assert (tokenizer.transitions[:, eos_id(tokenizer)] == tokenizer.ended).all()
+    assert (tokenizer.transitions[:, eos_id(tokenizer)] == tokenizer.accepting_state).all()
 
 
 @every_tokenizer
 def test_nothing_leaves_the_accepting_state(tokenizer):
-    assert (tokenizer.transitions[tokenizer.ended] == tokenizer.ended).all()
+    assert (tokenizer.transitions[tokenizer.accepting_state] == tokenizer.accepting_state).all()
     assert tokenizer.transitions.shape == (len(EOU) + 1, tokenizer.vocab_size)
 
 
 def random_rows(tokenizer, rng, n=64, width=12):
-    """Rows of which about half spell the marker somewhere, some end by EOS, some not at all."""
+    """Rows of random ids: about half contain the marker, some contain EOS, and some contain neither."""
     rows = rng.integers(0, tokenizer.vocab_size, (n, width))
     (marker,) = tokenizer.encode([" " + EOU])
     for row in rows[::2]:
@@ -269,9 +269,11 @@ def without_marker(kind):
 @pytest.mark.parametrize("kind", ["unknown word", "unknown piece", "lower case"])
 def test_a_tokenizer_that_cannot_spell_the_marker_is_an_error_naming_it(tmp_path, kind):
     name = saved(tmp_path, without_marker(kind), unk_token="<unk>")
-    with pytest.raises(ValueError, match=f"tokenizer '{name}' has no end-of-utterance: it turns '<EOU>' into "):
+    with pytest.raises(
+        ValueError, match=f"tokenizer '{name}' cannot represent the end-of-utterance marker '<EOU>': it encodes it as "
+    ):
         load_tokenizer(name)
-    with pytest.raises(ValueError, match="no end-of-utterance"):
+    with pytest.raises(ValueError, match="end-of-utterance marker"):
         load_samples(tokenizer=name)
 
 
@@ -287,34 +289,31 @@ def test_the_advice_for_a_tokenizer_without_the_marker_works(tmp_path, kind):
     assert ends(mended, mended.encode(["yes <EOU>"])[0])
 
 
-def test_a_tokenizer_without_a_fast_backend_is_an_error_naming_it(tmp_path):
-    ByT5Tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"tokenizer '{tmp_path}' \(ByT5Tokenizer\) has no fast \(Rust\) backend"):
+def save_damaged_tokenizer(folder):
+    saved(folder, byte_level_bpe(MARKED, ["<|end|>"]), eos_token="<|end|>")
+    (folder / "tokenizer.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda folder: ByT5Tokenizer().save_pretrained(folder),
+            r"tokenizer 'FOLDER' \(ByT5Tokenizer\) has no fast \(Rust\) backend",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
+            r"tokenizer 'FOLDER' has no vocabulary: expected tokenizer\.json",
+        ),
+        (lambda folder: None, "cannot load tokenizer 'FOLDER': expected 'builtin', a folder with"),
+        (save_damaged_tokenizer, "cannot load tokenizer 'FOLDER'"),
+    ],
+    ids=["no fast backend", "model without a tokenizer", "empty folder", "damaged file"],
+)
+def test_a_folder_without_a_usable_tokenizer_is_an_error_naming_it(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message.replace("FOLDER", str(tmp_path))):
         load_tokenizer(str(tmp_path))
-
-
-def test_a_model_folder_without_a_tokenizer_is_an_error_naming_it(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match=rf"tokenizer '{tmp_path}' has no vocabulary: expected tokenizer\.json"):
-        load_tokenizer(str(tmp_path))
-
-
-def test_an_empty_folder_is_an_error_naming_it(tmp_path):
-    with pytest.raises(ValueError, match=f"cannot load tokenizer '{tmp_path}': expected 'builtin', a folder with"):
-        load_tokenizer(str(tmp_path))
-
-
-def test_a_damaged_tokenizer_file_is_an_error_naming_the_folder(tmp_path):
-    name = saved(tmp_path, byte_level_bpe(MARKED, ["<|end|>"]), eos_token="<|end|>")
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match=f"cannot load tokenizer '{name}'"):
-        load_tokenizer(name)
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """A hub that refuses every connection."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
 def test_without_a_network_a_hub_tokenizer_is_soon_an_error_naming_it(no_network):
@@ -337,7 +336,7 @@ def test_without_a_network_a_tokenizer_downloaded_before_still_loads(no_network,
 
 @pytest.fixture
 def empty_hub(monkeypatch):
-    """A hub that has nothing; the paths that it is asked for."""
+    """A local server that answers every request with 404. Returns the list of the requested paths."""
     paths = []
 
     class NotFound(BaseHTTPRequestHandler):

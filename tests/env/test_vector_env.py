@@ -7,6 +7,7 @@ from itertools import combinations
 import gymnasium as gym
 import numpy as np
 import pytest
+from equality import assert_same
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import FlattenObservation, RecordEpisodeStatistics
@@ -31,36 +32,15 @@ def native(num_envs: int, mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, *
 
 
 def vectorized(kind: str, num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, **kwargs) -> VectorEnv:
-    """Single environments in Gymnasium's own ``kind`` of vector environment, "sync" or "async"."""
+    """Single environments in Gymnasium's "sync" or "async" vector environment."""
     vector_kwargs = {"autoreset_mode": mode}
     return gym.make_vec(
         "DailyDialog-v0", num_envs, vectorization_mode=kind, vector_kwargs=vector_kwargs, **(SMALL | kwargs)
     )
 
 
-def assert_same(one, other, where: str = "returned") -> None:
-    """As `gymnasium.utils.env_checker.data_equivalence` with ``exact=True``, but says what differs."""
-    assert type(one) is type(other), where
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}[{key!r}]")
-    elif isinstance(one, tuple | list):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}[{i}]")
-    elif isinstance(one, np.ndarray):
-        assert (one.dtype, one.shape) == (other.dtype, other.shape), where
-        if one.dtype == object:
-            assert_same(list(one), list(other), where)
-        else:
-            assert np.array_equal(one, other), where
-    else:
-        assert one == other, where
-
-
 class Pair:
-    """The native environment beside a `SyncVectorEnv`: each call goes to both and must return the same."""
+    """The native vector environment and a `SyncVectorEnv`. Each call goes to both, and both must return the same."""
 
     def __init__(self, num_envs: int, mode: AutoresetMode, **kwargs):
         self.native = native(num_envs, mode, **kwargs)
@@ -69,7 +49,7 @@ class Pair:
     def reset(self, seed=None, **options):
         given = options or None
         returned = self.native.reset(seed=seed, options=given)
-        # A copy, since SyncVectorEnv takes the mask out of its options.
+        # SyncVectorEnv gets a copy, because it removes the mask from its options.
         assert_same(returned, self.sync.reset(seed=seed, options=copy.copy(given)))
         return returned
 
@@ -80,7 +60,7 @@ class Pair:
 
 
 def random_actions(num_envs: int, steps: int, seed: int = 0, eou: float = 0.2) -> np.ndarray:
-    """``(steps, num_envs)``: any token, the end of utterance with probability ``eou``."""
+    """``(steps, num_envs)`` random tokens, with ``<EOU>`` at a probability of ``eou``."""
     rng = np.random.default_rng(seed)
     actions = rng.integers(load_tokenizer("builtin").vocab_size, size=(steps, num_envs))
     actions[rng.random(actions.shape) < eou] = EOU_ID
@@ -88,7 +68,7 @@ def random_actions(num_envs: int, steps: int, seed: int = 0, eou: float = 0.2) -
 
 
 def drive(envs: VectorEnv, actions: np.ndarray) -> list:
-    """What ``envs`` return for ``actions``; ended rows are reset where the mode leaves that to the user."""
+    """What ``envs`` returns for ``actions``. In DISABLED mode, rows whose episode has ended are reset."""
     returned = []
     for row in actions:
         returned.append(envs.step(row))
@@ -259,7 +239,7 @@ def test_reset_leaves_its_options_alone():
 
 
 def batched(infos: dict[int, dict], num_envs: int) -> dict:
-    """Infos of single rows as Gymnasium puts them together."""
+    """Infos of single rows, combined by Gymnasium's own `_add_info`."""
     envs, together = VectorEnv(), {}
     envs.num_envs = num_envs
     for row, info in infos.items():
@@ -343,7 +323,7 @@ def test_lockstep_of_one_row_is_no_lockstep():
     assert_same(*[[env.reset(seed=0), *drive(env, actions)] for env in envs])
 
 
-# What is returned, and what makes it
+# Returned arrays, seeds, and copies of the environment
 
 
 @every_mode
@@ -444,7 +424,7 @@ def test_clone_goes_on_as_the_original(mode, lockstep, clone):
     assert_same(drive(twin, actions), drive(envs, actions))
 
 
-# Gymnasium's own
+# Gymnasium's AsyncVectorEnv and wrappers
 
 
 def test_async_equals_native():
@@ -469,7 +449,7 @@ def test_record_episode_statistics_counts_tokens(mode):
             assert infos["episode"]["r"].tolist() == [0.0, 0.0]
         if mode == AutoresetMode.DISABLED and terminated.any():
             envs.reset(options={"reset_mask": terminated})
-    # In NEXT_STEP the step after an end ignores its action.
+    # In NEXT_STEP mode, the step after the end of an episode ignores its action.
     later = [[0, 1], [1, 0]] if mode == AutoresetMode.NEXT_STEP else [[0, 2], [2, 1]]
     assert lengths == [[0, 2], [3, 0], *later]
 
@@ -528,8 +508,8 @@ def test_human_prints_each_dialogue_when_it_ends(mode, capsys):
     [
         ([5, -1], "action -1 of row 1 is outside the vocabulary of tokenizer 'builtin': expected 0 to 4095"),
         ([4096, 5], "action 4096 of row 0 is outside the vocabulary"),
-        ([5.0, 5.0], r"expected 2 integer token\(s\), one a row, got an array of shape \(2,\) and type float64"),
-        ([5], r"expected 2 integer token\(s\), one a row, got an array of shape \(1,\)"),
+        ([5.0, 5.0], r"expected 2 integer token\(s\), one per row, got an array of shape \(2,\) and type float64"),
+        ([5], r"expected 2 integer token\(s\), one per row, got an array of shape \(1,\)"),
         ([5, 5, 5], r"shape \(3,\)"),
         ([[5], [5]], r"shape \(2, 1\)"),
         (5, r"shape \(\)"),
@@ -549,7 +529,7 @@ def test_bad_actions_are_named_and_change_nothing(mode, actions, message):
 @every_mode
 @free_or_lockstep
 def test_step_before_reset_is_an_error(mode, lockstep):
-    with pytest.raises(ResetNeeded, match=r"no episode was begun: call reset\(\) before step\(\)"):
+    with pytest.raises(ResetNeeded, match=r"the environment has not been reset: call reset\(\) before step\(\)"):
         native(2, mode, lockstep=lockstep).step(np.array([5, 5]))
 
 
@@ -557,46 +537,52 @@ def test_step_after_the_end_names_the_rows():
     envs = native(3, AutoresetMode.DISABLED)
     envs.reset(seed=0)
     envs.step(np.array([EOU_ID, 5, EOU_ID]))
-    with pytest.raises(ResetNeeded, match=r"rows \[0, 2\] have ended: reset them before step\(\), with options="):
+    with pytest.raises(ResetNeeded, match=r"rows \[0, 2\] have ended: reset these rows before step\(\), with options="):
         envs.step(np.array([5, 5, 5]))
     envs.reset(options={"reset_mask": np.array([True, False, False])})
     with pytest.raises(ResetNeeded, match=r"rows \[2\] have ended"):
         envs.step(np.array([5, 5, 5]))
 
 
-@pytest.mark.parametrize("num_envs", [0, -1])
-def test_no_rows_is_an_error(num_envs):
-    with pytest.raises(ValueError, match=f"num_envs must be at least 1, got {num_envs}"):
-        native(num_envs)
-
-
-def test_unknown_modes_are_named():
-    with pytest.raises(ValueError, match="'Sometimes' is not a valid AutoresetMode"):
-        native(2, "Sometimes")
-    with pytest.raises(ValueError, match="unknown render_mode 'rgb_array': expected None, 'ansi' or 'human'"):
-        native(2, render_mode="rgb_array")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"num_envs": -1}, "num_envs must be at least 1, got -1"),
+        ({"mode": "Sometimes"}, "'Sometimes' is not a valid AutoresetMode"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        native(**({"num_envs": 2} | arguments))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("seed", "options", "message"),
     [
-        ({"reset_mask": np.ones(2, np.bool_)}, r"options\['reset_mask'\] must be a bool array of shape \(3,\), got"),
-        ({"reset_mask": np.ones((3, 1), np.bool_)}, r"must be a bool array of shape \(3,\)"),
-        ({"reset_mask": np.ones(3, np.int64)}, r"must be a bool array of shape \(3,\)"),
-        ({"reset_mask": [True, True, True]}, r"must be a bool array of shape \(3,\)"),
-        ({"reset_mask": np.zeros(3, np.bool_)}, r"options\['reset_mask'\] selects no row"),
-        ({"sample_id": -1}, r"options\['sample_id'\] must lie between 0 and \d+, got -1"),
-        ({"sample_id": 10**9}, r"must lie between 0 and \d+, got 1000000000"),
-        ({"sample_id": [0, 1]}, r"options\['sample_id'\] must be an integer or 3 of them, got \[0, 1\]"),
-        ({"sample_id": 1.0}, r"must be an integer or 3 of them, got 1.0"),
+        (5, {"reset_mask": np.ones(2, np.bool_)}, r"options\['reset_mask'\] must be a bool array of shape \(3,\), got"),
+        (5, {"reset_mask": np.ones((3, 1), np.bool_)}, r"must be a bool array of shape \(3,\)"),
+        (5, {"reset_mask": np.ones(3, np.int64)}, r"must be a bool array of shape \(3,\)"),
+        (5, {"reset_mask": [True, True, True]}, r"must be a bool array of shape \(3,\)"),
+        (5, {"reset_mask": np.zeros(3, np.bool_)}, r"options\['reset_mask'\] selects no row"),
+        (5, {"sample_id": -1}, r"options\['sample_id'\] must be between 0 and \d+, got -1"),
+        (5, {"sample_id": 10**9}, r"must be between 0 and \d+, got 1000000000"),
+        (
+            5,
+            {"sample_id": [0, 1]},
+            r"options\['sample_id'\] must be an integer or an integer array of shape \(3,\), got \[0, 1\]",
+        ),
+        (5, {"sample_id": 1.0}, r"must be an integer or an integer array of shape \(3,\), got 1.0"),
+        ([1, 2], None, "expected one seed, or a list of 3, got 2"),
     ],
 )
-def test_bad_options_are_named_and_change_nothing(options, message):
+def test_bad_seeds_and_options_are_named_and_change_nothing(seed, options, message):
     envs, untouched = native(3), native(3)
     envs.reset(seed=0)
     untouched.reset(seed=0)
     with pytest.raises(ValueError, match=message):
-        envs.reset(seed=5, options=options)
+        envs.reset(seed=seed, options=options)
     further = random_actions(3, 20)
     assert_same(drive(envs, further), drive(untouched, further))
 
@@ -606,20 +592,21 @@ def test_a_refused_first_reset_begins_nothing(mode):
     envs = native(3, mode)
     with pytest.raises(ValueError, match="sample_id"):
         envs.reset(seed=0, options={"sample_id": -1})
-    with pytest.raises(ResetNeeded, match="no episode was begun"):
+    with pytest.raises(ResetNeeded, match="the environment has not been reset"):
         envs.step(np.array([5, 5, 5]))
 
 
-def test_the_first_reset_concerns_all_rows():
-    with pytest.raises(ResetNeeded, match=r"the first reset must concern all rows: call reset\(\) without"):
-        native(2).reset(options={"reset_mask": np.array([True, False])})
-
-
-def test_wrong_number_of_seeds_is_named():
-    with pytest.raises(ValueError, match="expected one seed, or a list of 3, got 2"):
-        native(3).reset(seed=[1, 2])
-
-
-def test_render_before_reset_is_an_error():
-    with pytest.raises(ResetNeeded, match="call reset"):
-        gym.make_vec("DailyDialog-v0", 2, render_mode="ansi").render()
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda envs: envs.reset(options={"reset_mask": np.array([True, False])}),
+            r"the first reset must include all rows: call reset\(\) without",
+        ),
+        (lambda envs: envs.render(), "call reset"),
+    ],
+    ids=["partial reset", "render"],
+)
+def test_the_first_call_resets_all_rows(call, message):
+    with pytest.raises(ResetNeeded, match=message):
+        call(native(2, render_mode="ansi"))

@@ -1,4 +1,4 @@
-"""TokenCredit: every token is paid what it adds, in the single and the vector environment."""
+"""`TokenCredit`, in the single and the vector environment."""
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +13,7 @@ from dailydialog_gym.wrappers import vector
 
 
 def play(envs, seed=1):
-    """Replies drawn from the words of the references, so that METEOR has something to find; the last infos."""
+    """Write replies of random words of the references, whose METEOR is above 0. Returns the last step's values."""
     _, infos = envs.reset(seed=seed)
     samples = envs.unwrapped.samples
     references = samples.tokenizer.encode([samples.references[i] for i in infos["sample_id"]])
@@ -70,7 +70,7 @@ def test_the_single_environment_pays_the_same():
 def test_a_scorer_of_tokens_cannot_be_credited(ended):
     envs, *_ = ended
     envs = vector.ScoreReward(envs, TokenCredit(token_count, envs.unwrapped.samples.tokenizer))
-    with pytest.raises(ValueError, match=r"token_count.* returned shape \(\d+, 20\) .* expected one score for each"):
+    with pytest.raises(ValueError, match=r"token_count.* returned shape \(\d+, 20\) .* expected one score per text"):
         play(envs)
 
 

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from equality import assert_same
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, TransformReward
@@ -27,6 +28,8 @@ SMALL = {"context_size": 2, "max_prompt_length": 16, "max_new_tokens": 4}
 MODES = list(AutoresetMode)
 EOU = DailyDialogEnv(**SMALL).samples.tokenizer.encode(["<EOU>"])[0][0]
 
+either_kind = pytest.mark.parametrize("kind", [wrappers, vector], ids=["single", "vector"])
+
 
 def tally(episodes):
     """A score for each episode that depends on all of it."""
@@ -39,17 +42,17 @@ def texts_of(episodes):
 
 
 def waves(episodes):
-    """A score for each token, and rubbish in the columns after the end."""
+    """A score for each token, and arbitrary scores after the end of the reply."""
     return np.sin(episodes.reply_ids) + np.where(episodes.reply_mask, 0, 100)
 
 
 def drift(episodes):
-    """log pi - log pi_ref, of a reference that draws low ids more often."""
+    """log pi - log pi_ref of a reference that prefers some tokens."""
     return episodes.log_probs + episodes.reply_ids % 7 / 3
 
 
 class Counting:
-    """Remembers how many episodes it saw in each call."""
+    """A scorer that records the number of episodes of each call."""
 
     def __init__(self, scorer=tally):
         self.scorer, self.sizes = scorer, []
@@ -67,19 +70,31 @@ PARTS = {
 }
 
 
+def make_env(kind, num_envs=1, mode=AutoresetMode.NEXT_STEP):
+    """The environment for the wrappers of this module."""
+    return DailyDialogEnv(**SMALL) if kind is wrappers else DailyDialogVectorEnv(num_envs, mode, **SMALL)
+
+
 def stack(kind, env, order: Iterable[str]):
     for name in order:
         env = PARTS[name](kind, env)
     return env
 
 
-def say(tokens, log_probs=None):
+def make_action(tokens, log_probs=None):
     tokens = np.array(tokens)
     return {"token": tokens, "log_prob": np.full(tokens.shape, -1.0) if log_probs is None else np.array(log_probs)}
 
 
+def actions_of(kind, tokens, log_probs=None):
+    """The actions that write one reply, in the single environment or in a vector environment of one row."""
+    log_probs = [-1.0] * len(tokens) if log_probs is None else log_probs
+    pairs = zip(tokens, log_probs, strict=True)
+    return [make_action(token, p) if kind is wrappers else make_action([token], [p]) for token, p in pairs]
+
+
 def finish(env, actions, sample_id=3):
-    """Write one reply from beginning to end; the last step's values."""
+    """Write one reply from its start to its end. Returns what the last step returns."""
     env.reset(seed=0, options={"sample_id": sample_id})
     for action in actions:
         step = env.step(action)
@@ -87,23 +102,7 @@ def finish(env, actions, sample_id=3):
     return step
 
 
-def assert_same(left, right, where=""):
-    assert type(left) is type(right), where
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}/{key}")
-    elif isinstance(left, tuple) or (isinstance(left, np.ndarray) and left.dtype == object):
-        for i, pair in enumerate(zip(left, right, strict=True)):
-            assert_same(*pair, f"{where}[{i}]")
-    elif isinstance(left, np.ndarray):
-        assert (left.dtype, left.shape) == (right.dtype, right.shape), where
-        assert np.array_equal(left, right), where
-    else:
-        assert left == right, where
-
-
-# Single and vector wrappers are one
+# The vector wrappers equal the single ones
 
 ROWS = 3
 TURN = st.tuples(
@@ -131,7 +130,7 @@ def test_single_wrappers_in_sync_vector_env_equal_vector_wrappers(mode, order, s
     assert sync.single_action_space == native.single_action_space
     assert_same(sync.reset(seed=seed), native.reset(seed=seed))
     for tokens, log_probs, mask, new_seed in turns:
-        action = say(tokens, np.array(log_probs, np.float32))
+        action = make_action(tokens, np.array(log_probs, np.float32))
         left, right = sync.step(action), native.step(action)
         assert_same(left, right)
         mask = np.array(mask)
@@ -150,12 +149,12 @@ def test_lockstep_pays_each_row_what_it_would_earn_alone(mode):
     for t in range(4):
         live = np.array([t < len(reply) for reply in replies])
         tokens = [reply[t] if on else -1 for reply, on in zip(replies, live, strict=True)]
-        _, rewards, terminated, truncated, infos = envs.step(say(tokens, np.where(live, -t - 0.5, np.nan)))
+        _, rewards, terminated, truncated, infos = envs.step(make_action(tokens, np.where(live, -t - 0.5, np.nan)))
         assert (terminated | truncated).tolist() == [t == 3] * 3
     final = infos["final_info"] if mode == AutoresetMode.SAME_STEP else infos
     for row, reply in enumerate(replies):
         env = stack(wrappers, DailyDialogEnv(**SMALL), PARTS)
-        actions = [say(token, -t - 0.5) for t, token in enumerate(reply)]
+        actions = [make_action(token, -t - 0.5) for t, token in enumerate(reply)]
         _, reward, *ends, info = finish(env, actions, 10 + row)
         assert (rewards[row], terminated[row], truncated[row]) == (reward, *ends)
         for key, value in info.items():
@@ -165,16 +164,12 @@ def test_lockstep_pays_each_row_what_it_would_earn_alone(mode):
 # Stacking
 
 
-@pytest.mark.parametrize("kind", ["single", "vector"])
+@either_kind
 def test_wrappers_stack_in_any_order_with_equal_totals(kind):
-    tokens, results = [17, 300, EOU], []
+    results = []
     for order in (list(PARTS), list(PARTS)[::-1], ["kl", "waves", "meteor", "tally"]):
-        if kind == "single":
-            env = stack(wrappers, DailyDialogEnv(**SMALL), order)
-            _, reward, _, _, info = finish(env, [say(token, -2.5) for token in tokens])
-        else:
-            env = stack(vector, DailyDialogVectorEnv(1, **SMALL), order)
-            _, reward, _, _, info = finish(env, [say([token], [-2.5]) for token in tokens])
+        env = stack(kind, make_env(kind), order)
+        _, reward, _, _, info = finish(env, actions_of(kind, [17, 300, EOU], [-2.5] * 3))
         results.append((reward, info["token_rewards"], *(info[f"reward/{name}"] for name in PARTS)))
     for other in results[1:]:
         for value, expected in zip(other, results[0], strict=True):
@@ -183,7 +178,7 @@ def test_wrappers_stack_in_any_order_with_equal_totals(kind):
 
 def test_reward_is_the_weighted_sum_of_the_raw_scores():
     env = stack(wrappers, DailyDialogEnv(**SMALL), PARTS)
-    *_, info = step = finish(env, [say(token) for token in (17, 300, EOU)])
+    *_, info = step = finish(env, [make_action(token) for token in (17, 300, EOU)])
     raw = {name: info[f"reward/{name}"] for name in PARTS}
     assert raw["meteor"] == meteor(info["response"], info["reference"])
     assert raw["waves"] == pytest.approx(np.sin([17, 300, EOU]).sum())
@@ -205,14 +200,14 @@ def test_only_the_last_step_pays():
     env = stack(wrappers, DailyDialogEnv(**SMALL), PARTS)
     env.reset(seed=0)
     for _ in range(3):
-        _, reward, terminated, truncated, info = env.step(say(5))
+        _, reward, terminated, truncated, info = env.step(make_action(5))
         assert (reward, terminated, truncated, info) == (0, False, False, {})
-    assert env.step(say(5))[1] != 0
+    assert env.step(make_action(5))[1] != 0
 
 
 def test_reward_from_a_wrapper_in_between_lands_on_the_last_token():
     def add_5(reward):
-        return reward + 5  # in every step, but the credit is the last one's
+        return reward + 5  # in every step, but only the reward of the last step is in token_rewards
 
     single = wrappers.ScoreReward(TransformReward(DailyDialogEnv(**SMALL), add_5), waves, 1.0, "waves")
     native = vector.ScoreReward(VectorTransformReward(DailyDialogVectorEnv(1, **SMALL), add_5), waves, 1.0, "waves")
@@ -245,14 +240,14 @@ def test_record_episode_statistics_stands_inside_or_outside(mode, statistics_fir
 def test_a_step_changes_nothing_returned_before():
     envs = stack(vector, DailyDialogVectorEnv(2, **SMALL), PARTS)
     envs.reset(seed=0)
-    first = envs.step(say([EOU, 5]))
+    first = envs.step(make_action([EOU, 5]))
     before = pickle.dumps(first)
     for _ in range(6):
-        envs.step(say([EOU, 5]))
+        envs.step(make_action([EOU, 5]))
     assert pickle.dumps(first) == before
 
 
-# One call for all
+# Scorers are called once for all episodes
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -285,13 +280,11 @@ def test_lockstep_calls_the_scorer_once_per_batch(mode):
 
 
 def make_kl(kind, num_envs=1, scorer=drift, mode=AutoresetMode.NEXT_STEP, **arguments):
-    if kind == "single":
-        return wrappers.KLPenalty(DailyDialogEnv(**SMALL), scorer, **arguments)
-    return vector.KLPenalty(DailyDialogVectorEnv(num_envs, mode, **SMALL), scorer, **arguments)
+    return kind.KLPenalty(make_env(kind, num_envs, mode), scorer, **arguments)
 
 
 def test_action_space_holds_token_and_log_prob():
-    single, native = make_kl("single"), make_kl("vector", num_envs=3)
+    single, native = make_kl(wrappers), make_kl(vector, num_envs=3)
     token = DailyDialogEnv(**SMALL).action_space
     assert single.action_space == native.single_action_space
     assert single.action_space["token"] == token
@@ -301,7 +294,7 @@ def test_action_space_holds_token_and_log_prob():
     assert wrappers.MeteorReward(single).action_space == single.action_space
 
 
-@pytest.mark.parametrize("kind", ["single", "vector"])
+@either_kind
 def test_sampled_actions_are_valid(kind):
     env = make_kl(kind, num_envs=3)
     env.action_space.seed(0)
@@ -312,79 +305,83 @@ def test_sampled_actions_are_valid(kind):
     assert np.all(np.isfinite(info["reward/kl"]))
 
 
-@pytest.mark.parametrize("kind", ["single", "vector"])
+EXPECTED_ACTION = r"KLPenalty expects an action \{'token': ..., 'log_prob': ...\}"
+
+
 @pytest.mark.parametrize(
-    "action", [5, np.array([5]), {"token": 5}, {"token": 5, "log_prob": -1.0, "value": 0.0}, (5, -1.0)], ids=str
+    ("kind", "num_envs", "wrong", "message"),
+    [
+        *[
+            (kind, 1, wrong, EXPECTED_ACTION)
+            for kind in (wrappers, vector)
+            for wrong in (5, np.array([5]), {"token": 5}, {"token": 5, "log_prob": -1.0, "value": 0.0}, (5, -1.0))
+        ],
+        *[
+            case
+            for log_prob in (0.5, np.nan, np.inf, -np.inf)
+            for case in (
+                (wrappers, 1, make_action(5, log_prob), f"row 0: .* got {log_prob}"),
+                (vector, 3, make_action([5, 5, 5], [-1, log_prob, -1]), f"row 1: .* got {log_prob}"),
+            )
+        ],
+        *[
+            (vector, 2, make_action([5, 5], log_probs), "expected 2 log-probabilities")
+            for log_probs in (-1.0, [-1.0], [-1.0, -1.0, -1.0], [[-1.0, -1.0]])
+        ],
+    ],
 )
-def test_an_action_without_its_log_prob_is_an_error(kind, action):
-    env = make_kl(kind)
+def test_a_wrong_action_is_an_error_that_says_what_was_expected(kind, num_envs, wrong, message):
+    env = make_kl(kind, num_envs)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"under KLPenalty an action is \{'token': ..., 'log_prob': ...\}"):
-        env.step(action)
-
-
-@pytest.mark.parametrize("log_prob", [0.5, np.nan, np.inf, -np.inf])
-def test_impossible_log_prob_is_an_error_that_names_the_row(log_prob):
-    single, native = make_kl("single"), make_kl("vector", num_envs=3)
-    single.reset(seed=0), native.reset(seed=0)
-    with pytest.raises(ValueError, match=f"row 0: .* got {log_prob}"):
-        single.step(say(5, log_prob))
-    with pytest.raises(ValueError, match=f"row 1: .* got {log_prob}"):
-        native.step(say([5, 5, 5], [-1, log_prob, -1]))
+    with pytest.raises(ValueError, match=message):
+        env.step(wrong)
 
 
 def test_log_prob_of_a_certain_token_may_be_rounded_up():
-    assert finish(make_kl("single"), [say(EOU, 1e-6)])[4]["log_probs"][0] == 1e-6
-
-
-@pytest.mark.parametrize("log_probs", [-1.0, [-1.0], [-1.0, -1.0, -1.0], [[-1.0, -1.0]]])
-def test_log_probs_must_be_one_a_row(log_probs):
-    envs = make_kl("vector", num_envs=2)
-    envs.reset(seed=0)
-    with pytest.raises(ValueError, match="expected 2 log-probabilities"):
-        envs.step(say([5, 5], log_probs))
+    assert finish(make_kl(wrappers), [make_action(EOU, 1e-6)])[4]["log_probs"][0] == 1e-6
 
 
 def test_log_probs_of_rows_that_autoreset_are_ignored():
-    envs = make_kl("vector", num_envs=2)
+    envs = make_kl(vector, num_envs=2)
     envs.reset(seed=0)
-    envs.step(say([EOU, 5], [-1, -2]))
-    envs.step(say([5, 5], [np.nan, -3]))
-    *_, infos = envs.step(say([EOU, EOU], [-4, -5]))
+    envs.step(make_action([EOU, 5], [-1, -2]))
+    envs.step(make_action([5, 5], [np.nan, -3]))
+    *_, infos = envs.step(make_action([EOU, EOU], [-4, -5]))
     assert infos["log_probs"].tolist() == [[-4, 0, 0, 0], [-2, -3, -5, 0]]
 
 
 def test_log_probs_of_the_episode_before_are_forgotten():
-    env = make_kl("single")
-    finish(env, [say(5, -3.0)] * 4)
-    assert finish(env, [say(EOU, -1.0)])[4]["log_probs"].tolist() == [-1, 0, 0, 0]
+    env = make_kl(wrappers)
+    finish(env, [make_action(5, -3.0)] * 4)
+    assert finish(env, [make_action(EOU, -1.0)])[4]["log_probs"].tolist() == [-1, 0, 0, 0]
 
 
 def test_a_refused_action_leaves_no_trace():
-    env = make_kl("single")
+    env = make_kl(wrappers)
     env.reset(seed=0)
-    env.step(say(5, -1.0))
-    for bad in (say(5, 1.0), say(10**6, -9.0)):
+    env.step(make_action(5, -1.0))
+    for bad in (make_action(5, 1.0), make_action(10**6, -9.0)):
         with pytest.raises(ValueError, match=r"log-probability|vocabulary"):
             env.step(bad)
-    assert env.step(say(EOU, -2.0))[4]["log_probs"].tolist() == [-1, -2, 0, 0]
+    assert env.step(make_action(EOU, -2.0))[4]["log_probs"].tolist() == [-1, -2, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["single", "vector"])
+@either_kind
 def test_an_ended_episode_refuses_actions(kind):
     env = make_kl(kind, mode=AutoresetMode.DISABLED)
-    action = say([EOU]) if kind == "vector" else say(EOU)
+    (last,) = actions_of(kind, [EOU])
     with pytest.raises(ResetNeeded):
-        env.step(action)
+        env.step(last)
     env.reset(seed=0)
-    env.step(action)
+    env.step(last)
     with pytest.raises(ResetNeeded):
-        env.step(action)
+        env.step(last)
 
 
 def test_last_info_of_kl_penalty():
     _, reward, _, _, info = finish(
-        make_kl("single", coefficient=AdaptiveCoefficient(0.3)), [say(15, -1.0), say(21, -2.5), say(EOU, -0.5)]
+        make_kl(wrappers, coefficient=AdaptiveCoefficient(0.3)),
+        [make_action(15, -1.0), make_action(21, -2.5), make_action(EOU, -0.5)],
     )
     by_token = np.array([-1.0, -2.5, -0.5]) + np.array([15, 21, EOU]) % 7 / 3
     assert info["log_probs"].tolist() == [-1, -2.5, -0.5, 0]
@@ -399,8 +396,8 @@ def test_scorers_outside_kl_penalty_see_the_log_probs():
     def surprise(episodes):
         return -episodes.log_probs
 
-    env = wrappers.ScoreReward(make_kl("single"), surprise, 1.0, "surprise")
-    assert finish(env, [say(5, -1.0), say(EOU, -2.0)])[4]["reward/surprise"] == 3
+    env = wrappers.ScoreReward(make_kl(wrappers), surprise, 1.0, "surprise")
+    assert finish(env, [make_action(5, -1.0), make_action(EOU, -2.0)])[4]["reward/surprise"] == 3
 
 
 def constant_kl(per_token):
@@ -408,60 +405,53 @@ def constant_kl(per_token):
 
 
 def test_coefficient_adapts_by_openrls_rule():
-    """kl 0.055 is 10% above the target of 0.05, of which the coefficient goes a tenth: 0.2, 0.202, 0.20402."""
-    env = make_kl("single", scorer=constant_kl(0.055))
-    coefs = [finish(env, [say(5), say(EOU)])[4]["metric/kl_coef"] for _ in range(3)]
+    """A KL of 0.055 is 10% above the target of 0.05, so the coefficient grows by 10% of 10%: 0.2, 0.202, 0.20402."""
+    env = make_kl(wrappers, scorer=constant_kl(0.055))
+    coefs = [finish(env, [make_action(5), make_action(EOU)])[4]["metric/kl_coef"] for _ in range(3)]
     np.testing.assert_allclose(coefs, [0.2, 0.2 * 1.01, 0.2 * 1.01**2], rtol=1e-12)
 
 
-def test_coefficient_pays_before_it_moves():
-    env = make_kl("single", scorer=constant_kl(1.0))
-    results = [finish(env, [say(EOU)]) for _ in range(2)]
+def test_penalty_uses_the_coefficient_from_before_the_update():
+    env = make_kl(wrappers, scorer=constant_kl(1.0))
+    results = [finish(env, [make_action(EOU)]) for _ in range(2)]
     np.testing.assert_allclose([result[1] for result in results], [-0.2, -0.2 * 1.02], rtol=1e-12)
 
 
 def test_coefficient_of_a_vector_env_moves_after_num_envs_episodes():
-    envs = make_kl("vector", num_envs=2, scorer=constant_kl(0.0), mode=AutoresetMode.SAME_STEP)
+    envs = make_kl(vector, num_envs=2, scorer=constant_kl(0.0), mode=AutoresetMode.SAME_STEP)
     envs.reset(seed=0)
     coefs = []
     for tokens in ([EOU, 5], [EOU, 5], [EOU, EOU], [EOU, EOU]):
-        final = envs.step(say(tokens))[4]["final_info"]
+        final = envs.step(make_action(tokens))[4]["final_info"]
         coefs.append(final["metric/kl_coef"][0])
     np.testing.assert_allclose(coefs, [0.2, 0.2, 0.2 * 0.98, 0.2 * 0.98**2], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["single", "vector"])
-def test_k3_is_logged_where_asked_for_and_k1_is_paid(kind):
+@either_kind
+def test_k3_is_logged_where_asked_for_and_the_penalty_uses_k1(kind):
     """Ratios pi_ref / pi of 2 and 1/2: k1 is -log 2 + log 2 = 0, k3 is (2 - 1 - log 2) + (1/2 - 1 + log 2) = 1/2."""
 
     def halves(episodes):
         return np.array([[-math.log(2), math.log(2), 99, 99]] * len(episodes))
 
-    paid, logged = {}, {}
+    rewards, logged = {}, {}
     for estimator in ("k1", "k3"):
         env = make_kl(kind, scorer=halves, estimator=estimator)
-        actions = [say(5), say(EOU)] if kind == "single" else [say([5]), say([EOU])]
-        _, reward, *_, info = finish(env, actions)
-        paid[estimator], logged[estimator] = reward, info["metric/kl_per_token"]
+        _, rewards[estimator], *_, info = finish(env, actions_of(kind, [5, EOU]))
+        logged[estimator] = info["metric/kl_per_token"]
         assert info["reward/kl"] == pytest.approx(0, abs=1e-12)
-    assert paid["k1"] == paid["k3"]
+    assert rewards["k1"] == rewards["k3"]
     assert logged["k1"] == pytest.approx(0, abs=1e-12)
     assert logged["k3"] == pytest.approx(0.25, rel=1e-12)
 
 
 def test_unknown_estimator_is_an_error():
     with pytest.raises(ValueError, match="'k1' or 'k3', got 'k2'"):
-        make_kl("single", estimator="k2")
+        make_kl(wrappers, estimator="k2")
 
 
-def test_k3_of_a_score_for_the_whole_reply_is_an_error():
-    env = make_kl("single", scorer=lambda episodes: np.zeros(len(episodes)), estimator="k3")
-    with pytest.raises(ValueError, match="k3 needs a score for each token"):
-        finish(env, [say(EOU)])
-
-
-def test_policy_that_is_the_reference_pays_nothing():
-    """Through a whole lockstep rollout, replies and prompts of different lengths."""
+def test_policy_that_equals_the_reference_gets_no_penalty():
+    """In a whole lockstep rollout, with replies and prompts of different lengths."""
     envs = DailyDialogVectorEnv(5, AutoresetMode.DISABLED, lockstep=True, max_prompt_length=24, max_new_tokens=6)
     vocab_size = envs.single_action_space.n
     torch.manual_seed(0)
@@ -487,7 +477,7 @@ def test_policy_that_is_the_reference_pays_nothing():
     np.testing.assert_allclose(rewards, 0, atol=1e-3)
 
 
-# The wrong kind of environment
+# Wrong uses
 
 
 @pytest.mark.parametrize("name", ["ScoreReward", "MeteorReward", "IntentReward", "KLPenalty"])
@@ -508,10 +498,35 @@ def test_wrapping_the_wrong_kind_of_env_is_a_type_error(name, kind, make):
         getattr(kind, name)(make(), *arguments)
 
 
-def test_scorer_is_named_in_its_error_through_the_wrapper():
-    env = wrappers.ScoreReward(DailyDialogEnv(**SMALL), lambda _: np.array([np.nan]), name="politeness")
-    with pytest.raises(ValueError, match="politeness"):
-        finish(env, [EOU])
+def zeros(episodes):
+    return np.zeros(len(episodes))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "last_action", "message"),
+    [
+        (
+            lambda env: wrappers.ScoreReward(env, lambda _: np.array([np.nan]), name="politeness"),
+            EOU,
+            "scorer 'politeness'",
+        ),
+        (
+            lambda env: wrappers.ScoreReward(wrappers.ScoreReward(env, zeros, name="calm"), zeros, name="calm"),
+            EOU,
+            "two scorers are named 'calm'",
+        ),
+        (
+            lambda env: wrappers.KLPenalty(env, zeros, estimator="k3"),
+            make_action(EOU),
+            "k3 needs a score for each token",
+        ),
+        (lambda env: wrappers.MeteorReward(gym.wrappers.TimeLimit(env, 1)), 5, "set max_new_tokens"),
+    ],
+    ids=["score that is not finite", "two scorers of one name", "k3 of whole replies", "truncated by a wrapper"],
+)
+def test_an_episode_that_cannot_be_scored_is_an_error(wrap, last_action, message):
+    with pytest.raises(ValueError, match=message):
+        finish(wrap(DailyDialogEnv(**SMALL)), [last_action])
 
 
 # Rendering
@@ -548,30 +563,44 @@ def test_human_prints_the_reward_once_at_the_end(capsys):
     assert env.render() is None
 
 
-def test_render_shows_the_coefficient_that_was_paid():
+def test_render_shows_the_coefficient_of_the_penalty():
     env = gym.make("DailyDialog-v0", render_mode="ansi", **SMALL)
     env = wrappers.KLPenalty(env, constant_kl(1.0), AdaptiveCoefficient(0.5))
     for coef in (0.5, 0.51):
-        finish(env, [say(EOU)])
+        finish(env, [make_action(EOU)])
         assert f"kl 1.000, weight -{coef:.3f}, reward so far -{coef:.3f}" in env.render()
 
 
 # Pickling and imports
 
 
-@pytest.mark.parametrize("kind", ["single", "vector"])
-def test_a_wrapped_env_pickles_in_the_middle_of_an_episode(kind):
-    if kind == "single":
-        env = wrappers.KLPenalty(wrappers.MeteorReward(gym.make("DailyDialog-v0", **SMALL)), drift)
-        actions = [say(5, -1.0), say(6, -2.0), say(EOU, -3.0)]
-    else:
-        env = vector.KLPenalty(vector.MeteorReward(DailyDialogVectorEnv(2, **SMALL)), drift)
-        actions = [say([5, 5], [-1.0, -2.0]), say([6, 6], [-3.0, -4.0]), say([EOU, EOU], [-5.0, -6.0])]
+@pytest.mark.parametrize(
+    ("kind", "make", "actions"),
+    [
+        (
+            wrappers,
+            lambda: gym.make("DailyDialog-v0", **SMALL),
+            [make_action(5, -1.0), make_action(6, -2.0), make_action(EOU, -3.0)],
+        ),
+        (
+            vector,
+            lambda: DailyDialogVectorEnv(2, **SMALL),
+            [
+                make_action([5, 5], [-1.0, -2.0]),
+                make_action([6, 6], [-3.0, -4.0]),
+                make_action([EOU, EOU], [-5.0, -6.0]),
+            ],
+        ),
+    ],
+    ids=["single", "vector"],
+)
+def test_a_wrapped_env_pickles_in_the_middle_of_an_episode(kind, make, actions):
+    env = kind.KLPenalty(kind.MeteorReward(make()), drift)
     env.reset(seed=0)
     env.step(actions[0])
     copy = pickle.loads(pickle.dumps(env))
-    for action in actions[1:]:
-        left, right = env.step(action), copy.step(action)
+    for next_action in actions[1:]:
+        left, right = env.step(next_action), copy.step(next_action)
         assert_same(left, right)
     assert np.all(left[2])
     assert_same(env.reset(), copy.reset())
@@ -581,19 +610,3 @@ def test_importing_the_wrappers_imports_no_torch():
     code = "import sys, dailydialog_gym.wrappers.vector; print({'torch', 'transformers'} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
-
-
-def test_two_scorers_of_one_name_are_an_error():
-    env = gym.make("DailyDialog-v0", max_new_tokens=1)
-    for _ in range(2):
-        env = wrappers.ScoreReward(env, lambda episodes: np.zeros(len(episodes)), name="calm")
-    env.reset(seed=0)
-    with pytest.raises(ValueError, match="two scorers are named 'calm'"):
-        env.step(5)
-
-
-def test_an_episode_cut_short_by_another_wrapper_is_an_error():
-    env = wrappers.MeteorReward(gym.wrappers.TimeLimit(gym.make("DailyDialog-v0"), 1))
-    env.reset(seed=0)
-    with pytest.raises(ValueError, match="set max_new_tokens"):
-        env.step(5)

@@ -1,16 +1,16 @@
 // The conversation on the page. Gradio runs this with `element`, `props`, `trigger`, `server` and `watch`.
 //
 // props.value: {turns: [{role: "user" | "agent", text, note, pieces: [[text, probability], ...]}], busy, notice, speaker}
-// props.openers: example messages; props.limit: the longest message; props.composer: whether one can write here;
-// props.acts: whether `server.read_act([previous, reply])` can be asked.
+// props.openers: example messages; props.limit: the maximum number of characters of a message; props.composer: whether
+// there is a box for messages; props.acts: whether `server.read_act([previous, reply])` is available.
 //
-// Whatever people or models say becomes text nodes, never markup.
+// Messages and replies are not trusted: they become text nodes, never markup.
 
 const list = element.querySelector(".talk-list");
 const foot = element.querySelector(".talk-foot");
-let drawn = []; // by turn: the JSON it was drawn from
-let waiting = false; // asked the server, no answer yet
-let stopping = false; // Stop was pressed, perhaps before the server had begun
+let drawn = []; // for each turn, the JSON from which it was last drawn
+let waiting = false; // a request was sent and has not been answered yet
+let stopping = false; // Stop was pressed, perhaps before the server started to write the reply
 let box, send, notice, actions;
 
 function make(tag, className, text) {

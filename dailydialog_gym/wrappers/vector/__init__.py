@@ -1,4 +1,4 @@
-"""Reward wrappers for `DailyDialogVectorEnv`."""
+"""Reward wrappers for `DailyDialogVectorEnv`, with the same class names as in `dailydialog_gym.wrappers`."""
 
 from dailydialog_gym.wrappers.vector.reward import IntentReward, KLPenalty, MeteorReward, ScoreReward
 

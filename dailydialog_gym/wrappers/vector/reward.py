@@ -1,4 +1,4 @@
-"""Reward wrappers for the vector environment: one scorer call for all episodes that end in the same step."""
+"""Reward wrappers for `DailyDialogVectorEnv`. They call a scorer once for all episodes that end in the same step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from dailydialog_gym.env.envs import DailyDialogVectorEnv
-from dailydialog_gym.rewards import Episodes, Meteor, Scorer, TokenCredit, pay
+from dailydialog_gym.rewards import Episodes, Meteor, Scorer, TokenCredit, add_score
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient
-from dailydialog_gym.rewards.penalty import KLLedger, add_log_prob
+from dailydialog_gym.rewards.penalty import KLTracker, add_log_prob
 
 
 class ScoreReward(VectorWrapper):
-    """As `dailydialog_gym.wrappers.ScoreReward`; the keys stand in ``final_info`` where the mode is ``SAME_STEP``."""
+    """The vector version of `dailydialog_gym.wrappers.ScoreReward`.
+
+    The values of the infos are arrays with one entry per row. In ``SAME_STEP`` autoreset mode, the new keys are in
+    ``final_info``.
+    """
 
     def __init__(self, env: VectorEnv, scorer: Scorer, weight: float = 1.0, name: str = "score"):
         super().__init__(env)
@@ -37,26 +41,23 @@ class ScoreReward(VectorWrapper):
         else:
             final_info = infos
             final_obs = {key: value[rows] for key, value in observations.items()}
-        # Gymnasium's wrappers nest dicts in the infos; ours, like the environment's own keys, are arrays.
+        # The infos of the environment and of the reward wrappers are arrays. Gymnasium's wrappers may also add dicts.
         info = {key: value[rows] for key, value in final_info.items() if isinstance(value, np.ndarray)}
         episodes = Episodes.from_info(final_obs, info, self.unwrapped.max_new_tokens)
         rewards = rewards.copy()
-        rewards[rows], extra = self._pay(rows, episodes, rewards[rows], info)
-        for key, value in extra.items():
+        rewards[rows], new_info = self._add_score(rows, episodes, rewards[rows], info)
+        for key, value in new_info.items():
             final_info[key] = np.zeros((self.num_envs, *value.shape[1:]), value.dtype)
             final_info[key][rows] = value
             final_info[f"_{key}"] = terminated | truncated
         return observations, rewards, terminated, truncated, infos
 
-    def _pay(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
-        return pay(self.scorer, self.weight, self.name, episodes, rewards, info)
+    def _add_score(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+        return add_score(self.scorer, self.weight, self.name, episodes, rewards, info)
 
 
 class MeteorReward(ScoreReward):
-    """Pays METEOR against the reference reply, see `dailydialog_gym.rewards.Meteor`. Adds ``reward/meteor``.
-
-    With ``by_token`` every token is credited with what it adds, see `dailydialog_gym.rewards.TokenCredit`.
-    """
+    """The vector version of `dailydialog_gym.wrappers.MeteorReward`."""
 
     def __init__(self, env: VectorEnv, weight: float = 1.0, by_token: bool = False):
         scorer = TokenCredit(Meteor(), env.unwrapped.samples.tokenizer) if by_token else Meteor()
@@ -64,14 +65,18 @@ class MeteorReward(ScoreReward):
 
 
 class IntentReward(ScoreReward):
-    """As `dailydialog_gym.wrappers.IntentReward`."""
+    """The vector version of `dailydialog_gym.wrappers.IntentReward`."""
 
     def __init__(self, env: VectorEnv, scorer: Scorer, weight: float = 1.0):
         super().__init__(env, scorer, weight, "intent")
 
 
 class KLPenalty(ScoreReward):
-    """As `dailydialog_gym.wrappers.KLPenalty`: actions are ``{"token": (num_envs,), "log_prob": (num_envs,)}``."""
+    """The vector version of `dailydialog_gym.wrappers.KLPenalty`.
+
+    The action is ``{"token": tokens, "log_prob": log_probs}``, two arrays of shape ``(num_envs,)``. The coefficient is
+    updated once for every ``num_envs`` finished episodes.
+    """
 
     def __init__(
         self,
@@ -82,12 +87,12 @@ class KLPenalty(ScoreReward):
     ):
         coefficient = coefficient or AdaptiveCoefficient()
         super().__init__(env, scorer, -coefficient.value, "kl")
-        self.ledger = KLLedger(scorer, coefficient, estimator, env.num_envs, env.unwrapped.max_new_tokens)
+        self.tracker = KLTracker(scorer, coefficient, estimator, env.num_envs, env.unwrapped.max_new_tokens)
         self.single_action_space = add_log_prob(env.single_action_space)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
     def step(self, actions: dict[str, np.ndarray]):
-        return super().step(self.ledger.record(self.unwrapped.mdp, actions))
+        return super().step(self.tracker.record(self.unwrapped.mdp, actions))
 
-    def _pay(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
-        return self.ledger.pay(rows, episodes, rewards, info)
+    def _add_score(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+        return self.tracker.add_penalty(rows, episodes, rewards, info)
