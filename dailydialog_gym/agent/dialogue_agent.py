@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dailydialog_gym.env.samples import format_prompt, left_pad
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, load_tokenizer
 from dailydialog_gym.hub import hub_is_off
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
-from dailydialog_gym.models.loading import load_model, resolve
+from dailydialog_gym.models.loading import check_vocabulary, load_model, resolve
 from dailydialog_gym.text import join_punctuation, space_punctuation
 
 
@@ -58,7 +57,7 @@ class DialogueAgent:
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.context_size, self.max_prompt_length, self.max_new_tokens = context_size, max_prompt_length, max_new_tokens
-        self._model_vocabulary = model.get_output_embeddings().weight.shape[0]
+        check_vocabulary(model, tokenizer.vocab_size)
         eos = model.generation_config.eos_token_id
         self._template_ends = {*(eos if isinstance(eos, list) else [eos]), template.eos_token_id} if template else set()
 
@@ -96,7 +95,6 @@ class DialogueAgent:
             model, tokenizer, template=template, **{"max_prompt_length": min(1024, _positions(model) // 2), **kwargs}
         )
 
-    @torch.no_grad()
     def reply(
         self,
         prompts: Sequence[str],
@@ -108,36 +106,27 @@ class DialogueAgent:
     ) -> list[str]:
         """Answer contexts (see `dailydialog_gym.env.samples.format_prompt`), in DailyDialog's spacing.
 
+        Equal contexts that are answered in the same batch are read once.
+
         Args:
             sample: draw the tokens; otherwise each is the likeliest.
             temperature, top_k: of the drawing; ``top_k=0`` leaves the whole vocabulary.
-            seed: of the drawing; the global generator is left as it was.
+            seed: of the drawing.
             batch_size: contexts answered at once.
         """
-        tokenizer, device = self.tokenizer, self.model.device
-        input_ids, mask = left_pad(tokenizer, list(prompts), self.max_prompt_length)
-        order = np.argsort(mask.sum(1))  # batches of similar length need little padding
-        drawing = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": 1.0} if sample else {}
-        replies: list[str] = [""] * len(prompts)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                first = mask[rows].any(0).argmax()
-                output = self.model.generate(
-                    torch.from_numpy(input_ids[rows, first:]).long().to(device),
-                    attention_mask=torch.from_numpy(mask[rows, first:]).long().to(device),
-                    max_new_tokens=self.max_new_tokens,
-                    pad_token_id=tokenizer.pad_id,
-                    suppress_tokens=list(range(tokenizer.vocab_size, self._model_vocabulary)) or None,
-                    **(drawing or {"do_sample": False}),
-                )
-                reply_ids = output[:, input_ids.shape[1] - first :].cpu().numpy()
-                lengths = tokenizer.reply_lengths(reply_ids)
-                texts = tokenizer.decode([ids[:n] for ids, n in zip(reply_ids, lengths, strict=True)])
-                for row, text in zip(rows, texts, strict=True):
-                    replies[row] = text
-        return replies
+        input_ids, mask = left_pad(self.tokenizer, list(prompts), self.max_prompt_length)
+        seeds = np.random.default_rng(seed).integers(2**63, size=len(prompts)).tolist()
+        replies = [
+            Reply(
+                ids[there].tolist(),
+                Decoding(sample, temperature, top_k, max_new_tokens=self.max_new_tokens, seed=one),
+                self._has_end,
+            )
+            for ids, there, one in zip(input_ids, mask, seeds, strict=True)
+        ]
+        order = sorted(replies, key=lambda reply: (len(reply.prompt_ids), reply.prompt_ids))  # little padding
+        self._write(order, batch_size)
+        return self.tokenizer.decode([np.array(reply.ids) for reply in replies])
 
     def chat(self, message: str, history: Sequence[str] = (), **decoding: Any) -> str:
         """Answer a message, both in ordinary text.
@@ -167,14 +156,7 @@ class DialogueAgent:
         how = Decoding(**{"max_new_tokens": self.max_new_tokens, **decoding})
         histories = [()] * len(messages) if histories is None else histories
         replies = [self.open_reply([*h, m], how) for m, h in zip(messages, histories, strict=True)]
-        for start in range(0, len(replies), batch_size):
-            batch = self.decoding_batch()
-            batch.add(replies[start : start + batch_size])
-            while batch.replies:
-                batch.step()
-        for reply in replies:
-            if reply.error:
-                raise reply.error
+        self._write(replies, batch_size)
         return [self.reply_text(reply.ids) for reply in replies]
 
     def chat_stream(self, message: str, history: Sequence[str] = (), **decoding: Any) -> Iterator[str]:
@@ -190,7 +172,7 @@ class DialogueAgent:
 
     def decoding_batch(self) -> DecodingBatch:
         """An empty batch for this agent's replies."""
-        return DecodingBatch(self.model, min(self.tokenizer.vocab_size, self._model_vocabulary))
+        return DecodingBatch(self.model, self.tokenizer.vocab_size)
 
     def open_reply(self, utterances: Sequence[str], decoding: Decoding) -> Reply:
         """A reply to a conversation, the last utterance of which is to be answered, ready for a batch.
@@ -222,8 +204,21 @@ class DialogueAgent:
             utterances = utterances[1:]  # a template's first turn is the user's, as its last is
         return [{"role": "assistant" if turn % 2 else "user", "content": text} for turn, text in enumerate(utterances)]
 
+    def _write(self, replies: Sequence[Reply], batch_size: int) -> None:
+        for start in range(0, len(replies), batch_size):
+            batch = self.decoding_batch()
+            batch.add(list(replies[start : start + batch_size]))
+            while batch.replies:
+                batch.step()
+        for reply in replies:
+            if reply.error:
+                raise reply.error
+
     def _is_whole(self, ids: Sequence[int]) -> bool:
-        return ids[-1] in self._template_ends if self.template else self._read(ids)[1]
+        return ids[-1] in self._template_ends if self.template else self._has_end(ids)
+
+    def _has_end(self, ids: Sequence[int]) -> bool:
+        return self._read(ids)[1]
 
     def _read(self, ids: Sequence[int]) -> tuple[int, bool]:
         """How many of the tokens are text for sure, not the beginning of an end; and whether the end is there."""

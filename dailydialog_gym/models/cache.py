@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch.nn import functional
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
@@ -39,6 +40,20 @@ class _RoomyLayer(DynamicLayer):
         self.buffers = [buffer[indices] for buffer in self.buffers]
         self._hold(self.keys.shape[-2])
 
+    def append_rows(self, other: _RoomyLayer) -> None:
+        columns = max(layer.keys.shape[-2] for layer in (self, other))
+
+        def stack(*parts: torch.Tensor) -> torch.Tensor:
+            return torch.cat([functional.pad(part, (0, 0, columns - part.shape[-2], 0)) for part in parts])
+
+        self._move(stack(self.keys, other.keys), stack(self.values, other.values))
+        self._hold(columns)
+
+    def drop_columns(self, count: int) -> None:
+        columns = self.keys.shape[-2] - count
+        self.buffers = [buffer[..., count:, :] for buffer in self.buffers]
+        self._hold(columns)
+
     def _move(self, *held: torch.Tensor) -> None:
         """Copy ``(rows, [repeats,] heads, columns, width)`` to where there is room."""
         self.buffers = []
@@ -52,14 +67,26 @@ class _RoomyLayer(DynamicLayer):
         self.keys, self.values = (buffer[..., :columns, :] for buffer in self.buffers)
 
 
-def roomy_cache() -> Cache:
-    """An empty cache, equal to a `transformers.DynamicCache` in all but speed."""
-    return Cache(layer_class_to_replicate=_RoomyLayer)
+class RoomyCache(Cache):
+    """A cache equal to a `transformers.DynamicCache` in all but speed, to which rows can be added."""
+
+    def __init__(self):
+        super().__init__(layer_class_to_replicate=_RoomyLayer)
+
+    def append_rows(self, other: RoomyCache) -> None:
+        """Add another cache's rows below; the columns of the narrower one are padded on the left."""
+        for own, others in zip(self.layers, other.layers, strict=True):
+            own.append_rows(others)
+
+    def drop_columns(self, count: int) -> None:
+        """Leave out the first columns."""
+        for layer in self.layers:
+            layer.drop_columns(count)
 
 
 def read_prompts(
     read: Callable, input_ids: np.ndarray, attention_mask: np.ndarray
-) -> tuple[tuple[torch.Tensor, ...], Cache]:
+) -> tuple[tuple[torch.Tensor, ...], RoomyCache]:
     """Read left-padded prompts into a cache, those of about equal length together: little of what is read is padding.
 
     Args:
@@ -68,17 +95,22 @@ def read_prompts(
         input_ids, attention_mask: ``(rows, columns)``; the first column is padding in some rows, but not in all.
 
     Returns:
-        What ``read`` returns and a `roomy_cache`, for all rows as if read at once.
+        What ``read`` returns and a `RoomyCache`, for all rows as if read at once.
     """
     rows, columns = attention_mask.shape
     lengths = attention_mask.sum(1)
     groups = np.array_split(lengths.argsort(kind="stable"), min(MOST_GROUPS, -(-rows // 4)))
+    if len(groups) == 1:
+        cache = RoomyCache()
+        return read(input_ids, attention_mask, cache), cache
     outputs, caches, starts = [], [], [columns - lengths[group].max() for group in groups]
     for group, start in zip(groups, starts, strict=True):
-        caches.append(roomy_cache())
+        caches.append(RoomyCache())
         outputs.append(read(input_ids[group, start:], attention_mask[group, start:], caches[-1]))
-    order = torch.from_numpy(np.concatenate(groups).argsort())
-    whole = roomy_cache()
+    device = outputs[0][0].device
+    order = torch.from_numpy(np.concatenate(groups).argsort()).to(device)
+    groups = [torch.from_numpy(group).to(device) for group in groups]  # an array would be copied to a GPU at every use
+    whole = RoomyCache()
     for i, layer in enumerate(caches[0].layers):
         held = [
             states.new_zeros(rows, states.shape[1], columns, states.shape[3]) for states in (layer.keys, layer.values)

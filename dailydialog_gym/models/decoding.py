@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
+
+from dailydialog_gym.models.cache import RoomyCache, read_prompts
+
+DROP_BELOW = 0.8  # dropping rows copies the cache, which costs more than it saves while more rows than this are live
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,32 @@ class Decoding:
                 raise ValueError(f"{name} is {value}: expected {low} to {high}")
 
 
+def choose(logits: torch.Tensor, decoding: Decoding, uniform: torch.Tensor) -> torch.Tensor:
+    """The next token of every row, ``(n,)``.
+
+    Drawing is inverse transform sampling: the first token at which the cumulative probability exceeds a random number.
+    `torch.multinomial` has one generator for all rows, and takes ten times as long on a CPU.
+
+    Args:
+        logits: ``(n, vocabulary)``. A token with the logit -inf is never drawn.
+        decoding: how to choose; the same for all rows.
+        uniform: ``(n,)`` float64, a random number in [0, 1) for each row.
+    """
+    if not decoding.sample:
+        return logits.argmax(-1)
+    logits, vocabulary, tokens = logits / decoding.temperature, logits.shape[-1], None
+    if 0 < decoding.top_k < vocabulary or decoding.top_p < 1:
+        logits, tokens = logits.topk(min(decoding.top_k or vocabulary, vocabulary))  # in descending order
+    probabilities = logits.softmax(-1)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    if decoding.top_p < 1:  # a token is left out if the likelier ones together have this probability
+        probabilities = probabilities.masked_fill(cumulative - probabilities >= decoding.top_p, 0)
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    drawn.clamp_(max=cumulative.shape[-1] - 1)  # logits that are not finite are reported elsewhere
+    return (drawn if tokens is None else tokens.gather(1, drawn)).squeeze(1)
+
+
 @dataclass(eq=False)
 class Reply:
     """A reply while it is being written, and then as it stands.
@@ -77,7 +109,7 @@ class Reply:
     error: Exception | None = None
 
     def __post_init__(self):
-        self._generator = torch.Generator().manual_seed(self.decoding.seed)
+        self.random = random.Random(self.decoding.seed)
 
     def cancel(self) -> None:
         """Ask for no more tokens: the batch drops the reply before its next token. Nothing, once it is done."""
@@ -85,11 +117,9 @@ class Reply:
             self.done = self.cancelled = True
             self.on_change()
 
-    def take(self, logits: torch.Tensor) -> None:
-        """Choose the next token from ``(vocabulary,)`` logits."""
-        probabilities = logits.softmax(-1)
-        token = self._draw(logits) if self.decoding.sample else int(logits.argmax())
-        self.probabilities.append(float(probabilities[token]))
+    def take(self, token: int, probability: float) -> None:
+        """Add the next token and what the model gave it."""
+        self.probabilities.append(probability)
         self.ids.append(token)
         if len(self.ids) >= self.decoding.max_new_tokens or self.ends(self.ids):
             self.done = True
@@ -97,18 +127,6 @@ class Reply:
     def fail(self, error: Exception) -> None:
         self.error, self.done = error, True
         self.on_change()
-
-    def _draw(self, logits: torch.Tensor) -> int:
-        how = self.decoding
-        logits = logits / how.temperature
-        if 0 < how.top_k < len(logits):
-            logits = logits.masked_fill(logits < logits.topk(how.top_k).values[-1], -torch.inf)
-        probabilities = logits.softmax(-1)
-        if how.top_p < 1:
-            ordered, tokens = probabilities.sort(descending=True)
-            beyond = ordered.cumsum(-1) - ordered >= how.top_p  # the likelier ones already have that much
-            probabilities[tokens[beyond]] = 0
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 
 class DecodingBatch:
@@ -118,96 +136,106 @@ class DecodingBatch:
     not depend on the others (beyond rounding).
 
     Args:
-        model: a causal language model whose cache is plain keys and values: not a state-space model.
+        model: a causal language model, see `dailydialog_gym.models.masks.check_supported`.
         vocab_size: tokens from here on are never chosen (models often have more rows than their tokenizer tokens).
     """
 
     def __init__(self, model: PreTrainedModel, vocab_size: int):
         self.model, self.vocab_size = model, vocab_size
+        self.clear()
+
+    def clear(self) -> None:
         self.replies: list[Reply] = []
-        self.cache = DynamicCache()
-        self.mask = torch.zeros(0, 0, dtype=torch.long)  # (rows, columns), on the CPU
+        self.cache = RoomyCache()
+        self.mask = torch.zeros(0, 0, dtype=torch.long, device=self.model.device)  # (rows, columns)
+        self.tokens = self.mask[:, :1]  # (rows, 1), which the cache lacks
 
     @torch.inference_mode()
     def add(self, replies: list[Reply]) -> None:
-        """Read the prompts of new replies and write each one's first token."""
-        width = max(len(reply.prompt_ids) for reply in replies)
-        input_ids = torch.zeros(len(replies), width, dtype=torch.long)
-        mask = torch.zeros(len(replies), width, dtype=torch.long)
-        for row, reply in enumerate(replies):
-            input_ids[row, width - len(reply.prompt_ids) :] = torch.tensor(reply.prompt_ids)
-            mask[row, width - len(reply.prompt_ids) :] = 1
-        cache = DynamicCache()
-        logits = self._forward(input_ids, mask, cache)
+        """Read the prompts of new replies, equal ones once, and write each one's first token."""
+        prompts: dict[tuple[int, ...], int] = {}
+        rows = [prompts.setdefault(tuple(reply.prompt_ids), len(prompts)) for reply in replies]
+        width = max(map(len, prompts))
+        input_ids, mask = np.zeros((2, len(prompts), width), np.int64)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, width - len(prompt) :] = prompt
+            mask[row, width - len(prompt) :] = 1
+        (logits,), cache = read_prompts(self._forward, input_ids, mask)
+        mask = torch.from_numpy(mask).to(self.mask.device)
+        if len(prompts) < len(replies):
+            rows = torch.tensor(rows, device=mask.device)
+            logits, mask = logits[rows], mask[rows]
+            cache.batch_select_indices(rows)
+        tokens = self._choose(replies, logits)
         if self.replies:
-            self._append(cache, mask)
-        else:
-            self.cache, self.mask = cache, mask
-        self.replies += replies
-        self._choose(replies, logits)
+            self.cache.append_rows(cache)
+            width = max(self.mask.shape[1], mask.shape[1])
+            mask = torch.cat([functional.pad(m, (width - m.shape[1], 0)) for m in (self.mask, mask)])
+            tokens = torch.cat([self.tokens, tokens])
+            cache = self.cache
+        self.replies, self.cache, self.mask, self.tokens = [*self.replies, *replies], cache, mask, tokens
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Write one more token of every reply that isn't done, and drop those that are."""
+        """Write one more token of every reply that isn't done. Those that are leave the batch, once they are many."""
         self._drop_done()
         if not self.replies:
             return
         self.mask = functional.pad(self.mask, (0, 1), value=1)
-        input_ids = torch.tensor([[reply.ids[-1]] for reply in self.replies])
-        self._choose(self.replies, self._forward(input_ids, self.mask, self.cache))
+        (logits,) = self._forward(self.tokens, self.mask, self.cache)
+        self.tokens = self._choose(self.replies, logits)
 
-    def clear(self) -> None:
-        self.replies, self.cache = [], DynamicCache()
-
-    def _forward(self, input_ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """``(rows, vocabulary)`` logits of the next token, on the CPU, where the drawing is."""
-        device = self.model.device
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        logits = self.model(
-            input_ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
+    def _forward(
+        self, input_ids: np.ndarray | torch.Tensor, mask: np.ndarray | torch.Tensor, cache: Cache
+    ) -> tuple[torch.Tensor]:
+        """``(rows, vocabulary)`` logits of the next token, from the tokens that the cache lacks."""
+        input_ids, mask = (torch.as_tensor(array, device=self.model.device) for array in (input_ids, mask))
+        outputs = self.model(
+            input_ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits
-        return logits[:, -1, : self.vocab_size].float().cpu()
+        )
+        return (outputs.logits[:, -1, : self.vocab_size].float(),)
 
     @staticmethod
-    def _choose(replies: list[Reply], logits: torch.Tensor) -> None:
-        for reply, row in zip(replies, logits, strict=True):
-            if not torch.isfinite(row).all():
+    def _choose(replies: list[Reply], logits: torch.Tensor) -> torch.Tensor:
+        """Give each reply its next token, from ``(rows, vocabulary)`` logits; returns all of them, ``(rows, 1)``."""
+        uniform = torch.tensor([reply.random.random() for reply in replies], dtype=torch.float64, device=logits.device)
+        tokens = torch.zeros(len(replies), dtype=torch.long, device=logits.device)
+        alike = defaultdict(list)  # rows, by how their tokens are chosen
+        for row, reply in enumerate(replies):
+            how = reply.decoding
+            alike[how.sample, how.temperature, how.top_k, how.top_p].append(row)
+        for rows in alike.values():
+            tokens[rows] = choose(logits[rows], replies[rows[0]].decoding, uniform[rows])
+        probabilities = (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)).exp()
+        # A policy may forbid tokens with -inf. NaN, +inf, or nothing but -inf is a fault, and then so is the maximum
+        sound = logits.amax(1).isfinite()
+        columns = torch.stack([tokens.double(), probabilities.double(), sound.double()]).tolist()
+        for reply, token, probability, fine in zip(replies, *columns, strict=True):
+            if not fine:
                 reply.fail(ValueError("the model's logits are not finite: its weights are broken, or overflow"))
             elif not reply.done:
-                reply.take(row)
+                reply.take(int(token), probability)
                 reply.on_change()
-
-    def _append(self, cache: DynamicCache, mask: torch.Tensor) -> None:
-        """New rows below the old ones, the shorter side padded on the left."""
-        shift = mask.shape[1] - self.mask.shape[1]
-
-        def stack(old: torch.Tensor, new: torch.Tensor, *after: int) -> torch.Tensor:
-            old, new = functional.pad(old, (*after, max(shift, 0), 0)), functional.pad(new, (*after, max(-shift, 0), 0))
-            return torch.cat([old, new])
-
-        for old, new in zip(self.cache.layers, cache.layers, strict=True):
-            old.keys = stack(old.keys, new.keys, 0, 0)
-            old.values = stack(old.values, new.values, 0, 0)
-        self.mask = stack(self.mask, mask)
+        return tokens[:, None]
 
     def _drop_done(self) -> None:
         staying = [row for row, reply in enumerate(self.replies) if not reply.done]
-        if len(staying) == len(self.replies):
-            return
-        self.replies = [self.replies[row] for row in staying]
         if not staying:
             self.clear()
+        if len(staying) >= DROP_BELOW * len(self.replies):
             return
-        self.mask = self.mask[staying]
+        self.replies = [self.replies[row] for row in staying]
+        rows = torch.tensor(staying, device=self.mask.device)
+        self.mask, self.tokens = self.mask[rows], self.tokens[rows]
         first = int(self.mask.any(0).int().argmax())  # columns that only the dropped rows used
         self.mask = self.mask[:, first:]
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[staying, :, first:], layer.values[staying, :, first:]
+        self.cache.batch_select_indices(rows)
+        self.cache.drop_columns(first)
 
 
 class ReplyWorker:
@@ -255,7 +283,7 @@ class ReplyWorker:
 
     def _joining(self, batch: DecodingBatch) -> list[Reply]:
         queue = self._waiting[batch]
-        room = min(self.max_new_rows, self.max_rows - len(batch.replies))
+        room = min(self.max_new_rows, self.max_rows - sum(not reply.done for reply in batch.replies))
         joining = []
         while queue and len(joining) < room:
             reply = queue.popleft()

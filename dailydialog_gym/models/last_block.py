@@ -21,10 +21,12 @@ def only_tail_is_read(model: nn.Module, tail: int) -> Iterator[None]:
 
     They and their gradients are what they always are: after the last attention no column sees another. In the others
     the last block leaves out its ``mlp``, more than half of its work; of packed rows they are most. A block that has
-    none of that name (OPT's), or is compiled, works on all columns.
+    none of that name (OPT's), or is compiled, works on all columns, and so do blocks that a model runs several times
+    (HRM's), which are fewer than its layers.
     """
     blocks = blocks_of(model)
-    mlp = getattr(blocks[-1], "mlp", None) if blocks and not hasattr(blocks[-1], "compiled") else None
+    once = blocks and len(blocks) == model.config.num_hidden_layers
+    mlp = getattr(blocks[-1], "mlp", None) if once and not hasattr(blocks[-1], "compiled") else None
     if mlp is None:
         yield
         return

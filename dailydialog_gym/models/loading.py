@@ -11,13 +11,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.activations import NewGELUActivation
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from dailydialog_gym.embedded import ASSETS, asset
 from dailydialog_gym.hub import hub_is_off
+from dailydialog_gym.models.masks import check_supported
 
 
 def resolve(name: str) -> str:
@@ -36,19 +39,22 @@ def load_model(
         trust_remote_code: run Python code that comes with the model. It can do anything you can.
 
     Raises:
-        ValueError: there is no such model, or a folder lacks its configuration or weights.
+        ValueError: there is no such model, a folder lacks its configuration or weights, or the model is not supported,
+            see `dailydialog_gym.models.masks.check_supported`.
     """
     if name == "builtin":
         with asset("policy") as folder:
             return load_model(str(folder), model_class, trust_remote_code)
     here = Path(name).is_dir()
+    local_files_only = here or hub_is_off()
+    _check_kind(name, local_files_only)
     try:
         model, report = model_class.from_pretrained(
             name,
             output_loading_info=True,
             dtype=torch.float32,
             use_safetensors=True if here else None,
-            local_files_only=here or hub_is_off(),
+            local_files_only=local_files_only,
             trust_remote_code=trust_remote_code,
         )
         # transformers makes up what is missing, which only a class of the user's own can mean
@@ -60,12 +66,42 @@ def load_model(
             f"cannot load model {name!r}: expected 'builtin', a folder with config.json and model.safetensors, or a "
             f"hub id ({error})"
         ) from error
+    check_supported(model)
     # GPT-2's activation is eight operations, each with a pass over memory; this is the same function in one
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
     return model.eval()
+
+
+def _check_kind(name: str, local_files_only: bool) -> None:
+    """Refuse what is not a causal language model of its own: an adapter, or an encoder-decoder model."""
+    try:
+        adapter = find_adapter_config_file(name, local_files_only=local_files_only)
+        config = {} if adapter else PreTrainedConfig.get_config_dict(name, local_files_only=local_files_only)[0]
+    except (OSError, ValueError):  # loading the model will report it
+        return
+    if adapter:
+        raise ValueError(
+            f"{name!r} is an adapter (adapter_config.json), not a whole model: merge it into its base model "
+            "(merge_and_unload of peft) and save the result"
+        )
+    if config.get("is_encoder_decoder"):
+        raise ValueError(
+            f"{name!r} is an encoder-decoder model ({config.get('model_type')}): expected a causal language model, "
+            "which has a decoder only"
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
+    """Raise ValueError if a tokenizer has more tokens, ``vocab_size``, than a model has rows in its embeddings."""
+    rows = min(module.weight.shape[0] for module in (model.get_input_embeddings(), model.get_output_embeddings()))
+    if rows < vocab_size:
+        raise ValueError(
+            f"the tokenizer has {vocab_size} tokens, but {type(model).__name__} has embeddings for {rows}: call "
+            f"model.resize_token_embeddings({vocab_size}) and save the model, then train it"
+        )
 
 
 def load_classifier(model: str, **config: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -6,7 +6,7 @@ import torch
 from shapes import SHAPES, tiny_model
 from transformers import DynamicCache
 
-from dailydialog_gym.models.cache import ROOM, FixedCache, read_prompts, roomy_cache
+from dailydialog_gym.models.cache import ROOM, FixedCache, RoomyCache, read_prompts
 
 
 def keys(cache):
@@ -17,7 +17,7 @@ def keys(cache):
 @torch.no_grad()
 def test_logits_equal_those_with_transformers_own_cache(kind):
     model = tiny_model(kind)
-    caches = DynamicCache(), roomy_cache()
+    caches = DynamicCache(), RoomyCache()
 
     def equal(input_ids):
         expected, ours = (model(input_ids, past_key_values=cache).logits for cache in caches)
@@ -36,7 +36,7 @@ def test_logits_equal_those_with_transformers_own_cache(kind):
 
 
 def test_what_is_held_is_copied_only_when_the_room_is_used_up():
-    cache, one = roomy_cache(), torch.ones(1, 1, 1, 4)
+    cache, one = RoomyCache(), torch.ones(1, 1, 1, 4)
     places = []
     for _ in range(2 * ROOM + 4):
         cache.update(one, one, 0)
@@ -54,7 +54,7 @@ def test_a_fixed_cache_gives_the_same_logits_from_the_same_place_each_time(kind)
     for padding in ([0, 2, 1], [2, 0, 0]):
         ids, mask = torch.randint(50, (3, columns)), torch.zeros(3, columns, dtype=torch.long)
         mask[:, first:prompt] = torch.arange(3) >= torch.tensor(padding)[:, None]
-        cache = roomy_cache()
+        cache = RoomyCache()
 
         def positions(mask):
             return (mask.cumsum(-1) - 1).clamp(min=0)
@@ -99,7 +99,7 @@ def test_prompts_read_in_groups_are_those_read_at_once(kind, lengths):
     (logits, first), cache = read_prompts(read, ids, mask)
     if len(set(lengths)) > 4:
         assert sum(read_columns) < 0.9 * mask.size
-    whole = roomy_cache()
+    whole = RoomyCache()
     torch.testing.assert_close((logits, first), read(ids, mask, whole), rtol=0, atol=1e-5)
     assert cache.get_seq_length() == columns
     mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)

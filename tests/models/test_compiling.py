@@ -7,7 +7,7 @@ import torch
 from shapes import tiny_model
 from transformers import AutoModelForCausalLM
 
-from dailydialog_gym.models.cache import roomy_cache
+from dailydialog_gym.models.cache import RoomyCache
 from dailydialog_gym.models.compiling import compile_decoding, compile_layers
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")
@@ -48,7 +48,7 @@ def test_a_step_with_a_fixed_cache_is_one_program_for_all_tokens_of_all_batches(
     counters.clear()
     for batch, wanted in zip(ids, expected, strict=True):
         mask[:, :4], mask[:, 4:] = 1, 0
-        prefilled = roomy_cache()
+        prefilled = RoomyCache()
         model(batch[:, :4], past_key_values=prefilled)
         fixed.hold(prefilled, 0)
         found = []
