@@ -182,7 +182,7 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(train, tmp_path):
     rewards = ["--reward", "my_rewards:brevity=0.2", "--reward", "dailydialog_gym.rewards:Meteor=0.1"]
     script = train("--replies-per-prompt=1", "--intent-model=builtin", *rewards)
     rows = [json.loads(row) for row in (script["run"].folder / "metrics.jsonl").read_text().splitlines()]
-    infos = script["infos"]
+    infos = script["batch"].infos
     assert rows[-1]["reward/brevity"] == pytest.approx(infos["reward/brevity"].mean())
     assert rows[-1]["reward/Meteor"] == pytest.approx(rows[-1]["reward/meteor"])
     paid = (
