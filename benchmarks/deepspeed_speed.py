@@ -6,8 +6,9 @@
 
 Weights are drawn at random. Plain trains on one device. FPS counts the tokens of replies, over all devices: the median
 of a run's iterations but the first. GB is what the iterations need on a device at most, the largest of all ranks: on a
-processor the resident memory over that of the imports, on a GPU what is allocated. Beside it stands what README's table
-says of weights, gradients and moments, and the reference's weights; activations and the intent model are not in it.
+processor the resident memory over that of the imports, on a GPU what is allocated. Beside it stands what the table
+in docs/deepspeed.md says of weights, gradients and moments, and the reference's weights; activations and the intent
+model are not in it.
 """
 
 import datetime
@@ -39,7 +40,7 @@ MODELS = {
     "gpt2-small": GPT2Config(),
     "opt-1.3b": OPTConfig(num_attention_heads=32, **OPT),
 }
-# Stage and flags; by stage README's bytes a parameter, in float32 and with --use-amp, of N devices
+# Stage and flags; by stage the bytes a parameter of docs/deepspeed.md, in float32 and with --use-amp, of N devices
 VARIANTS = {
     "plain": (None, []),
     "stage 0 (data parallel)": (0, []),

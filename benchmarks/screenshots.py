@@ -1,4 +1,4 @@
-"""README's pictures of the chat page, from a real browser: python benchmarks/screenshots.py --agent runs/NAME
+"""docs/chat.md's pictures of the page, from a real browser: python benchmarks/screenshots.py --agent runs/NAME
 
 Needs Chromium (apt-get install chromium) and a run, for the tabs Compare and Training.
 """

@@ -36,7 +36,8 @@ class Block:
     def commands(self) -> list[list[str]]:
         """The words of each command of a bash block, without comments."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        return [shlex.split(command, comments=True) for line in lines for command in line.split(" && ")]
+        commands = [shlex.split(command, comments=True) for line in lines for command in line.split(" && ")]
+        return [command for command in commands if command]
 
 
 def blocks_of(page: Path) -> list[Block]:
