@@ -7,12 +7,15 @@ import sys
 
 import pytest
 import torch
+from code_blocks import write_files
 from paths import ROOT
 from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.evaluate import __main__ as evaluate
 from dailydialog_gym.models.loading import load_model
+
+YOUR_OWN = ROOT / "docs/your_own.md"
 
 
 @pytest.fixture
@@ -51,22 +54,15 @@ def test_any_causal_language_model_trains_and_talks(train, tiny_models, architec
 
 @pytest.fixture
 def my_models(tmp_path, monkeypatch):
-    """README's example as a module in the current folder."""
-    (example,) = (
-        block
-        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-        if "# my_models.py" in block
-    )
-    (tmp_path / "my_models.py").write_text(example)
+    """The documentation's example as a module in the current folder."""
+    write_files(YOUR_OWN, tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
     sys.modules.pop("my_models", None)
 
 
-def test_the_readmes_own_classes_train_and_are_evaluated(train, my_models, tiny_model, tiny_intent_model, capsys):
-    commands = re.findall(
-        r"(--policy-class \S+)(?: (--critic-class \S+ --critic separate))?", (ROOT / "README.md").read_text()
-    )
+def test_the_documented_classes_train_and_are_evaluated(train, my_models, tiny_model, tiny_intent_model, capsys):
+    commands = re.findall(r"(--policy-class \S+)(?: (--critic-class \S+ --critic separate))?", YOUR_OWN.read_text())
     (training,) = [" ".join(command) for command in commands if command[1]]
     folder = train("--model", tiny_model, *training.split(), "--learning-rate", "0", "--critic-learning-rate", "1e-2")
     my_models = sys.modules["my_models"]

@@ -1,0 +1,249 @@
+"""What README and the pages in docs/ show works as it is written there, and what they list is what there is."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+import tomllib
+from functools import partial
+
+import numpy as np
+import pytest
+import tyro
+import yaml
+from code_blocks import PAGES, blocks_of, write_files
+from paths import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import dailydialog_gym
+from dailydialog_gym.runs import parse_args
+
+README, PPO = ROOT / "README.md", ROOT / "docs/ppo.md"
+BASH = [block for page in PAGES for block in blocks_of(page) if block.language == "bash"]
+SMALL = ["--num-envs=4", "--replies-per-prompt=2", "--num-minibatches=1", "--total-episodes=8", "--eval-samples=4"]
+
+
+@pytest.fixture
+def train(tiny_model, tiny_intent_model, tmp_path, monkeypatch):
+    """Runs ppo_dialog.py on tiny models in an empty folder; returns the script's names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    models = ["--model", tiny_model, "--intent-model", tiny_intent_model]
+
+    def train(*flags):
+        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *SMALL, *models, *flags])
+        return runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
+
+    yield train
+    for name in ("my_rewards", "my_models"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_model, tiny_intent_model, tmp_path_factory):
+    """The folder of a run, which pages call runs/NAME."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("finished")
+        patch.chdir(folder)
+        models = ["--model", tiny_model, "--intent-model", tiny_intent_model]
+        patch.setattr(sys, "argv", ["ppo_dialog.py", *SMALL, *models, "--run-name=NAME"])
+        runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
+    return folder / "runs/NAME"
+
+
+@pytest.fixture
+def readers_folder(finished_run, tmp_path, monkeypatch):
+    """What a reader of a page has around: a finished run, the repository, the files that the page says to save."""
+    shutil.copytree(finished_run, tmp_path / "runs/NAME")
+    for name in ("benchmarks", "configs", "constraints.txt", "dailydialog_gym"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for script in ROOT.glob("*.py"):
+        (tmp_path / script.name).symlink_to(script)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield lambda page: write_files(page, tmp_path)
+    for name in ("my_rewards", "my_models"):
+        sys.modules.pop(name, None)
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    blocks = [block for page in PAGES for block in blocks_of(page)]
+    fences = sum(page.read_text().count("\n```") for page in PAGES)
+    assert fences == 2 * len(blocks)  # nothing escapes the pattern
+    assert {block.language for block in blocks} == {"python", "bash", "json", "text", "bibtex"}
+    assert not [str(block) for block in blocks if block.language == "python" and block.why_not_run]
+    assert all(block.title for block in blocks if block.language == "json")  # a dataset, which commands train on
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run_one_after_the_other(page, readers_folder):
+    readers_folder(page)
+    names = {}
+    for block in blocks_of(page):
+        if block.language == "python":
+            exec(compile(block.text, str(block), "exec"), names)
+    if page == README:
+        assert names["info"]["response"] is not None
+    if page.name == "your_own.md":
+        envs = names["QuestionShare"](names["envs"])
+        envs.reset(seed=0)
+        done = False
+        while not done:
+            *_, terminated, truncated, infos = envs.step(np.full(64, envs.single_action_space.n - 1))
+            done = (terminated | truncated).all()
+        assert infos["reward/brevity"].shape == infos["metric/question_share"].shape == (64,)
+
+
+class Parsed(Exception):  # noqa: N818
+    """Ends a script once its flags have been read."""
+
+
+def parse(command, monkeypatch):
+    """Read a Python command's flags with its own parser, and nothing more."""
+    script, *flags = command
+    if script.startswith("ppo_dialog"):
+        parse_args(runpy.run_path(script)["Args"], "", flags)
+        return
+    run = partial(runpy.run_path, script)
+    if script == "-m":
+        module, *flags = flags
+        run = partial(runpy.run_module, module, alter_sys=True)
+    elif "tyro.cli" not in (ROOT / script).read_text():
+        assert not flags  # it takes none
+        return
+    cli = tyro.cli
+    monkeypatch.setattr(tyro, "cli", lambda *args, **kwargs: cli(*args, **kwargs) and raise_parsed())
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    with pytest.raises(Parsed):
+        run(run_name="__main__")
+
+
+def raise_parsed():
+    raise Parsed
+
+
+def check_other(program, arguments):
+    """Check a command that is no Python script of this repository."""
+    if program == "pip":
+        (extra,) = re.fullmatch(r"install -c constraints.txt -e \.\[(\w+)\]", " ".join(arguments)).groups()
+        assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    elif program == "deepspeed":
+        from deepspeed.launcher.runner import parse_args as parse_launcher
+
+        launch = parse_launcher(arguments)
+        assert launch.user_script == "ppo_dialog_deepspeed.py"
+        parse_args(runpy.run_path(launch.user_script)["Args"], "", launch.user_args)
+    else:
+        assert program in ("ruff", "pytest", "mkdocs")
+
+
+@pytest.mark.parametrize("block", BASH, ids=str)
+def test_flags_of_commands_are_read_by_their_own_parsers(block, readers_folder, monkeypatch):
+    readers_folder(block.page)
+    for program, *arguments in block.commands:
+        with monkeypatch.context() as patch:
+            if program == "python":
+                parse(arguments, patch)
+            else:
+                check_other(program, arguments)
+
+
+# How a command becomes a small one: its models are tiny, its replies few.
+TINY = {
+    ("ppo_dialog.py",): ["--model={model}", "--intent-model={intent}", "--run-name=small", *SMALL],
+    ("-m", "dailydialog_gym.evaluate"): ["--intent-model={intent}", "--samples=2"],
+}
+
+
+@pytest.mark.parametrize("block", [block for block in BASH if not block.why_not_run], ids=str)
+def test_commands_run_with_small_models(block, readers_folder, tiny_model, tiny_intent_model, tmp_path, monkeypatch):
+    readers_folder(block.page)
+    for program, *arguments in block.commands:
+        if program != "python":
+            continue
+        (kind,) = (kind for kind in TINY if tuple(arguments[: len(kind)]) == kind)
+        small = [flag.format(model=tiny_model, intent=tiny_intent_model) for flag in TINY[kind]]
+        if "--resume" in arguments:
+            small = []  # a resumed run has its own flags
+        monkeypatch.setattr(sys, "argv", [kind[-1], *arguments[len(kind) :], *small])
+        if kind[0] == "-m":
+            runpy.run_module(kind[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(kind[0], run_name="__main__")
+            if small:
+                assert (tmp_path / "runs/small/agent").is_dir()
+                shutil.rmtree(tmp_path / "runs/small")
+
+
+def test_a_reward_and_a_metric_of_the_users_own_are_logged(train, tmp_path):
+    """README's scorer through --reward, and a key that a scorer's module adds, in metrics.jsonl and TensorBoard."""
+    write_files(README, tmp_path)
+    rewards = ["--reward", "my_rewards:brevity=0.2", "--reward", "dailydialog_gym.rewards:Meteor=0.1"]
+    script = train("--replies-per-prompt=1", "--intent-model=builtin", *rewards)
+    rows = [json.loads(row) for row in (script["run"].folder / "metrics.jsonl").read_text().splitlines()]
+    infos = script["batch"].infos
+    assert rows[-1]["reward/brevity"] == pytest.approx(infos["reward/brevity"].mean())
+    assert rows[-1]["reward/Meteor"] == pytest.approx(rows[-1]["reward/meteor"])
+    paid = (
+        0.6 * infos["reward/meteor"]
+        + script["args"].intent_weight * infos["reward/intent"]
+        + 0.2 * infos["reward/brevity"]
+    )
+    paid -= infos["metric/kl_coef"] * infos["reward/kl"]
+    np.testing.assert_allclose(infos["token_rewards"].sum(1), paid, atol=1e-9)
+    events = EventAccumulator(str(script["run"].folder)).Reload()
+    assert [event.step for event in events.Scalars("reward/brevity")] == [4, 8]
+    assert events.Scalars("reward/brevity")[-1].value == pytest.approx(rows[-1]["reward/brevity"], rel=1e-6)
+
+
+def test_every_logged_metric_is_defined_and_every_file_listed(finished_run):
+    page = PPO.read_text()
+    logged = set(json.loads((finished_run / "metrics.jsonl").read_text().splitlines()[0])) - {"episodes"}
+    rows = re.findall(r"^\| (`(?:charts|time|reward|metric|losses)/.*?) \|", page, re.MULTILINE)
+    assert logged == set(re.findall(r"`(\w+/\w+)`", " ".join(rows)))
+    rows = page.split("| file | content |")[1].split("\n\n")[0].splitlines()
+    listed = {name for row in rows[2:] for name in re.findall(r"`(.*?)`", row.split("|")[1])}
+    present = {path.name + "/" * path.is_dir() for path in finished_run.iterdir()}
+    assert {re.sub(r"events\..*", "events.*", name) for name in present} == listed
+
+
+def test_the_layout_has_the_two_commands_on_the_first_screen():
+    first_screen = "\n".join(README.read_text().splitlines()[:24])
+    assert '-e ".[train]" && python ppo_dialog.py' in first_screen
+    assert "&& ruff check . && ruff format --check . && pytest" in first_screen
+    assert "mkdocs build --strict" in first_screen
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 150
+    targets = [target for target in re.findall(r"\]\((.*?)\)", text) if not target.startswith("http")]
+    assert len(targets) > 10
+    assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_functions_that_a_page_names_exist(page):
+    for path, name in re.findall(r"`([\w/]+\.(?:py|yaml|ipynb))(?:::(\w+))?`", page.read_text()):
+        file = ROOT / path
+        assert file.exists() or any((folder / path).exists() for folder in (ROOT / "docs", ROOT / "benchmarks")), path
+        assert not name or re.search(rf"^(?:def|class) {name}\b", file.read_text(), re.MULTILINE), (path, name)
+
+
+def test_readmes_file_tree_is_the_repositorys():
+    (tree,) = (block.text for block in blocks_of(README) if "chat_app.py  " in block.text)
+    folder, listed = "", []
+    for line in tree.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()
+        listed.append((folder if indent else "") + name)
+        folder = folder if indent else name
+    assert not [name for name in listed if not (ROOT / name).exists()]
+    rooms = {f"dailydialog_gym/{init.parent.name}/" for init in ROOT.glob("dailydialog_gym/*/__init__.py")}
+    assert rooms <= set(listed)
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == dailydialog_gym.__version__
+    assert f"version = {{{dailydialog_gym.__version__}}}" in README.read_text()
