@@ -115,6 +115,7 @@ def parse(command, monkeypatch):
     cli = tyro.cli
     monkeypatch.setattr(tyro, "cli", lambda *args, **kwargs: cli(*args, **kwargs) and raise_parsed())
     monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as Python does for a script in this folder
     with pytest.raises(Parsed):
         run(run_name="__main__")
 
