@@ -1,11 +1,14 @@
-"""Runs a script several times in the processes of one `deepspeed` command, which would import torch anew for each.
+"""Runs a script several times in one launch of the `deepspeed` command, so that torch is imported only once.
 
-deepspeed_driver.py JOBS: a JSON list of {"script", "flags", "out", "same_draws", "copy"?, "fp16"?, "fault"?}. Rank 0
-writes to `out` what the run came to. With `same_draws`, which token follows depends on the episode alone, not on the
-rank that has it. After two iterations NAME-half becomes a copy of the run's folder; `copy` is such a folder and the one
-to copy it to. `fp16` pretends that the processor has it. `fault` ends the third iteration, and must be the last job's:
-"interrupt" gives all processes of the command in its second what a terminal sends them at Ctrl-C; "kill rollout" kills
-rank 1 while it writes replies, "kill save" rank 0 while it writes the checkpoint.
+deepspeed_driver.py JOBS reads a JSON list of jobs {"script", "flags", "out", "same_draws", "copy"?, "fp16"?, "fault"?}:
+    out         rank 0 writes the outcome of the run to this file
+    same_draws  the tokens depend on the episode alone, not on the rank that has the episode
+    copy        a folder and its copy, which is made before the run; after two iterations of a run, NAME-half is a copy
+                of the run's folder
+    fp16        DeepSpeed is told that the processor supports float16
+    fault       for the last job only: "interrupt" sends SIGINT to all processes in the second iteration, as a terminal
+                does at Ctrl-C; in the third iteration "kill rollout" kills rank 1 while it writes replies, and
+                "kill save" kills rank 0 while it writes the checkpoint
 """
 
 import gc
@@ -35,7 +38,7 @@ draw = Categorical.sample
 step, save_engine = deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint
 save, gather = RankedCheckpoints.save, TorchBackend.all_gather_into_tensor
 gradients: list[dict[str, torch.Tensor]] = []
-gathers: list[int] = []  # how many there were, at each token
+gathers: list[int] = []  # the number of all-gathers so far, at each token
 gathered = 0
 job: dict = {}
 
@@ -88,7 +91,7 @@ def save_and_copy(self, iteration, progress):
 
 
 def outcome(script):
-    """What all ranks say of the run."""
+    """The outcome of the run on all ranks."""
     run, engines = script["run"], script.get("engines", [])
     with script["gathered"](*engines) if engines else torch.no_grad():
         weights = script["agent"].policy.state_dict()
@@ -109,7 +112,7 @@ def main(jobs):
     RankedCheckpoints.save, TorchBackend.all_gather_into_tensor = save_and_copy, counted_gather
     Categorical.sample = drawn
     dailydialog_gym.runs.run.plot_curves = lambda *_: Figure()  # curves take a third of such a short run's time
-    gc.freeze()  # DeepSpeed collects garbage for each engine
+    gc.freeze()  # DeepSpeed calls the garbage collector for each engine
     rank = ranks.start()[0]
     has_fp16 = get_accelerator().is_fp16_supported
     for each in jobs:

@@ -1,7 +1,7 @@
-"""ppo_dialog_deepspeed.py: that it is ppo_dialog.py, and that ranks, stages and restarts change nothing.
+"""ppo_dialog_deepspeed.py computes what ppo_dialog.py does, for any number of ranks, ZeRO stage and after a restart.
 
-One launch of the `deepspeed` command with two processes serves most tests; on CPU, by gloo. The others are forks, which
-run the same command but need not import torch anew.
+One launch of the `deepspeed` command with two processes on the CPU (gloo) serves most tests. The other launches are
+forks, which run the same command but need not import torch again.
 """
 
 import ast
@@ -52,13 +52,17 @@ TUTORIAL_EVAL = {
     "zero_optimization": {"stage": 0, "offload_param": {"device": "cpu"}},
     "fp16": {"enabled": False},
 }
-# A tiny model is whole on every rank where nothing is below the threshold
+# By default, ZeRO stage 3 does not partition tensors as small as those of a tiny model
 OFFLOAD = {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
 PARTITIONED = {"stage": 3, "stage3_param_persistence_threshold": 0}
 FLAGS = {"num-envs": 8, "total-episodes": 24, "num-minibatches": 1, "update-epochs": 2, "eval-samples": 4}
 FLAGS |= {"replies-per-prompt": 1, "critic": "separate"}
 FLAGS |= {"max-prompt-length": 24, "max-new-tokens": 6, "sample-every": 100, "checkpoint-every": 1}
-FLAGS |= {"learning-rate": 1e-3, "kl-target": 0.01, "max-grad-norm": 0.01}  # less than the gradients have
+FLAGS |= {
+    "learning-rate": 1e-3,
+    "kl-target": 0.01,
+    "max-grad-norm": 0.01,
+}  # below the norm of the gradients, so that clipping matters
 
 
 # The text of the script
@@ -134,7 +138,7 @@ def test_the_tutorial_s_files_are_accepted_as_they_are(tmp_path, world, steps):
     ],
 )
 def test_a_file_that_contradicts_the_script_is_named(tmp_path, monkeypatch, file, changes, message):
-    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)  # some processors have it
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)  # some processors support it
     path = write(tmp_path, file)
     with pytest.raises(SystemExit, match=path) as error:
         training_config(arguments(deepspeed_config=path, **changes), 2)
@@ -165,7 +169,7 @@ def test_a_missing_installation_is_named(monkeypatch):
 
 
 class Jobs:
-    """Launches of the `deepspeed` command in a folder, whose processes run the script with flags."""
+    """Launches of the `deepspeed` command in a folder; the ranks run a script with flags."""
 
     def __init__(self, folder, server):
         self.folder, self.server = folder, server
@@ -179,13 +183,13 @@ class Jobs:
 
     @property
     def environment(self):
-        # A lock that a killed build left behind would make the next one wait for ever
+        # A killed build leaves a lock file in this folder, and the next build would wait for it forever
         environment = {"TORCH_EXTENSIONS_DIR": str(self.folder / "extensions"), "PYTHONPATH": str(ROOT)}
         # DeepSpeed imports torch's whole compiler for an optimizer that is not used here
         return environment | {"TORCHDYNAMO_DISABLE": "1"}
 
     def real(self, processes, *program):
-        """The command. Returns: its exit code and output."""
+        """Run the command. Returns: its exit code and output."""
         process = subprocess.Popen(
             self.command("--num_gpus", str(processes), program=program),
             cwd=self.folder,
@@ -203,12 +207,12 @@ class Jobs:
         return process.returncode, output
 
     def forked(self, processes, *program):
-        """As `real`, in forks of the server."""
+        """Run the command in forks of the server. Returns: its exit code and output."""
         self.server.start(self.folder, *self.command("--num_gpus", str(processes), program=program), **self.environment)
         return self.server.wait(), (self.folder / "log.txt").read_text()
 
     def write(self, processes, jobs):
-        """The driver and its file of jobs, in which most have the same settings."""
+        """Write the jobs, with the settings that most of them share, to a file. Returns: the driver and the file."""
         jobs = {
             name: {"script": str(SCRIPT), "same_draws": True, "out": str(self.out(name, processes))} | job
             for name, job in jobs.items()
@@ -227,7 +231,7 @@ class Jobs:
         return self.folder / f"{name}-{processes}.pt"
 
     def outcomes(self, processes, jobs, run):
-        """Outcomes by name, and the output, of a launch that has one or other fault in its last job, or none."""
+        """Run the jobs in one launch. Returns: the outcome of each job by its name, and the output of the launch."""
         code, output = run(processes, *self.write(processes, jobs))
         assert (code != 0) == any("fault" in job for job in jobs.values()), output[-10_000:]
         outs = {name: self.out(name, processes) for name in jobs}
@@ -248,7 +252,7 @@ def flags(tiny_models, tiny_intent_model):
 
 @pytest.fixture(scope="module")
 def jobs(tiny_models, tmp_path_factory):
-    """Where they are launched, with the files that their flags name."""
+    """Launches in a folder that holds the files which the flags name."""
     folder = tmp_path_factory.mktemp("deepspeed")
     for name, config in {
         "three": {"zero_optimization": PARTITIONED},
@@ -269,7 +273,7 @@ def jobs(tiny_models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(flags, jobs):
-    """Runs of one process, which has all the episodes."""
+    """Outcomes of runs with one rank."""
     own_draws = {"flags": words(flags | {"num-minibatches": 2}), "same_draws": False}
     runs = {
         "stage0": {"flags": [*words(flags), "--zero-stage", "0"]},
@@ -282,7 +286,7 @@ def one(flags, jobs):
 
 @pytest.fixture(scope="module")
 def killed(flags, jobs):
-    """By where, what is on screen where `kill -9` ends a rank, and how long that takes."""
+    """The output and the seconds of runs in which `kill -9` ends a rank, by the place where it does."""
     outputs = {}
     for where in ("rollout", "save"):
         start = time.monotonic()
@@ -293,7 +297,7 @@ def killed(flags, jobs):
 
 @pytest.fixture(scope="module")
 def two(flags, tiny_models, tiny_intent_model, jobs, one, killed):
-    """Runs of two processes."""
+    """Outcomes of runs with two ranks."""
     evaluation = ["--ref-deepspeed-config", "evaluation.json", "--intent-deepspeed-config", "evaluation.json"]
     three = ["--deepspeed-config", "three.json", *evaluation]
     short = flags | {"total-episodes": 8, "checkpoint-every": 10}
@@ -324,12 +328,12 @@ def two(flags, tiny_models, tiny_intent_model, jobs, one, killed):
 
 @pytest.fixture(scope="module")
 def one_again(jobs, two):
-    """Runs of two processes, on one."""
+    """Outcomes of runs with two ranks that are resumed on one."""
     runs = {"resumed2": {"copy": "runs/stopped-2"}, "resumed3": {"copy": "runs/stage3-2-half"}}
     return jobs.outcomes(1, runs, jobs.forked)
 
 
-UNLIKE = {"charts/FPS", "time/rollout", "losses/explained_variance"}  # the last is a mean over ranks
+UNLIKE = {"charts/FPS", "time/rollout", "losses/explained_variance"}  # the last is averaged over ranks
 
 
 def assert_same_rows(ours, expected, atol):
@@ -347,7 +351,7 @@ def assert_same(tensors, expected, atol):
 
 
 def test_one_process_at_stage_0_is_the_plain_script(one):
-    """The same tokens, losses and rewards over three iterations of four steps."""
+    """Tokens, losses and rewards are equal over three iterations of four steps."""
     assert len(one["plain"]["rows"]) == 3
     assert_same_rows(one["drawn"]["rows"], one["plain"]["rows"], 1e-5)
     assert one["drawn"]["rows"][0]["losses/policy_loss"] != 0
@@ -355,7 +359,7 @@ def test_one_process_at_stage_0_is_the_plain_script(one):
 
 
 def test_two_processes_are_one_with_twice_the_episodes(one, two):
-    # Two epochs of the first iteration, policy and critic; after it each rank shuffles its own
+    # Two epochs of the first iteration, policy and critic; later minibatches have other episodes
     for ours, expected in zip(two["stage0"]["gradients"][:4], one["stage0"]["gradients"][:4], strict=True):
         assert max(gradient.abs().max() for gradient in expected.values()) > 0.01
         assert_same(ours, expected, 1e-4)
@@ -390,7 +394,7 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(two, stage):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_of_two_ranks_goes_on_with_one(one_again, two, stage):
-    """Weights and moments: what the third iteration's steps do to the policy."""
+    """The third iteration depends on the restored weights and optimizer moments."""
     assert_same_rows(one_again[f"resumed{stage}"]["rows"], two[f"stage{stage}"]["rows"], 1e-4)
     assert_same(one_again[f"resumed{stage}"]["policy"], two[f"stage{stage}"]["policy"], 1e-3)
 
@@ -406,7 +410,7 @@ def test_what_deepspeed_makes_no_universal_checkpoint_of_is_named(tmp_path):
 
 
 def test_a_minibatch_in_parts_with_moments_in_the_processor_s_memory_is_the_minibatch(two):
-    """Replies of one length, so that each part weighs the same."""
+    """The replies have one length, so that each part has the same weight."""
     assert len(two["parts"]["gradients"]) == 4
     for ours, expected in zip(two["parts"]["gradients"], two["stage0"]["gradients"], strict=False):
         assert_same(ours, expected, 1e-4)
@@ -426,7 +430,7 @@ def test_a_gradient_of_one_rank_that_is_not_finite_leaves_out_the_step_of_all(tw
 
 
 def test_ctrl_c_saves_a_checkpoint_from_which_the_run_goes_on(one_again, two, jobs):
-    """Two ranks stop in the second iteration; `test_a_run_of_two_ranks_goes_on_with_one` goes on."""
+    """Two ranks stop in the second iteration; `test_a_run_of_two_ranks_goes_on_with_one` resumes the run."""
     assert two["stopped"]["error"] == str(128 + signal.SIGINT)
     (last,) = (jobs.folder / "runs/stopped-2/checkpoints").iterdir()
     assert last.name == "000002"
@@ -449,7 +453,7 @@ def test_only_rank_0_writes_and_talks(two, jobs):
 
 
 def test_the_policy_s_weights_are_gathered_once_for_a_rollout(two):
-    """Between the first and the last token of an iteration nothing is, while in forwards it is layer by layer."""
+    """A rollout has no all-gather between its first and its last token; the update has one for each layer."""
     counts = np.array(two["stage3"]["gathers"]).reshape(3, -1)
     assert counts.shape[1] > 1
     assert (counts == counts[:, :1]).all()
@@ -457,7 +461,7 @@ def test_the_policy_s_weights_are_gathered_once_for_a_rollout(two):
 
 
 def test_float16_trains_and_lowers_its_loss_scale(two):
-    """The first steps overflow at a scale of 2^21 and are left out, which doesn't end the run."""
+    """The first steps overflow at a loss scale of 2^21 and are skipped, which doesn't end the run."""
     rows = two["fp16"]["rows"]
     assert rows[0]["losses/skipped_steps"] > 0
     assert rows[-1]["losses/skipped_steps"] == 0
@@ -467,7 +471,7 @@ def test_float16_trains_and_lowers_its_loss_scale(two):
 
 @pytest.mark.parametrize("preset", ["openrl", "opt"])
 def test_presets_train_in_bfloat16(two, jobs, preset):
-    """The files as they are but for sizes and the hub's models and dialogues, for which there are small ones."""
+    """The presets with smaller sizes, and with tiny models and the builtin dialogues instead of those of the hub."""
     (row,) = two[preset]["rows"]
     assert all(np.isfinite(value) for value in row.values())
     assert bool(two[preset]["partitioned"]) == (preset == "opt")
@@ -516,7 +520,7 @@ def test_a_rank_that_fails_ends_the_job_with_its_own_error(flags, jobs):
 def test_a_rank_that_is_killed_ends_the_job_from_whose_checkpoint_the_run_goes_on(killed, two, where):
     output, seconds = killed[where]
     assert seconds < 60
-    # Its death, or what the other says of it, whichever the launcher comes upon first
+    # Either the killed rank's exit code or the other rank's connection error, whichever the launcher sees first
     assert re.search(f"return code = {-signal.SIGKILL}|closed by peer|reset by peer", output, re.IGNORECASE)
     assert_same_rows(two[f"survived-{where}"]["rows"], two["stage2"]["rows"], 1e-6)
     assert_same(two[f"survived-{where}"]["policy"], two["stage2"]["policy"], 1e-6)

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or out of disk, as real processes: each goes on to what the uninterrupted one gives."""
+"""Real processes are killed, stopped or run out of disk space; resumed, each ends as the uninterrupted run does."""
 
 import contextlib
 import json
@@ -54,7 +54,7 @@ def flags(tiny_model, tiny_intent_model, dialogues) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(server, flags, tmp_path_factory) -> tuple[dict, float]:
-    """What a run gives that nobody disturbs, and how long it takes."""
+    """The contents of the folder of a run that nothing interrupts, and the seconds that the run takes."""
     cwd = tmp_path_factory.mktemp("uninterrupted")
     server.start(cwd, SCRIPT, *flags, "--run-name", "run")
     start = time.perf_counter()
@@ -63,7 +63,7 @@ def uninterrupted(server, flags, tmp_path_factory) -> tuple[dict, float]:
 
 
 def contents(folder: Path) -> dict:
-    """All that a finished run holds, but for what depends on the time or is a picture of the rest."""
+    """All that the folder of a finished run holds, except for timings and the picture of the curves."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     timed = {"charts/FPS", "time/rollout"}
     events = EventAccumulator(str(folder)).Reload()
@@ -86,7 +86,7 @@ def contents(folder: Path) -> dict:
 
 
 def plain(state):
-    """The same with bytes in place of tensors, to be compared bit for bit."""
+    """The state with bytes instead of tensors, so that == compares bit for bit."""
     if isinstance(state, torch.Tensor):
         return (str(state.dtype), state.numpy().tobytes())
     if isinstance(state, dict):

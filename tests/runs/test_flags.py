@@ -14,7 +14,7 @@ from paths import ROOT
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.runs.flags import parse_args
 
-# A module of the system's, because tyro looks for the flags' docstrings in its source
+# tyro finds the docstrings of the flags only in the source of a module in sys.modules
 spec = importlib.util.spec_from_file_location("ppo_dialog", ROOT / "ppo_dialog.py")
 sys.modules["ppo_dialog"] = ppo_dialog = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ppo_dialog)

@@ -26,7 +26,7 @@ def brevity(episodes):
 
 @pytest.fixture
 def script(tmp_path, tiny_model, tiny_intent_model, monkeypatch):
-    """Runs the script in an empty folder with some flags after those of a small run, or with the given ones alone."""
+    """Runs the script in an empty folder, with the flags of a small run before the given ones unless it is resumed."""
     monkeypatch.chdir(tmp_path)
     small = {"model": tiny_model, "intent-model": tiny_intent_model, "num-envs": 4, "total-episodes": 8}
     small["replies-per-prompt"] = 1
@@ -60,7 +60,7 @@ def test_what_a_users_own_reward_says_reaches_every_log(script, no_login, tmp_pa
     assert all(0 < row["reward/brevity"] < 1 for row in rows)
     events = EventAccumulator(str(folder)).Reload()
     (offline,) = (tmp_path / "runs/wandb").glob("offline-run-*/*.wandb")
-    deadline = time.time() + 30  # a process of wandb's own writes it
+    deadline = time.time() + 30  # wandb writes it from another process
     while "losses/explained_variance" not in (tracked := offline.read_bytes().decode(errors="replace")):
         assert time.time() < deadline
         time.sleep(0.1)
