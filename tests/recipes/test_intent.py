@@ -19,14 +19,6 @@ from dailydialog_gym.rewards.intent import IntentMatch
 TOY = {"vocab_size": 1000, "layers": 1, "width": 64, "epochs": 2, "warmup_steps": 10, "soft_weight": 0.0}
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """A fifth of the builtin dialogues."""
-    path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
-    path.write_text("".join((ASSETS / "dialogues.jsonl").read_text().splitlines(keepends=True)[::5]))
-    return str(path)
-
-
 def curve(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -62,7 +54,7 @@ def test_a_second_run_can_begin_where_the_first_ended(whole, dataset, tmp_path):
 
 @pytest.fixture(scope="module")
 def bert(dataset, tmp_path_factory):
-    """A BERT as it comes from pretraining: no act heads, labels or separator."""
+    """A BERT as after pretraining: without a classification head, labels or a separator."""
     folder = tmp_path_factory.mktemp("bert")
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -79,7 +71,7 @@ def bert(dataset, tmp_path_factory):
     return folder
 
 
-def test_dropout_is_as_asked_for_whatever_the_start_had(whole, bert, tmp_path):
+def test_dropout_is_that_of_the_flag_and_not_that_of_the_start(whole, bert, tmp_path):
     for start in whole, bert:
         args = intent.Args(out=tmp_path, start=str(start), dropout=0.37)
         learner = intent.Learner(args, *intent.initial_model(args, ()))
@@ -123,9 +115,12 @@ def test_a_teacher_s_predictions_are_those_of_the_joined_texts(whole, dataset):
     [
         ({"start": str(ASSETS / "policy")}, "no separator or no mask: choose an encoder"),
         ({"start": "nowhere"}, "cannot load intent classifier 'nowhere'"),
-        ({"unlabelled": "nine.jsonl"}, "need --teachers"),
+        ({"unlabelled": Path("nine.jsonl")}, "need --teachers"),
         ({"policy_replies": 30}, "need --teachers"),
-        ({"unlabelled": "nine.jsonl", "teachers": ("a",)}, "has 9 replies, fewer than --unlabelled-replies 50,000"),
+        (
+            {"unlabelled": Path("nine.jsonl"), "teachers": ("a",)},
+            "has 9 replies, fewer than --unlabelled-replies 50,000",
+        ),
         ({"policy_replies": 9_999, "teachers": ("a",)}, "fewer than --policy-replies 9,999"),
         ({"teachers": ("nowhere",)}, "cannot load intent classifier 'nowhere'"),
     ],
@@ -133,15 +128,13 @@ def test_a_teacher_s_predictions_are_those_of_the_joined_texts(whole, dataset):
 def test_a_wrong_flag_is_named_and_can_be_corrected(flags, message, dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unlabelled(tmp_path / "nine.jsonl", 9)
-    if "unlabelled" in flags:
-        flags = {**flags, "unlabelled": Path(flags["unlabelled"])}
     with pytest.raises(ValueError, match=message):
         intent.main(intent.Args(out=tmp_path / "out", dataset=dataset, **flags, **TOY))
     check_flags(intent.Args(out=tmp_path / "out"))  # a failed run leaves nothing to resume
 
 
 @pytest.mark.parametrize("by", ["soft labels", "teachers"])
-def test_what_is_taught_is_the_label_and_soft_labels_or_teachers(
+def test_the_targets_are_a_mixture_of_the_labels_and_soft_labels_or_teachers(
     by, whole, bert_classifier, dataset, tmp_path, monkeypatch
 ):
     taught, losses = [], intent.Learner.losses
@@ -163,7 +156,7 @@ def unlabelled(path, n):
     return path
 
 
-def test_unlabelled_replies_are_taught_as_the_teachers_judge_them(whole, dataset, tmp_path, monkeypatch):
+def test_the_targets_of_unlabelled_replies_are_the_teachers_predictions(whole, dataset, tmp_path, monkeypatch):
     taught, losses = [], intent.Learner.losses
     monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[1:]) or losses(*args))
     flags = {**TOY, "epochs": 1, "teachers": (str(whole),)}
@@ -198,7 +191,7 @@ def test_pieces_are_whole_sentences_of_replies_that_have_several():
     assert 1.8 * several < len(pieces) <= 2 * several
 
 
-def test_policy_replies_are_taught_as_the_teachers_judge_them(whole, dataset, tmp_path, monkeypatch):
+def test_the_targets_of_the_policy_s_replies_are_the_teachers_predictions(whole, dataset, tmp_path, monkeypatch):
     taught, losses = [], intent.Learner.losses
     monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[1:]) or losses(*args))
     flags = {"dataset": dataset, **TOY, "epochs": 1, "policy_replies": 30}
@@ -211,7 +204,7 @@ def test_policy_replies_are_taught_as_the_teachers_judge_them(whole, dataset, tm
     ]
     lasts = {last for last, _ in contexts}
     assert all(last in lasts for last, _ in pairs)
-    assert len(set(pairs) - set(contexts)) > 20  # the policy's own, not the people's
+    assert len(set(pairs) - set(contexts)) > 20  # written by the policy, and not by the people of the dataset
     torch.testing.assert_close(taught[0][1][-30:], teachers.predictions(str(whole), pairs, amp=False))
 
 
@@ -253,7 +246,7 @@ def test_soft_labels_come_near_the_labels_of_dialogues_never_seen():
     soft = teachers.soft_labels((*dialogues, dialogues[0]))
     torch.testing.assert_close(soft.sum(1), torch.ones(len(soft)))
     found = soft[: len(labels)].argmax(1)
-    assert 0.6 < (found == labels).double().mean() < 0.95  # by heart it would be 1.0
+    assert 0.6 < (found == labels).double().mean() < 0.95  # memorised labels would give 1.0
     twice = len(dialogues[0].acts)
     torch.testing.assert_close(soft[:twice], soft[-twice:])
 
@@ -281,5 +274,5 @@ def test_scores():
     assert found["accuracy"] == 0.75
     assert found["confusion"] == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
     assert found["f1"] == pytest.approx({"inform": 2 / 3, "question": 2 / 3, "directive": 0, "commissive": 1})
-    assert found["calibration_error"] == pytest.approx(0.25, abs=0.001)  # sure of all, right in three of four
+    assert found["calibration_error"] == pytest.approx(0.25, abs=0.001)  # confidence 1 in all four, correct in three
     assert list(found["f1"]) == list(ACTS.values())

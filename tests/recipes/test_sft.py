@@ -36,7 +36,7 @@ def test_every_token_is_predicted_once(encoded):
     assert Counter(token for piece in whole for token in piece[1:]) == tokens
     split = sft.windows(encoded, 64, random.Random(1))
     left = tokens - Counter(token for piece in split for token in piece[1:])
-    assert 0 < left.total() < len(encoded)  # where a dialogue is entered midway, its first token
+    assert 0 < left.total() < len(encoded)  # the first token after a split is not predicted
     assert max(map(len, whole + split)) == 65
     data = sft.batches(whole, 1024)
     assert sum((batch >= 0).sum().item() for batch in data) == sum(map(len, whole))
@@ -68,7 +68,7 @@ def test_pretraining_adds_its_epochs_which_do_not_count_for_patience(tmp_path):
     assert rows[0]["bits_per_character"] == rows[1]["bits_per_character"]  # no better than the epoch before
 
 
-def test_a_word_has_one_token_wherever_it_stands_in_an_utterance():
+def test_a_word_has_the_same_token_in_every_position_of_an_utterance():
     dialogues = load_dialogues("builtin", "train")
     tokenizer = sft.train_tokenizer(dialogues, 4096)
     assert tokenizer("the <EOU> the the<EOU>the")["input_ids"].count(tokenizer("the")["input_ids"][0]) == 4
@@ -79,5 +79,5 @@ def test_the_result_is_a_float16_folder_that_transformers_loads(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert model.dtype.itemsize == 2
     parameters = sum(p.numel() for p in model.parameters())
-    assert (tmp_path / "model.safetensors").stat().st_size < 2 * parameters + 10_000  # tied weights stand once
+    assert (tmp_path / "model.safetensors").stat().st_size < 2 * parameters + 10_000  # tied weights are saved once
     assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<EOU>"

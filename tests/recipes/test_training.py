@@ -25,14 +25,6 @@ SIZES = {"vocab_size": 400, "layers": 1, "width": 64, "epochs": 2, "warmup_steps
 TOYS = {"sft": {**SIZES, "context": 64}, "intent": {**SIZES, "soft_weight": 0.0}}
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """A fifth of the builtin dialogues."""
-    path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
-    path.write_text("".join((ASSETS / "dialogues.jsonl").read_text().splitlines(keepends=True)[::5]))
-    return str(path)
-
-
 def args_of(recipe, out, dataset, **flags):
     return RECIPES[recipe].Args(**{"out": out, "dataset": dataset, **TOYS[recipe], **flags})
 

@@ -1,0 +1,11 @@
+import pytest
+
+from dailydialog_gym.embedded import ASSETS
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """A fifth of the builtin dialogues."""
+    path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
+    path.write_text("".join((ASSETS / "dialogues.jsonl").read_text().splitlines(keepends=True)[::5]))
+    return str(path)
