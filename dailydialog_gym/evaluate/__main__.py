@@ -36,7 +36,7 @@ class Args:
     split: str = "test"
     """train, validation or test"""
     raw_split: bool = False
-    """keep training dialogues that also stand in validation or test (concerns the train split only)"""
+    """keep training dialogues that are also in validation or test (only for the train split)"""
     full_context: bool = False
     """only replies with `context_size` utterances before them, as RL4LMs and OpenRL do"""
     samples: int = 0

@@ -31,30 +31,30 @@ def ended():
     return envs, *play(vector.MeteorReward(envs, 0.5, by_token=True))[:2]
 
 
-def test_a_token_earns_what_it_adds_to_meteor(ended):
+def test_a_token_gets_what_it_adds_to_meteor(ended):
     envs, _, infos = ended
     mdp, tokenizer = envs.unwrapped.mdp, envs.unwrapped.samples.tokenizer
     lengths, ids = mdp.reply_lengths, mdp.observation()["input_ids"][:, -20:]
     assert len(set(lengths)) > 3
-    earned_before_the_end = 0
+    num_rewarded_before_the_end = 0
     for row, length in enumerate(lengths):
         for t in range(length):
-            beginning = tokenizer.decode([ids[row, : t + 1]])[0]
-            paid = infos["token_rewards"][row, : t + 1].sum()
-            assert paid == pytest.approx(0.5 * meteor(beginning, infos["reference"][row]), abs=1e-12)
+            prefix = tokenizer.decode([ids[row, : t + 1]])[0]
+            credit = infos["token_rewards"][row, : t + 1].sum()
+            assert credit == pytest.approx(0.5 * meteor(prefix, infos["reference"][row]), abs=1e-12)
         assert not infos["token_rewards"][row, length:].any()
-        earned_before_the_end += infos["token_rewards"][row, : length - 1].any()
-    assert earned_before_the_end > 12
+        num_rewarded_before_the_end += infos["token_rewards"][row, : length - 1].any()
+    assert num_rewarded_before_the_end > 12
 
 
-def test_the_whole_reply_earns_meteor(ended):
+def test_the_rewards_sum_to_meteor(ended):
     _, rewards, infos = ended
     expected = [meteor(*pair) for pair in zip(infos["response"], infos["reference"], strict=True)]
     np.testing.assert_allclose(infos["reward/meteor"], expected, atol=1e-12)
     np.testing.assert_allclose(rewards, 0.5 * np.array(expected), atol=1e-12)
 
 
-def test_the_single_environment_pays_the_same():
+def test_the_single_environment_gives_the_same_rewards():
     envs = vector.MeteorReward(gym.make_vec("DailyDialog-v0", num_envs=1, lockstep=True), by_token=True)
     _, infos, _ = play(envs)
     env = wrappers.MeteorReward(gym.make("DailyDialog-v0"), by_token=True)
@@ -67,14 +67,14 @@ def test_the_single_environment_pays_the_same():
     assert reward == infos["token_rewards"][0].sum() > 0
 
 
-def test_a_scorer_of_tokens_cannot_be_credited(ended):
+def test_a_scorer_of_tokens_is_refused(ended):
     envs, *_ = ended
     envs = vector.ScoreReward(envs, TokenCredit(token_count, envs.unwrapped.samples.tokenizer))
     with pytest.raises(ValueError, match=r"token_count.* returned shape \(\d+, 20\) .* expected one score per text"):
         play(envs)
 
 
-def test_beginnings_are_masked_as_they_were_seen(ended):
+def test_prefixes_have_the_attention_mask_of_their_time_step(ended):
     envs, *_ = ended
     seen = []
 

@@ -9,14 +9,14 @@ from random_episodes import make_episodes
 from dailydialog_gym.rewards import add_score
 
 
-def test_episode_score_is_paid_on_the_last_token():
+def test_the_score_of_a_reply_belongs_to_its_last_token():
     rewards, extra = add_score(lambda _: np.array([3.0, -1.0]), 0.5, "x", make_episodes([2, 4], 4), np.zeros(2), {})
     assert rewards.tolist() == [1.5, -0.5]
     assert extra["reward/x"].tolist() == [3.0, -1.0]
     assert extra["token_rewards"].tolist() == [[0, 1.5, 0, 0], [0, 0, 0, -0.5]]
 
 
-def test_token_scores_are_paid_as_their_sum():
+def test_token_scores_are_summed():
     rewards, extra = add_score(
         lambda _: np.array([[1.0, 2, 4], [8, 16, 32]]), 2, "x", make_episodes([3, 3], 3), [0, 0], {}
     )
@@ -33,7 +33,7 @@ def test_token_scores_after_the_end_of_the_reply_do_not_count(padding):
     assert extra["token_rewards"].tolist() == [[1, 0, 0], [1, 2, 0]]
 
 
-def test_reward_from_elsewhere_lands_on_the_last_token():
+def test_other_reward_belongs_to_the_last_token():
     episodes = make_episodes([1, 3], 3)
     rewards, extra = add_score(lambda _: np.ones((2, 3)), 1, "x", episodes, np.array([5.0, -5.0]), {})
     assert rewards.tolist() == [6, -2]
@@ -42,7 +42,7 @@ def test_reward_from_elsewhere_lands_on_the_last_token():
     assert extra["token_rewards"].tolist() == [[12, 0, 0], [1, 1, -6]]
 
 
-def test_add_score_leaves_what_it_is_given_alone():
+def test_add_score_does_not_change_its_arguments():
     before = {"token_rewards": np.array([[1.0, 2.0]])}
     rewards = np.array([3.0])
     add_score(lambda _: np.array([1.0]), 1, "x", make_episodes([2], 2), rewards, before)

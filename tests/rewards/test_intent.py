@@ -144,7 +144,7 @@ def test_too_long_a_text_loses_its_beginning_not_the_reply(tmp_path):
     assert scorer.match(prompts, replies, found_acts(scorer, replies)).all()
 
 
-def test_labels_can_be_said_where_the_configuration_names_them_wrongly(tmp_path):
+def test_labels_can_be_given_where_the_configuration_names_them_wrongly(tmp_path):
     folder = save_classifier(tmp_path, ["joy", "optimism", "anger", "sadness"])
     scorer = IntentMatch(folder, labels=["question", "inform", "directive", "commissive"])
     texts = random_texts(40)
@@ -155,7 +155,7 @@ def test_labels_can_be_said_where_the_configuration_names_them_wrongly(tmp_path)
         IntentMatch(folder, labels=["joy", *NAMES[1:]])
 
 
-def test_probability_of_the_target_act_is_paid_where_asked_for(classifier):
+def test_the_probability_of_the_required_act_is_the_score_where_asked_for(classifier):
     prompts, replies = [f"{text} <EOU>" for text in random_texts(30, seed=1)], random_texts(30, seed=2)
     intents = np.arange(30) % 4 + 1
     scorer = IntentMatch(classifier, probability=True)

@@ -142,7 +142,7 @@ def test_single_wrappers_in_sync_vector_env_equal_vector_wrappers(mode, order, s
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_lockstep_pays_each_row_what_it_would_earn_alone(mode):
+def test_lockstep_gives_each_row_the_reward_that_it_would_get_alone(mode):
     replies = [[9, EOU], [EOU], [5, 6, 7, 8]]
     envs = stack(vector, DailyDialogVectorEnv(3, mode, lockstep=True, **SMALL), PARTS)
     envs.reset(options={"sample_id": np.array([10, 11, 12])})
@@ -189,14 +189,14 @@ def test_reward_is_the_weighted_sum_of_the_raw_scores():
     assert info["token_rewards"].shape == (4,) and info["token_rewards"][3] == 0
 
 
-def test_meteor_reward_pays_for_the_reference_reply():
+def test_meteor_reward_of_the_reference_reply():
     env = wrappers.MeteorReward(DailyDialogEnv(max_new_tokens=60), weight=2.0)
     tokens = env.unwrapped.samples.tokenizer.encode([f"{env.unwrapped.samples.references[3]} <EOU>"])[0]
     _, reward, _, _, info = finish(env, tokens)
     assert reward == 2 * info["reward/meteor"] > 1.8
 
 
-def test_only_the_last_step_pays():
+def test_only_the_last_step_has_a_reward():
     env = stack(wrappers, DailyDialogEnv(**SMALL), PARTS)
     env.reset(seed=0)
     for _ in range(3):
@@ -205,7 +205,7 @@ def test_only_the_last_step_pays():
     assert env.step(make_action(5))[1] != 0
 
 
-def test_reward_from_a_wrapper_in_between_lands_on_the_last_token():
+def test_reward_of_a_wrapper_in_between_belongs_to_the_last_token():
     def add_5(reward):
         return reward + 5  # in every step, but only the reward of the last step is in token_rewards
 
@@ -220,7 +220,7 @@ def test_reward_from_a_wrapper_in_between_lands_on_the_last_token():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("statistics_first", [True, False])
-def test_record_episode_statistics_stands_inside_or_outside(mode, statistics_first):
+def test_record_episode_statistics_works_inside_and_outside(mode, statistics_first):
     single, native = DailyDialogEnv(**SMALL), DailyDialogVectorEnv(2, mode, **SMALL)
     if statistics_first:
         single = wrappers.MeteorReward(RecordEpisodeStatistics(single))
@@ -350,13 +350,13 @@ def test_log_probs_of_rows_that_autoreset_are_ignored():
     assert infos["log_probs"].tolist() == [[-4, 0, 0, 0], [-2, -3, -5, 0]]
 
 
-def test_log_probs_of_the_episode_before_are_forgotten():
+def test_log_probs_of_the_previous_episode_are_not_kept():
     env = make_kl(wrappers)
     finish(env, [make_action(5, -3.0)] * 4)
     assert finish(env, [make_action(EOU, -1.0)])[4]["log_probs"].tolist() == [-1, 0, 0, 0]
 
 
-def test_a_refused_action_leaves_no_trace():
+def test_a_refused_action_is_not_recorded():
     env = make_kl(wrappers)
     env.reset(seed=0)
     env.step(make_action(5, -1.0))
