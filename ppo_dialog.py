@@ -21,7 +21,6 @@ Shapes, here and in the comments below:
 import copy
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import gymnasium as gym
@@ -238,7 +237,6 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
             if (terminated | truncated).all():  # in lockstep, all replies are finished in the same step
                 break
             logits, value = decoder.step(token, envs.unwrapped.mdp.live)
-
     ids, mask = obs["input_ids"], obs["attention_mask"]
     reply_mask = torch.from_numpy(mask[:, P:]).to(device).float()
     if args.critic == "separate":
@@ -335,7 +333,6 @@ if __name__ == "__main__":
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     amp_dtype = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
-
     # Environment: one token is one action. In lockstep all replies of a batch start and finish together.
     prompts = {name: getattr(args, name) for name in ("context_size", "max_prompt_length", "full_context")}
     settings = {"dataset": args.dataset, "tokenizer": args.model, "max_new_tokens": T, **prompts}
@@ -363,14 +360,10 @@ if __name__ == "__main__":
     scaler = torch.amp.GradScaler(device.type, enabled=args.use_amp and amp_dtype == torch.float16)
     autocast = MixedPrecision(device, amp_dtype, P + K * T, args.use_amp)
     decoder = Decoder(agent.next_token, P + T, autocast, device, fixed_cache)
-
     run = Run(args, num_iterations * args.num_envs, resume)
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype)
-    evaluate = partial(run.evaluate, agent.policy, samples.tokenizer, eval_samples, intent)
-    run.checkpoint_parts(
-        agent.policy, agent=agent, optimizer=optimizer, scaler=scaler, kl_coef=kl_coef, random=RandomState(rng)
-    )
-    run.start(run.before or evaluate())
+    run.restore(agent.policy, agent=agent, optimizer=optimizer, scaler=scaler, kl_coef=kl_coef, rng=RandomState(rng))
+    run.start(run.before or run.evaluate(agent.policy, eval_samples, intent))
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()
         if args.anneal_lr:
@@ -404,7 +397,6 @@ if __name__ == "__main__":
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 logged.append(stats)
-
         seconds = time.perf_counter() - start
         run.log(
             {
@@ -422,5 +414,5 @@ if __name__ == "__main__":
         run.print_samples(iteration, batch.infos["prompt"], batch.infos["response"], batch.rewards.sum(1))
         run.checkpoint(iteration)
 
-    run.finish(evaluate())
+    run.finish(run.evaluate(agent.policy, eval_samples, intent))
     envs.close()

@@ -242,7 +242,6 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
             if (terminated | truncated).all():  # in lockstep, all replies are finished in the same step
                 break
             logits, value = decoder.step(token, envs.unwrapped.mdp.live)
-
     ids, mask = obs["input_ids"], obs["attention_mask"]
     reply_mask = torch.from_numpy(mask[:, P:]).to(device).float()
     if args.critic == "separate":
@@ -347,7 +346,6 @@ if __name__ == "__main__":
     rng = np.random.default_rng(args.seed)  # the same on all ranks
     torch.manual_seed(args.seed + rank)
     amp_dtype = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
-
     # Environment: one token is one action. In lockstep all replies of a batch start and finish together.
     prompts = {name: getattr(args, name) for name in ("context_size", "max_prompt_length", "full_context")}
     settings = {"dataset": args.dataset, "tokenizer": args.model, "max_new_tokens": T, **prompts}
@@ -382,14 +380,12 @@ if __name__ == "__main__":
     engines = list(engines.values())
     autocast = nullcontext()  # DeepSpeed has its own mixed precision
     decoder = Decoder(agent.next_token, P + T, autocast, device)
-
     run = DistributedRun(args, num_iterations * args.num_envs, resume)
     zero = f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}"
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype, deepspeed=zero)
-    evaluate = partial(run.evaluate, agent.policy, samples.tokenizer, eval_samples, intent)
-    run.checkpoint_parts(agent.policy, engines=engines, kl_coef=kl_coef, random=RandomState(rng))
+    run.restore(agent.policy, engines=engines, kl_coef=kl_coef, rng=RandomState(rng))
     groups = [group for each in engines for group in each.optimizer.param_groups]  # loading a checkpoint makes new ones
-    run.start(run.before or evaluate())
+    run.start(run.before or run.evaluate(agent.policy, eval_samples, intent))
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()
         if args.anneal_lr:
@@ -420,7 +416,6 @@ if __name__ == "__main__":
                 for (name, step), loss in zip(steps.items(), losses, strict=True):
                     step.backward_and_step(loss, partial(run.check_step, name))
                 logged.append(stats)
-
         seconds = time.perf_counter() - start
         run.log(
             {
@@ -438,5 +433,5 @@ if __name__ == "__main__":
         run.print_samples(iteration, batch.infos["prompt"], batch.infos["response"], batch.rewards.sum(1))
         run.checkpoint(iteration)
 
-    run.finish(evaluate())
+    run.finish(run.evaluate(agent.policy, eval_samples, intent))
     envs.close()

@@ -22,7 +22,6 @@ from dailydialog_gym.agent import save_agent
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.engines import gathered
 from dailydialog_gym.env.samples import Samples
-from dailydialog_gym.env.tokenizer import ReplyTokenizer
 from dailydialog_gym.evaluate import Evaluation
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful
@@ -144,12 +143,10 @@ class DistributedRun(Run):
         with gathered(policy):  # a partition would report another number of parameters
             super().print_setup(policy, *args, **more)
 
-    def checkpoint_parts(self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful) -> None:
+    def restore(self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful) -> None:
         write_agent = partial(save_agent, policy, self.args.model)
         self._load(RankedCheckpoints(self.folder / "checkpoints", write_agent, parts, engines))
 
-    def evaluate(
-        self, policy: PreTrainedModel, tokenizer: ReplyTokenizer, samples: Samples, intent: IntentMatch
-    ) -> Evaluation | None:
+    def evaluate(self, policy: PreTrainedModel, samples: Samples, intent: IntentMatch) -> Evaluation | None:
         with gathered(policy, intent.classifier):
-            return super().evaluate(policy, tokenizer, samples, intent)
+            return super().evaluate(policy, samples, intent)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from dailydialog_gym.agent import DialogueAgent, save_agent
 from dailydialog_gym.env.samples import Samples
-from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer
+from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.memory import keep_freed_memory, limit_onednn_cache
 from dailydialog_gym.reports.curves import curve_keys, plot_curves
@@ -157,8 +157,8 @@ class Run:
                 "Hugging Face hub: --config configs/openrl.yaml"
             )
 
-    def checkpoint_parts(self, policy: torch.nn.Module, **parts: Stateful) -> None:
-        """Name what a checkpoint holds; a resumed run then loads its last checkpoint into these parts.
+    def restore(self, policy: torch.nn.Module, **parts: Stateful) -> None:
+        """Name what a checkpoint holds; a resumed run loads its last checkpoint into these parts.
 
         Args:
             policy: the model that each checkpoint also holds as an agent folder.
@@ -260,14 +260,12 @@ class Run:
         )
         self._bar.update(episodes - self._bar.n)
 
-    def evaluate(
-        self, policy: PreTrainedModel, tokenizer: ReplyTokenizer, samples: Samples, intent: IntentMatch
-    ) -> Evaluation | None:
+    def evaluate(self, policy: PreTrainedModel, samples: Samples, intent: IntentMatch) -> Evaluation | None:
         """Evaluate the policy on the samples by the flags of `RunArgs`; None if this isn't the main process."""
         if not self.is_main:
             return None
         args = self.args
-        agent = DialogueAgent(policy, tokenizer, args.context_size, args.max_prompt_length, args.max_new_tokens)
+        agent = DialogueAgent(policy, samples.tokenizer, args.context_size, args.max_prompt_length, args.max_new_tokens)
         ids = evenly_spread(samples, args.eval_samples)
         return Evaluation(agent, samples, ids, intent, sample=True, top_k=args.eval_top_k, seed=args.seed)
 

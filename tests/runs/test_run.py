@@ -93,7 +93,7 @@ class Args(RunArgs):
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run(Args(run_name="run", checkpoint_every=1), 8)
-    run.checkpoint_parts(torch.nn.Linear(1, 1))
+    run.restore(torch.nn.Linear(1, 1))
     run.start(SimpleNamespace())
     yield run
     run._close()
@@ -151,12 +151,12 @@ class OtherRank(Run):
 def test_a_process_other_than_the_main_one_writes_and_prints_nothing(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     run = OtherRank(Args(run_name="run"), 8, is_main=False)
-    run.checkpoint_parts(torch.nn.Linear(1, 1))
+    run.restore(torch.nn.Linear(1, 1))
     run.start(None)
     run.log({"charts/episodic_return": 0.5}, episodes=4)
     run.print_samples(10, ["Hello . <EOU>"], ["Hi ."], np.ones(1))
     run.checkpoint(1)
-    assert run.evaluate(None, None, None, None) is None
+    assert run.evaluate(None, None, None) is None
     assert [check(run, float("nan"), 1.0) for _ in range(2)] == [False, False]
     with pytest.raises(SystemExit, match=r"^1$"):  # together with the main process, which prints the message
         check(run, float("nan"), 1.0)
