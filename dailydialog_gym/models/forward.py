@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from dailydialog_gym.models.cache import FixedCache, read_prompts
 from dailydialog_gym.models.last_block import only_tail_is_read
+from dailydialog_gym.models.masks import attention_masks
 from dailydialog_gym.models.packing import Packed
 
 DROP_BELOW = 0.8  # dropping rows copies the cache, which costs more than it saves while more rows than this are live
@@ -21,12 +22,17 @@ DROP_BELOW = 0.8  # dropping rows copies the cache, which costs more than it sav
 def forward_packed(model: nn.Module, packed: Packed, **options: Any):
     """A transformers model's output for packed rows; only its last ``packed.tail`` columns are meaningful.
 
-    `Packed.predicting` selects from it what predicts the reply tokens. ``options`` are passed on to the model.
+    `Packed.predicting` selects from it what predicts the reply tokens.
+
+    Args:
+        model: a transformers model, or a DeepSpeed engine of one.
+        options: are passed on to the model.
     """
-    with only_tail_is_read(model, packed.tail):
+    network = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    with only_tail_is_read(network, packed.tail):
         return model(
             packed.input_ids,
-            attention_mask=packed.attention_mask,
+            attention_mask=attention_masks(network, packed.attention_mask, packed.position_ids),
             position_ids=packed.position_ids,
             use_cache=False,
             **options,
