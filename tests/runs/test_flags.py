@@ -171,5 +171,5 @@ def test_what_a_flag_names_is_imported_from_the_current_folder(tmp_path, monkeyp
     monkeypatch.setattr("sys.path", ["/nowhere"])
     assert import_object("a_module_of_mine:Thing", "--flag").__name__ == "Thing"
     for path in ("a_module_of_mine:Other", "no_such_module:Thing", "json"):
-        with pytest.raises(ValueError, match=f"--flag '{path}': expected module:name, and"):
+        with pytest.raises(ValueError, match=rf"--flag '{path}': expected module:name \("):
             import_object(path, "--flag")
