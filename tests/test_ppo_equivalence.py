@@ -245,19 +245,21 @@ def slow_update(run, critic, flags):
 
 
 @pytest.mark.parametrize(
-    ("critic", "K", "top_k", "group_baseline"),
+    ("critic", "K", "top_k", "group_baseline", "seed"),  # seeds with which replies of several lengths are drawn
     [
-        ("separate", 1, 5, True),
-        ("separate", 3, 0, True),
-        ("shared", 2, 5, True),
-        ("shared", 2, 0, False),
-        ("none", 3, 5, True),
-        ("none", 2, 0, "normalized"),
+        ("separate", 1, 5, True, 1),
+        ("separate", 3, 0, True, 1),
+        ("shared", 2, 5, True, 1),
+        ("shared", 2, 0, False, 1),
+        ("none", 3, 5, True, 4),
+        ("none", 2, 0, "normalized", 5),
     ],
 )
-def test_an_iteration_equals_the_slow_reference(critic, K, top_k, group_baseline, lively_model, tmp_path, monkeypatch):
+def test_an_iteration_equals_the_slow_reference(
+    critic, K, top_k, group_baseline, seed, lively_model, tmp_path, monkeypatch
+):
     flags = FLAGS | {"model": lively_model, "critic": critic, "replies_per_prompt": K, "top_k": top_k}
-    flags |= {"group_baseline": bool(group_baseline), "normalize_groups": group_baseline == "normalized"}
+    flags |= {"seed": seed, "group_baseline": bool(group_baseline), "normalize_groups": group_baseline == "normalized"}
     run = run_script(tmp_path, monkeypatch, **flags)
     batch = run["batch"]
     there = batch.reply_mask.bool()
