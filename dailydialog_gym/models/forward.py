@@ -13,6 +13,7 @@ from transformers import Cache
 
 from dailydialog_gym.models.cache import FixedCache, read_prompts
 from dailydialog_gym.models.last_block import only_tail_is_read
+from dailydialog_gym.models.masks import attention_masks
 from dailydialog_gym.models.packing import Packed
 
 DROP_BELOW = 0.8  # dropping rows copies the cache, which costs more than it saves while more rows than this are live
@@ -26,7 +27,7 @@ def forward_packed(model: nn.Module, packed: Packed, **options: Any):
     with only_tail_is_read(model, packed.tail):
         return model(
             packed.input_ids,
-            attention_mask=packed.attention_mask,
+            attention_mask=attention_masks(model, packed.attention_mask, packed.position_ids),
             position_ids=packed.position_ids,
             use_cache=False,
             **options,
