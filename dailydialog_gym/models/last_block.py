@@ -1,4 +1,4 @@
-"""The last block's feed-forward part, for no more columns than are read."""
+"""The last block's feed-forward part and the head, for no more columns than are read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
+
+from dailydialog_gym.models.packing import Packed
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -49,3 +52,17 @@ def only_tail_is_read(model: nn.Module, tail: int) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def head_on_predicting(model: PreTrainedModel, packed: Packed) -> Iterator[None]:
+    """Within, a model's logits for packed rows are ``(1, N, vocabulary)``, those that predict a reply token.
+
+    Its head computes no others, which would need memory for ``(B, L, vocabulary)``.
+    """
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _module, inputs: packed.predicting(inputs[0])[None])
+    try:
+        yield
+    finally:
+        hook.remove()

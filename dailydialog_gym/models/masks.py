@@ -54,31 +54,35 @@ def attention_masks(
 
 
 def check_supported(model: PreTrainedModel) -> None:
-    """Refuse a causal language model whose replies or updates would be wrong.
+    """Refuse a language model, or its base model, whose replies or updates would be wrong.
 
     Replies are decoded with a cache of keys and values, prompts are left-padded, and the update packs several replies
     into a row. So a layer's state must be keys and values, attention must be causal, and positions must be those of
-    ``position_ids``. `dailydialog_gym.models.self_check` finds what these rules do not know.
+    ``position_ids``. `dailydialog_gym.models.self_check` finds what these rules do not cover.
 
     Raises:
         ValueError: the model's class, and why it is refused.
     """
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ()) - SUPPORTED_LAYERS
-    missing = [name for name in ("past_key_values", "position_ids") if not _takes(type(model), name)]
-    if config is not model.config:
-        reason = "it is a model of text and other inputs; only models of text alone are supported"
+    multimodal = any("vision" in name or "audio" in name for name in config.sub_configs)
+    if multimodal or config is not model.config or hasattr(config, "cross_attention_layers"):
+        reason = "it also reads images or sounds, and only models of text alone are supported"
     elif layer_types or model._is_stateful:
-        found = f" of type {', '.join(sorted(layer_types))}" if layer_types else ""
-        reason = f"its layers{found} keep more than keys and values, as recurrent and hybrid models do"
+        found = f" ({', '.join(sorted(layer_types))})" if layer_types else ""
+        reason = f"its layers{found} keep another state than keys and values, as recurrent and hybrid models do"
     elif hasattr(config, "is_decoder") and hasattr(config, "add_cross_attention"):
-        reason = "it is an encoder, of BERT's kind, with a language-model head"
+        reason = "it is an encoder of BERT's kind with a language-model head"
     elif getattr(config, "alibi", False):
-        reason = "with ALiBi its positions are counted in the columns of a row, which holds several replies here"
+        reason = "ALiBi takes positions from columns, and a row holds several replies here"
     elif "local" in getattr(config, "attention_layers", ()):
-        reason = "its local attention is counted in the columns of a row, which holds several replies here"
-    elif missing:
-        reason = f"its forward takes no {' and no '.join(missing)}"
+        reason = "its local attention counts columns, and a row holds several replies here"
+    elif hasattr(config, "altup_num_inputs"):
+        reason = "its hidden states are several streams (AltUp), and the critic reads one"
+    elif not _takes(type(model), "position_ids"):
+        reason = "its forward takes no position_ids, and a row holds several replies here"
+    elif model.get_output_embeddings() is not None and not _takes(type(model), "past_key_values"):
+        reason = "its forward takes no past_key_values, the cache that replies are decoded with"
     elif any(getattr(module, "is_causal", True) is False for module in model.modules()):
         reason = "its attention is not causal: tokens attend to later ones"
     else:

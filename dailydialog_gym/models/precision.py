@@ -11,6 +11,24 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 LONGEST = 512  # columns
 
 
+def amp_dtype(device: torch.device) -> torch.dtype:
+    """The type of mixed precision: bfloat16, or float16 on a GPU that only emulates bfloat16 (older than Ampere)."""
+    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if emulated else torch.bfloat16
+
+
+def choose_kernels(device: torch.device) -> None:
+    """Choose the kernels of a GPU; on a CPU this does nothing.
+
+    Matmuls in float32 may use TF32. cuDNN's attention is off: PyTorch 2.13 prefers it on H100, where it gives NaN
+    gradients for masked rows in bfloat16 (https://github.com/pytorch/pytorch/issues/196678), and it builds a plan for
+    every new shape.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 class MixedPrecision:
     """`torch.autocast`, in which models with PyTorch's attention ("sdpa") attend on the CPU by `masked_attention`.
 

@@ -9,11 +9,14 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from dailydialog_gym.models.last_block import only_tail_is_read
+from dailydialog_gym.models.forward import forward_packed
+from dailydialog_gym.models.last_block import head_on_predicting
 from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.models.packing import pack
 from dailydialog_gym.models.precision import MixedPrecision
 from dailydialog_gym.rewards.episodes import Episodes
+
+MAX_LOGITS = 2**27  # of a forward; 0.5 GiB in float32
 
 
 class KLDivergence:
@@ -58,22 +61,27 @@ class KLDivergence:
     def __call__(self, episodes: Episodes) -> np.ndarray:
         if episodes.log_probs is None:
             raise ValueError("KLDivergence needs the agent's log-probabilities: wrap the environment in KLPenalty")
-        ids, mask = episodes.input_ids, episodes.attention_mask  # (n, L)
-        start = ids.shape[1] - episodes.max_new_tokens
-        context = np.unique(np.where(mask, ids, -1)[:, :start], axis=0, return_inverse=True)[1]
-        rows = pack(ids, mask, start, context, self.device)
-        precision = MixedPrecision(self.device, self.amp_dtype, rows.input_ids.shape[1], self.amp_dtype is not None)
-        with precision, only_tail_is_read(self.model, rows.tail):
-            logits = self.model(
-                rows.input_ids,
-                attention_mask=rows.attention_mask,
-                position_ids=rows.position_ids,
-                logits_to_keep=rows.tail,
-                use_cache=False,
-            ).logits
-        logits = logits[..., : self.vocab_size].flatten(0, 1)[rows.before].float()  # (tokens, vocabulary)
-        tokens = torch.from_numpy(ids[:, start:][episodes.reply_mask]).to(self.device)
+        context = np.unique(
+            np.where(episodes.attention_mask, episodes.input_ids, -1)[:, : -episodes.max_new_tokens],
+            axis=0,
+            return_inverse=True,
+        )[1]
+        tokens = np.bincount(context, episodes.reply_mask.sum(1)).astype(np.int64)  # of the replies to each context
+        forwards = (tokens * self.vocab_size).cumsum() // MAX_LOGITS  # of each context, the forward that reads it
         result = np.zeros(episodes.log_probs.shape)
-        result[episodes.reply_mask] = episodes.log_probs[episodes.reply_mask]
-        result[episodes.reply_mask] += cross_entropy(logits, tokens, reduction="none").cpu().numpy()
+        for forward in np.unique(forwards):
+            rows = forwards[context] == forward
+            there = rows[:, None] & episodes.reply_mask
+            result[there] = episodes.log_probs[there] - self._log_probs(episodes, rows, context)
         return result
+
+    def _log_probs(self, episodes: Episodes, rows: np.ndarray, context: np.ndarray) -> np.ndarray:
+        """``(tokens,)`` log-probabilities of the reply tokens in some rows, by the reference."""
+        ids, mask = episodes.input_ids[rows], episodes.attention_mask[rows]
+        start = ids.shape[1] - episodes.max_new_tokens
+        packed = pack(ids, mask, start, context[rows], self.device)
+        precision = MixedPrecision(self.device, self.amp_dtype, packed.input_ids.shape[1], self.amp_dtype is not None)
+        with precision, head_on_predicting(self.model, packed):
+            logits = forward_packed(self.model, packed, logits_to_keep=packed.tail).logits[0, :, : self.vocab_size]
+        tokens = torch.from_numpy(ids[:, start:][mask[:, start:].astype(bool)]).to(self.device)
+        return -cross_entropy(logits.float(), tokens, reduction="none").cpu().numpy()

@@ -88,6 +88,52 @@ def test_a_batch_answers_what_single_calls_answer(builtin):
     assert builtin.chat("How are you?", ["Good morning!"], **how) == alone[0]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"repetition_penalty": 1.5},
+        {"num_beams": 3},
+        {"no_repeat_ngram_size": 1},
+        {"temperature": 0.1, "top_k": 1, "top_p": 0.1, "do_sample": True},
+        {"max_time": 1e-9},
+        {"num_return_sequences": 2, "num_beams": 2, "return_dict_in_generate": True},
+        {"stop_strings": ["e"], "max_new_tokens": 1},
+    ],
+)
+def test_nothing_depends_on_the_checkpoints_generation_config(tiny_model, changes):
+    agent, prompts = DialogueAgent.load(tiny_model), ["How are you ? <EOU>", "No ! <EOU>"]
+
+    def replies():
+        return [
+            agent.reply(prompts),
+            agent.reply(prompts, sample=True, seed=3),
+            agent.chat_batch(["How are you?", "No!"], sample=True, seed=3),
+        ]
+
+    expected = replies()
+    agent.model.generation_config.update(**changes)
+    assert replies() == expected
+
+
+def test_replies_take_nothing_from_the_global_generator(builtin):
+    state = torch.get_rng_state()
+    builtin.reply(["How are you ? <EOU>"], sample=True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_contexts_that_are_the_same_get_different_draws(builtin):
+    assert len(set(builtin.reply(["How are you ? <EOU>"] * 8, sample=True))) > 4
+
+
+def test_a_tokenizer_that_has_outgrown_its_model_is_refused(tiny_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    load_model(tiny_model).save_pretrained(tmp_path)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"resize_token_embeddings\({len(tokenizer)}\)"):
+        DialogueAgent.load(str(tmp_path))
+
+
 def test_a_stream_grows_to_what_chat_answers(builtin):
     texts = list(builtin.chat_stream("How are you?", sample=True, seed=1))
     assert len(texts) > 2 and texts[-1] == builtin.chat("How are you?", sample=True, seed=1)

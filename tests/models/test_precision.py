@@ -9,7 +9,7 @@ from shapes import SHAPES, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from dailydialog_gym.models.precision import MixedPrecision, masked_attention
+from dailydialog_gym.models.precision import MixedPrecision, amp_dtype, choose_kernels, masked_attention
 
 CPU = torch.device("cpu")
 
@@ -116,3 +116,23 @@ def test_it_is_as_near_to_float32_as_autocast(kind):
     with MixedPrecision(CPU, torch.bfloat16, 20):
         ours = (logits() - exact).square().mean().sqrt()
     assert 0 < ours < 1.5 * error < 0.1 * exact.std()
+
+
+@pytest.mark.parametrize(
+    ("kind", "native", "dtype"), [("cuda", True, "bfloat16"), ("cuda", False, "float16"), ("cpu", False, "bfloat16")]
+)
+def test_a_gpu_that_only_emulates_bfloat16_gets_float16(kind, native, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert amp_dtype(torch.device(kind)) == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_on_a_gpu_alone_matmuls_may_use_tf32_and_cudnn_does_not_attend(kind):
+    before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        choose_kernels(torch.device(kind))
+        after = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cuda.enable_cudnn_sdp(before[1])
+    assert after == (before if kind == "cpu" else ("high", False))

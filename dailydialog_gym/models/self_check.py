@@ -1,0 +1,105 @@
+"""Whether packed rows and cached decoding give what a model gives for single rows: a run checks it at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from dailydialog_gym.models.forward import Decoder
+from dailydialog_gym.models.packing import Packed, pack
+
+TOLERANCE = 1e-3  # relative to values above 1; float32 gives 1e-6 to 1e-4, and a wrong mask 1e-2 or more
+CONTEXTS, REPLIES = 2, 2  # two replies to each of two contexts
+
+
+@torch.no_grad()
+def self_check(
+    model: PreTrainedModel,
+    vocab_size: int,
+    max_prompt_length: int,
+    max_new_tokens: int,
+    packed_forward: Callable[[Packed], tuple[torch.Tensor, torch.Tensor | None]],
+    next_token: Callable[..., tuple[torch.Tensor, ...]],
+) -> None:
+    """Compare packed rows and cached decoding with single rows, on two contexts with two replies each.
+
+    The tokens are random, from a generator of its own: a run's random numbers stay the same. The log-probabilities of
+    single rows come from the plain model, without padding, mask, positions and cache. Everything is in float32, so call
+    this outside of autocast, and before anything is compiled.
+
+    Args:
+        model: the policy.
+        vocab_size: the tokenizer's.
+        max_prompt_length, max_new_tokens: the run's; the longer context is as long, since a wrong sliding window shows
+            only in rows that are longer than it.
+        packed_forward: gives logits ``(N, vocab_size)`` before the reply tokens of packed rows, and the critic's values
+            ``(N,)``, or its hidden states ``(N, width)`` (of a new value head all values are 0), or None.
+        next_token: the network as `Decoder` calls it; its first output is the logits of the next token.
+
+    Raises:
+        ValueError: they differ by more than `TOLERANCE`.
+    """
+    width, longest, device = max_prompt_length, min(max_new_tokens, 4), model.device
+    input_ids, attention_mask = _some_replies(vocab_size, width, longest)
+    live = attention_mask[:, width:].astype(bool)
+    tokens, reply_mask = (torch.from_numpy(array).to(device) for array in (input_ids[:, width:], live))
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32's error is as large as the tolerance
+    try:
+        log_probs, values = [], []
+        for ids, mask in zip(input_ids, attention_mask, strict=True):
+            row = torch.from_numpy(ids[mask == 1]).to(device)
+            count = mask[width:].sum()
+            logits = model(row[None], use_cache=False).logits[0, -count - 1 : -1]
+            log_probs.append(_log_probs(logits[:, :vocab_size], row[-count:]))
+            values.append(packed_forward(pack(ids[None], mask[None], width, np.zeros(1, np.int64), device))[1])
+        log_probs = torch.cat(log_probs)
+
+        logits, found = packed_forward(
+            pack(input_ids, attention_mask, width, np.arange(len(input_ids)) // REPLIES, device)
+        )
+        _compare(model, "log-probabilities in packed rows", _log_probs(logits, tokens[reply_mask]), log_probs)
+        if found is not None:
+            _compare(model, "values in packed rows", found, torch.cat(values))
+
+        decoder = Decoder(next_token, width + longest, nullcontext(), device)
+        prompts = input_ids[::REPLIES, :width], attention_mask[::REPLIES, :width]
+        (logits, *_), found = decoder.prefill(*prompts, copies=REPLIES), torch.zeros(tokens.shape, device=device)
+        for t in range(longest):
+            found[decoder.rows, t] = _log_probs(logits[:, :vocab_size], tokens[decoder.rows, t])
+            if t + 1 < longest:
+                logits, *_ = decoder.step(tokens[decoder.rows, t], live[:, t + 1])
+        _compare(model, "log-probabilities of decoding with a cache", found[reply_mask], log_probs)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _some_replies(vocab_size: int, width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random tokens and their mask, ``(4, width + longest)``: contexts of two lengths, replies of several."""
+    rng = np.random.default_rng(0)
+    context_lengths = np.array([width, max(1, width // 2)]).repeat(REPLIES)[:, None]
+    reply_lengths = np.array([4, 1, 2, 4]).clip(max=longest)[:, None]
+    input_ids = rng.integers(vocab_size, size=(CONTEXTS * REPLIES, width + longest))
+    input_ids[:, :width] = input_ids[::REPLIES, :width].repeat(REPLIES, axis=0)
+    columns = np.arange(width + longest)
+    attention_mask = (columns >= width - context_lengths) & (columns < width + reply_lengths)
+    return input_ids * attention_mask, attention_mask.astype(np.int64)
+
+
+def _log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """``(n,)``, from ``(n, vocabulary)`` logits; of a forbidden token, whose logit is -inf, a number that is finite."""
+    return logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0].clamp(min=-1e4)
+
+
+def _compare(model: PreTrainedModel, what: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+    if not difference <= TOLERANCE:  # also NaN
+        raise ValueError(
+            f"{type(model).__name__}: {what} differ from those of single rows by {difference:.2g} in float32, so "
+            "training on them would be wrong. Use an architecture that docs/models.md calls right, and please report "
+            "this one"
+        )

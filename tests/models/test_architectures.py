@@ -1,0 +1,189 @@
+"""Packed rows, rollout, chat and the reference give what a model gives for single rows, or the model is refused."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BartConfig, T5Config
+
+from benchmarks.architectures import LONGEST, TOLERANCE, VOCAB, WIDTH, WINDOW, differences, tiny_config, tiny_model
+from dailydialog_gym.models.forward import forward_packed
+from dailydialog_gym.models.loading import load_model
+from dailydialog_gym.models.masks import attention_masks, check_supported
+from dailydialog_gym.models.self_check import self_check
+
+RIGHT = [
+    "gpt2",
+    "gptj",  # eager attention
+    "opt",
+    "llama",
+    "mistral",  # a sliding window in all layers
+    "mixtral",
+    "phi3",
+    "qwen2",  # in some layers
+    "gemma2",  # eager attention and sliding windows
+    "gemma3_text",
+    "gpt_oss",
+    "modernbert-decoder",
+    "llama4_text",  # chunks
+    "deepseek_v3",  # keys and values of different widths
+    "hrm_text",  # runs its layers several times
+]
+REFUSED = {
+    "bloom": "takes no position_ids",
+    "mpt": "takes no position_ids",
+    "gpt_neo": "local attention counts columns",
+    "openai-gpt": "takes no past_key_values",
+    "bert": "encoder of BERT's kind",
+    "mamba": "linear_attention",
+    "lfm2": r"\(conv\)",
+    "qwen3_next": "linear_attention",
+    "falcon_h1": r"\(hybrid\)",
+    "recurrent_gemma": "linear_attention",
+    "rwkv": "another state than keys and values",
+    "deepseek_v32": "indexed_attention",
+}
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_every_part_equals_single_rows(kind):
+    for part, difference in differences(tiny_model(tiny_config(kind))).items():
+        assert difference < TOLERANCE, part
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_would_be_wrong_is_refused_at_load(kind, tmp_path):
+    model = tiny_model(tiny_config(kind))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^{type(model).__name__} is not supported: .*{REFUSED[kind]}"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [("falcon", {"alibi": True}, "ALiBi"), ("gemma2", {"use_bidirectional_attention": True}, "not causal")],
+)
+def test_configurations_that_would_be_wrong_are_refused(kind, changes, message):
+    config = tiny_config(kind)
+    for name, value in changes.items():
+        check_supported(tiny_model(config))
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        check_supported(tiny_model(config))
+
+
+@pytest.mark.parametrize("config_class", [T5Config, BartConfig])
+def test_an_encoder_decoder_model_is_called_one(config_class, tmp_path):
+    config_class().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"is an encoder-decoder model \({config_class.model_type}\)"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_adapter_is_called_one(whole, tmp_path):
+    if whole:
+        tiny_model(tiny_config("gpt2")).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
+    with pytest.raises(ValueError, match=r"is an adapter \(adapter_config.json\).*merge"):
+        load_model(str(tmp_path))
+
+
+def test_a_class_of_ones_own_may_pass_on_what_it_is_given():
+    class Mine(type(tiny_model(tiny_config("gpt2")))):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    check_supported(Mine(tiny_config("gpt2")))
+
+
+def test_masks_cost_nothing_where_there_is_no_window_or_it_is_not_reached():
+    mask, positions = torch.ones(1, 1, WINDOW, WINDOW, dtype=bool).tril(), torch.arange(WINDOW)[None]
+    for kind in ("gpt2", "mistral"):
+        assert attention_masks(tiny_model(tiny_config(kind)), mask, positions) is mask
+
+
+# The check at a run's start
+
+
+def check(model, **changes):
+    def forward(packed):
+        found = forward_packed(model, packed, logits_to_keep=packed.tail, output_hidden_states=True)
+        return packed.predicting(found.logits), packed.predicting(found.hidden_states[-1])
+
+    def next_token(input_ids, **inputs):
+        return (model(input_ids, **inputs, logits_to_keep=1).logits[:, -1],)
+
+    callables = {"packed_forward": forward, "next_token": next_token} | changes
+    self_check(model, VOCAB, WIDTH, LONGEST, **callables)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "gpt_oss"])
+def test_the_check_passes_and_takes_no_random_numbers(kind):
+    model = tiny_model(tiny_config(kind))
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    check(model)
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def without_masks(model):
+    """A packed forward that gives the model the boolean mask of `pack`, as if no model had other ones."""
+
+    def forward(packed):
+        inputs = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
+        outputs = model(packed.input_ids, **inputs, use_cache=False, output_hidden_states=True)
+        return packed.predicting(outputs.logits), packed.predicting(outputs.hidden_states[-1])
+
+    return forward
+
+
+@pytest.mark.parametrize("kind", ["gptj", "mistral"])
+def test_the_check_finds_a_mask_that_is_added_and_a_window_that_is_ignored(kind):
+    model = tiny_model(tiny_config(kind))
+    with pytest.raises(ValueError, match=f"^{type(model).__name__}: log-probabilities in packed rows differ"):
+        check(model, packed_forward=without_masks(model))
+
+
+def test_the_check_finds_wrong_values_and_wrong_steps():
+    model = tiny_model(tiny_config("gpt2"))
+
+    def wrong_values(packed):
+        logits, states = without_masks(model)(packed)
+        return logits, states + packed.input_ids.shape[1]
+
+    def wrong_step(input_ids, position_ids, **inputs):
+        return (model(input_ids, **inputs, position_ids=position_ids * 0).logits[:, -1],)
+
+    with pytest.raises(ValueError, match="values in packed rows differ"):
+        check(model, packed_forward=wrong_values)
+    with pytest.raises(ValueError, match="decoding with a cache differ"):
+        check(model, next_token=wrong_step)
+
+
+class Forbidding(torch.nn.Module):
+    """A policy that never writes half of the tokens."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config, self.device, self.dtype = model, model.config, model.device, model.dtype
+
+    def forward(self, *args, **kwargs):
+        outputs = self.model(*args, **kwargs)
+        logits = outputs.logits.masked_fill(torch.arange(VOCAB) % 2 == 0, -torch.inf)
+        return SimpleNamespace(logits=logits, hidden_states=outputs.hidden_states)
+
+
+def test_the_check_allows_forbidden_tokens_and_not_nan():
+    model = Forbidding(tiny_model(tiny_config("gpt2")))
+    check(model)
+    model.model.transformer.ln_f.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="differ"):
+        check(model)
+
+
+def test_a_loaded_model_is_the_same_in_the_check(tmp_path):
+    AutoModelForCausalLM.from_config(tiny_config("gpt2")).save_pretrained(tmp_path)
+    check(load_model(str(tmp_path)))
