@@ -33,6 +33,8 @@ from torch.distributions import Categorical
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.env import load_samples
 from dailydialog_gym.models import Decoder, MixedPrecision, Packed, compile_agent, forward_packed, load_model, pack
+from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
+from dailydialog_gym.models.self_check import self_check
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_scorer
 from dailydialog_gym.runs import RandomState, Run, RunArgs, parse_args
@@ -332,7 +334,8 @@ if __name__ == "__main__":
     rng = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    amp_dtype = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    choose_kernels(device)
+    amp_dtype = choose_amp_dtype(device) if args.use_amp else None
     # Environment: one token is one action. In lockstep all replies of a batch start and finish together.
     prompts = {name: getattr(args, name) for name in ("context_size", "max_prompt_length", "full_context")}
     settings = {"dataset": args.dataset, "tokenizer": args.model, "max_new_tokens": T, **prompts}
@@ -344,9 +347,9 @@ if __name__ == "__main__":
         raise SystemExit(f"--top-k must be 0 to {vocab_size}, the vocabulary, and --kl-target above 0")
     # Agent and frozen reference model, then the rewards, each a wrapper around the environment
     agent = Agent(args, vocab_size).to(device)
-    reward_amp_dtype = amp_dtype if args.use_amp else None
-    reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, reward_amp_dtype)
-    intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, reward_amp_dtype)
+    self_check(agent, vocab_size, P, T)
+    reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, amp_dtype)
+    intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype)
     kl_coef = FixedCoefficient(args.kl_coef)  # adapted below, after each rollout
     envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
     envs = IntentReward(envs, intent, args.intent_weight)
@@ -357,8 +360,8 @@ if __name__ == "__main__":
     parts = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
     groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in parts.items() if part]
     optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=args.use_amp and amp_dtype == torch.float16)
-    autocast = MixedPrecision(device, amp_dtype, P + K * T, args.use_amp)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+    autocast = MixedPrecision(device, amp_dtype, P + K * T)
     decoder = Decoder(agent.next_token, P + T, autocast, device, fixed_cache)
     run = Run(args, num_iterations * args.num_envs, resume)
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype)
@@ -415,4 +418,3 @@ if __name__ == "__main__":
         run.checkpoint(iteration)
 
     run.finish(run.evaluate(agent.policy, eval_samples, intent))
-    envs.close()

@@ -38,6 +38,8 @@ from dailydialog_gym.distributed import CheckedSteps, DeepSpeedArgs, Distributed
 from dailydialog_gym.distributed.engines import engine, evaluation_config, gathered, training_config
 from dailydialog_gym.env import load_samples
 from dailydialog_gym.models import Decoder, Packed, forward_packed, load_model, pack
+from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
+from dailydialog_gym.models.self_check import self_check
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_scorer
 from dailydialog_gym.runs import RandomState, RunArgs, parse_args
@@ -345,7 +347,8 @@ if __name__ == "__main__":
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(args.seed)  # the same on all ranks
     torch.manual_seed(args.seed + rank)
-    amp_dtype = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    choose_kernels(device)
+    amp_dtype = choose_amp_dtype(device) if args.use_amp else None
     # Environment: one token is one action. In lockstep all replies of a batch start and finish together.
     prompts = {name: getattr(args, name) for name in ("context_size", "max_prompt_length", "full_context")}
     settings = {"dataset": args.dataset, "tokenizer": args.model, "max_new_tokens": T, **prompts}
@@ -357,9 +360,9 @@ if __name__ == "__main__":
         raise SystemExit(f"--top-k must be 0 to {vocab_size}, the vocabulary, and --kl-target above 0")
     # Agent and frozen reference model, then the rewards, each a wrapper around the environment
     agent = Agent(args, vocab_size)
-    reward_amp_dtype = amp_dtype if args.use_amp else None
-    reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, reward_amp_dtype)
-    intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, reward_amp_dtype)
+    self_check(agent, vocab_size, P, T)
+    reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, amp_dtype)
+    intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype)
     engine(reference.model, evaluation_config(args.ref_deepspeed_config, config, "the reference"))
     engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
     kl_coef = FixedCoefficient(args.kl_coef)  # adapted below, after each rollout
@@ -434,4 +437,3 @@ if __name__ == "__main__":
         run.checkpoint(iteration)
 
     run.finish(run.evaluate(agent.policy, eval_samples, intent))
-    envs.close()

@@ -28,8 +28,7 @@ def only_tail_is_read(model: nn.Module, tail: int) -> Iterator[None]:
     (HRM's), which are fewer than its layers.
     """
     blocks = blocks_of(model)
-    # A DeepSpeed engine has another ``config``, but the base model of the model that it wraps
-    once = blocks and len(blocks) == model.base_model.config.num_hidden_layers
+    once = blocks and len(blocks) == model.config.num_hidden_layers
     mlp = getattr(blocks[-1], "mlp", None) if once and not hasattr(blocks[-1], "compiled") else None
     if mlp is None:
         yield

@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 LONGEST = 512  # columns
 
 
-def amp_dtype(device: torch.device) -> torch.dtype:
+def choose_amp_dtype(device: torch.device) -> torch.dtype:
     """The type of mixed precision: bfloat16, or float16 on a GPU that only emulates bfloat16 (older than Ampere)."""
     emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.float16 if emulated else torch.bfloat16
@@ -37,14 +37,13 @@ class MixedPrecision:
 
     Args:
         device: where the models run.
-        dtype: of matmuls.
+        dtype: of matmuls, or None for full precision.
         columns: of the longest context with its replies; a packed row can be wider.
-        enabled: without, all stays in float32, and ``dtype`` means nothing.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype | None, columns: int, enabled: bool = True):
-        self._autocast = torch.autocast(device.type, dtype, enabled=enabled)
-        self._unfused = enabled and device.type == "cpu" and columns <= LONGEST
+    def __init__(self, device: torch.device, dtype: torch.dtype | None, columns: int):
+        self._autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
+        self._unfused = dtype is not None and device.type == "cpu" and columns <= LONGEST
         self._blocks: list[ExitStack] = []
 
     def __enter__(self) -> None:

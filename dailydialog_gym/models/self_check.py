@@ -2,80 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from dailydialog_gym.models.forward import Decoder
-from dailydialog_gym.models.packing import Packed, pack
+from dailydialog_gym.models.loading import check_vocabulary
+from dailydialog_gym.models.packing import pack
 
 TOLERANCE = 1e-3  # relative to values above 1; float32 gives 1e-6 to 1e-4, and a wrong mask 1e-2 or more
 CONTEXTS, REPLIES = 2, 2  # two replies to each of two contexts
 
 
 @torch.no_grad()
-def self_check(
-    model: PreTrainedModel,
-    vocab_size: int,
-    max_prompt_length: int,
-    max_new_tokens: int,
-    packed_forward: Callable[[Packed], tuple[torch.Tensor, torch.Tensor | None]],
-    next_token: Callable[..., tuple[torch.Tensor, ...]],
-) -> None:
+def self_check(agent: Any, vocab_size: int, max_prompt_length: int, max_new_tokens: int) -> None:
     """Compare packed rows and cached decoding with single rows, on two contexts with two replies each.
 
     The tokens are random, from a generator of its own: a run's random numbers stay the same. The log-probabilities of
     single rows come from the plain model, without padding, mask, positions and cache. Everything is in float32, so call
-    this outside of autocast, and before anything is compiled.
+    this outside of autocast, and before anything is compiled. Meanwhile the value head has random weights, because the
+    values of a new one are all 0.
 
     Args:
-        model: the policy.
+        agent: the script's `Agent`: ``agent(packed)`` returns logits and values, ``agent.next_token`` is what a
+            `Decoder` calls, ``agent.policy`` is the model, ``agent.critic`` has a ``value_head`` or is None, and
+            ``agent.shared`` says whether ``agent.next_token`` returns values too.
         vocab_size: the tokenizer's.
         max_prompt_length, max_new_tokens: the run's; the longer context is as long, since a wrong sliding window shows
             only in rows that are longer than it.
-        packed_forward: gives logits ``(N, vocab_size)`` before the reply tokens of packed rows, and the critic's values
-            ``(N,)``, or its hidden states ``(N, width)`` (of a new value head all values are 0), or None.
-        next_token: the network as `Decoder` calls it; its first output is the logits of the next token.
 
     Raises:
-        ValueError: they differ by more than `TOLERANCE`.
+        ValueError: they differ by more than `TOLERANCE`, or the model has too few embeddings or positions.
     """
-    width, longest, device = max_prompt_length, min(max_new_tokens, 4), model.device
-    input_ids, attention_mask = _some_replies(vocab_size, width, longest)
-    live = attention_mask[:, width:].astype(bool)
-    tokens, reply_mask = (torch.from_numpy(array).to(device) for array in (input_ids[:, width:], live))
+    model = agent.policy
+    check_vocabulary(model, vocab_size)
+    columns = max_prompt_length + max_new_tokens
+    positions = getattr(model.config, "max_position_embeddings", None) or columns
+    if positions < columns:
+        raise ValueError(
+            f"{type(model).__name__} reads {positions} tokens, but max_prompt_length {max_prompt_length} + "
+            f"max_new_tokens {max_new_tokens} = {columns}"
+        )
+    weights = [] if agent.critic is None else list(agent.critic.value_head.parameters())
+    kept = [weight.clone() for weight in weights]
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # TF32's error is as large as the tolerance
     try:
-        log_probs, values = [], []
-        for ids, mask in zip(input_ids, attention_mask, strict=True):
-            row = torch.from_numpy(ids[mask == 1]).to(device)
-            count = mask[width:].sum()
-            logits = model(row[None], use_cache=False).logits[0, -count - 1 : -1]
-            log_probs.append(_log_probs(logits[:, :vocab_size], row[-count:]))
-            values.append(packed_forward(pack(ids[None], mask[None], width, np.zeros(1, np.int64), device))[1])
-        log_probs = torch.cat(log_probs)
-
-        logits, found = packed_forward(
-            pack(input_ids, attention_mask, width, np.arange(len(input_ids)) // REPLIES, device)
-        )
-        _compare(model, "log-probabilities in packed rows", _log_probs(logits, tokens[reply_mask]), log_probs)
-        if found is not None:
-            _compare(model, "values in packed rows", found, torch.cat(values))
-
-        decoder = Decoder(next_token, width + longest, nullcontext(), device)
-        prompts = input_ids[::REPLIES, :width], attention_mask[::REPLIES, :width]
-        (logits, *_), found = decoder.prefill(*prompts, copies=REPLIES), torch.zeros(tokens.shape, device=device)
-        for t in range(longest):
-            found[decoder.rows, t] = _log_probs(logits[:, :vocab_size], tokens[decoder.rows, t])
-            if t + 1 < longest:
-                logits, *_ = decoder.step(tokens[decoder.rows, t], live[:, t + 1])
-        _compare(model, "log-probabilities of decoding with a cache", found[reply_mask], log_probs)
+        for weight in weights:
+            weight.copy_(torch.linspace(-1, 1, weight.numel()).view_as(weight))
+        _compare_with_single_rows(agent, vocab_size, max_prompt_length, min(max_new_tokens, 4))
     finally:
         torch.set_float32_matmul_precision(precision)
+        for weight, value in zip(weights, kept, strict=True):
+            weight.copy_(value)
+
+
+def _compare_with_single_rows(agent: Any, vocab_size: int, width: int, longest: int) -> None:
+    model, device = agent.policy, agent.policy.device
+    input_ids, attention_mask = _some_replies(vocab_size, width, longest)
+    live = attention_mask[:, width:].astype(bool)
+    tokens, reply_mask = (torch.from_numpy(array).to(device) for array in (input_ids[:, width:], live))
+    log_probs, values = [], []
+    for ids, mask in zip(input_ids, attention_mask, strict=True):
+        row = torch.from_numpy(ids[mask == 1]).to(device)
+        count = mask[width:].sum()
+        logits = model(row[None], use_cache=False).logits[0, -count - 1 : -1]
+        log_probs.append(_log_probs(logits[:, :vocab_size], row[-count:]))
+        values.append(agent(pack(ids[None], mask[None], width, np.zeros(1, np.int64), device))[1])
+    log_probs = torch.cat(log_probs)
+
+    logits, found = agent(pack(input_ids, attention_mask, width, np.arange(len(input_ids)) // REPLIES, device))
+    _compare(model, "log-probabilities in packed rows", _log_probs(logits, tokens[reply_mask]), log_probs)
+    _compare(model, "values in packed rows", found, torch.cat(values))
+
+    decoder = Decoder(agent.next_token, width + longest, nullcontext(), device)
+    found_log_probs, found_values = torch.zeros(2, *tokens.shape, device=device)
+    outputs = decoder.prefill(input_ids[::REPLIES, :width], attention_mask[::REPLIES, :width], copies=REPLIES)
+    for t in range(longest):
+        rows, (logits, found_values[decoder.rows, t]) = decoder.rows, outputs
+        found_log_probs[rows, t] = _log_probs(logits, tokens[rows, t])
+        if t + 1 < longest:
+            outputs = decoder.step(tokens[rows, t], live[:, t + 1])
+    _compare(model, "log-probabilities of decoding with a cache", found_log_probs[reply_mask], log_probs)
+    if agent.shared:
+        _compare(model, "values of decoding with a cache", found_values[reply_mask], torch.cat(values))
 
 
 def _some_replies(vocab_size: int, width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -80,7 +80,7 @@ class KLDivergence:
         ids, mask = episodes.input_ids[rows], episodes.attention_mask[rows]
         start = ids.shape[1] - episodes.max_new_tokens
         packed = pack(ids, mask, start, context[rows], self.device)
-        precision = MixedPrecision(self.device, self.amp_dtype, packed.input_ids.shape[1], self.amp_dtype is not None)
+        precision = MixedPrecision(self.device, self.amp_dtype, packed.input_ids.shape[1])
         with precision, head_on_predicting(self.model, packed):
             logits = forward_packed(self.model, packed, logits_to_keep=packed.tail).logits[0, :, : self.vocab_size]
         tokens = torch.from_numpy(ids[:, start:][mask[:, start:].astype(bool)]).to(self.device)

@@ -125,7 +125,7 @@ class Run:
         samples: Samples,
         eval_samples: Samples,
         device: torch.device,
-        amp_dtype: torch.dtype,
+        amp_dtype: torch.dtype | None,
         **more: str,
     ) -> None:
         """Print what was loaded and the run's folder; with the embedded default, also how to get the full data.
@@ -133,7 +133,8 @@ class Run:
         Args:
             policy: the model to train.
             samples, eval_samples: the samples for training and for the evaluation.
-            device, amp_dtype: where the training runs, and its precision if ``use_amp`` is set.
+            device: where the training runs.
+            amp_dtype: the type of mixed precision, or None without it.
             more: further lines by their labels; a label above is replaced.
         """
         if not self.is_main:
@@ -145,7 +146,7 @@ class Run:
             "dialogues": f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in "
             + args.eval_split,
             "rewards": f"{' + '.join(rewards)} - KL ({args.kl_rule}, from {args.kl_coef})",
-            "device": f"{device}, {_describe_amp(device, amp_dtype) if args.use_amp else 'float32'}",
+            "device": f"{device}, {_describe_amp(device, amp_dtype) if amp_dtype else 'float32'}",
             **more,
             "run": str(self.folder),
         }

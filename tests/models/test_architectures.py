@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BartConfig, T5Config
+from transformers import AutoModelForCausalLM, BartConfig, GPT2LMHeadModel, T5Config
 
 from benchmarks.architectures import LONGEST, TOLERANCE, VOCAB, WIDTH, WINDOW, differences, tiny_config, tiny_model
 from dailydialog_gym.models.forward import forward_packed
@@ -107,83 +107,102 @@ def test_masks_cost_nothing_where_there_is_no_window_or_it_is_not_reached():
 # The check at a run's start
 
 
-def check(model, **changes):
-    def forward(packed):
-        found = forward_packed(model, packed, logits_to_keep=packed.tail, output_hidden_states=True)
-        return packed.predicting(found.logits), packed.predicting(found.hidden_states[-1])
+class CheckedAgent:
+    """A policy with a shared critic, as `self_check` sees the script's agent."""
 
-    def next_token(input_ids, **inputs):
-        return (model(input_ids, **inputs, logits_to_keep=1).logits[:, -1],)
+    shared = True
 
-    callables = {"packed_forward": forward, "next_token": next_token} | changes
-    self_check(model, VOCAB, WIDTH, LONGEST, **callables)
+    def __init__(self, policy):
+        self.policy = policy
+        self.critic = SimpleNamespace(value_head=torch.nn.Linear(policy.get_output_embeddings().in_features, 1))
+        torch.nn.init.zeros_(self.critic.value_head.weight)
+
+    def __call__(self, packed):
+        outputs = forward_packed(self.policy, packed, logits_to_keep=packed.tail, output_hidden_states=True)
+        values = self.critic.value_head(packed.predicting(outputs.hidden_states[-1]))[:, 0]
+        return packed.predicting(outputs.logits)[:, :VOCAB], values
+
+    def next_token(self, input_ids, **inputs):
+        outputs = self.policy(input_ids, **inputs, logits_to_keep=1, output_hidden_states=True)
+        return outputs.logits[:, -1, :VOCAB], self.critic.value_head(outputs.hidden_states[-1][:, -1])[:, 0]
+
+
+def check(agent):
+    self_check(agent, VOCAB, WIDTH, LONGEST)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "gpt_oss"])
 def test_the_check_passes_and_takes_no_random_numbers(kind):
     model = tiny_model(tiny_config(kind))
+    agent = CheckedAgent(model)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    check(model)
+    check(agent)
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
     assert torch.get_float32_matmul_precision() == "highest"
+    assert not agent.critic.value_head.weight.any()
 
 
-def without_masks(model):
-    """A packed forward that gives the model the boolean mask of `pack`, as if no model had other ones."""
+class WithoutMasks(CheckedAgent):
+    """Its model is given the boolean mask of `pack`, as if no model took another one."""
 
-    def forward(packed):
+    def __call__(self, packed):
         inputs = {"attention_mask": packed.attention_mask, "position_ids": packed.position_ids}
-        outputs = model(packed.input_ids, **inputs, use_cache=False, output_hidden_states=True)
-        return packed.predicting(outputs.logits), packed.predicting(outputs.hidden_states[-1])
+        outputs = self.policy(packed.input_ids, **inputs, use_cache=False, output_hidden_states=True)
+        values = self.critic.value_head(packed.predicting(outputs.hidden_states[-1]))[:, 0]
+        return packed.predicting(outputs.logits), values
 
-    return forward
+
+class WrongValues(CheckedAgent):
+    def __call__(self, packed):
+        logits, values = super().__call__(packed)
+        return logits, values + packed.input_ids.shape[1]
 
 
-@pytest.mark.parametrize("kind", ["gptj", "mistral"])
-def test_the_check_finds_a_mask_that_is_added_and_a_window_that_is_ignored(kind):
+class WrongSteps(CheckedAgent):
+    def next_token(self, input_ids, position_ids, **inputs):
+        return super().next_token(input_ids, position_ids=position_ids * 0, **inputs)
+
+
+class WrongStepValues(CheckedAgent):
+    def next_token(self, input_ids, **inputs):
+        logits, values = super().next_token(input_ids, **inputs)
+        return logits, values + 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "agent_class", "what"),
+    [
+        ("gptj", WithoutMasks, "log-probabilities in packed rows"),
+        ("mistral", WithoutMasks, "log-probabilities in packed rows"),
+        ("gpt2", WrongValues, "values in packed rows"),
+        ("gpt2", WrongSteps, "log-probabilities of decoding with a cache"),
+        ("gpt2", WrongStepValues, "values of decoding with a cache"),
+    ],
+)
+def test_the_check_finds_what_is_wrong(kind, agent_class, what):
     model = tiny_model(tiny_config(kind))
-    with pytest.raises(ValueError, match=f"^{type(model).__name__}: log-probabilities in packed rows differ"):
-        check(model, packed_forward=without_masks(model))
+    with pytest.raises(ValueError, match=f"^{type(model).__name__}: {what} differ"):
+        check(agent_class(model))
 
 
-def test_the_check_finds_wrong_values_and_wrong_steps():
-    model = tiny_model(tiny_config("gpt2"))
-
-    def wrong_values(packed):
-        logits, states = without_masks(model)(packed)
-        return logits, states + packed.input_ids.shape[1]
-
-    def wrong_step(input_ids, position_ids, **inputs):
-        return (model(input_ids, **inputs, position_ids=position_ids * 0).logits[:, -1],)
-
-    with pytest.raises(ValueError, match="values in packed rows differ"):
-        check(model, packed_forward=wrong_values)
-    with pytest.raises(ValueError, match="decoding with a cache differ"):
-        check(model, next_token=wrong_step)
-
-
-class Forbidding(torch.nn.Module):
+class Forbidding(GPT2LMHeadModel):
     """A policy that never writes half of the tokens."""
 
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.config, self.device, self.dtype = model, model.config, model.device, model.dtype
-
     def forward(self, *args, **kwargs):
-        outputs = self.model(*args, **kwargs)
-        logits = outputs.logits.masked_fill(torch.arange(VOCAB) % 2 == 0, -torch.inf)
-        return SimpleNamespace(logits=logits, hidden_states=outputs.hidden_states)
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = outputs.logits.masked_fill(torch.arange(VOCAB) % 2 == 0, -torch.inf)
+        return outputs
 
 
 def test_the_check_allows_forbidden_tokens_and_not_nan():
-    model = Forbidding(tiny_model(tiny_config("gpt2")))
-    check(model)
-    model.model.transformer.ln_f.weight.data.fill_(torch.nan)
+    model = Forbidding(tiny_config("gpt2")).eval()
+    check(CheckedAgent(model))
+    model.transformer.ln_f.weight.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="differ"):
-        check(model)
+        check(CheckedAgent(model))
 
 
 def test_a_loaded_model_is_the_same_in_the_check(tmp_path):
     AutoModelForCausalLM.from_config(tiny_config("gpt2")).save_pretrained(tmp_path)
-    check(load_model(str(tmp_path)))
+    check(CheckedAgent(load_model(str(tmp_path))))

@@ -9,7 +9,7 @@ from shapes import SHAPES, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from dailydialog_gym.models.precision import MixedPrecision, amp_dtype, choose_kernels, masked_attention
+from dailydialog_gym.models.precision import MixedPrecision, choose_amp_dtype, choose_kernels, masked_attention
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def attends(block, model) -> list[str]:
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize(("columns", "enabled", "fused"), [(512, True, False), (513, True, True), (512, False, True)])
 def test_attention_is_unfused_in_bfloat16_up_to_512_columns(columns, enabled, fused, kind):
-    block, model = MixedPrecision(CPU, torch.bfloat16, columns, enabled), tiny_model(kind)
+    block, model = MixedPrecision(CPU, torch.bfloat16 if enabled else None, columns), tiny_model(kind)
     flash = "_scaled_dot_product_flash_attention_for_cpu.default"
     assert (flash in attends(block, model)) == fused
     with block:
@@ -123,7 +123,7 @@ def test_it_is_as_near_to_float32_as_autocast(kind):
 )
 def test_a_gpu_that_only_emulates_bfloat16_gets_float16(kind, native, dtype, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
-    assert amp_dtype(torch.device(kind)) == getattr(torch, dtype)
+    assert choose_amp_dtype(torch.device(kind)) == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
