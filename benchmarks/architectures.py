@@ -5,7 +5,6 @@ largest difference from single rows, which the plain model reads without padding
 and replies are longer than the sliding windows.
 """
 
-import copy
 import dataclasses
 import datetime
 import os
@@ -124,32 +123,33 @@ def differences(model: PreTrainedModel) -> dict[str, float]:
     reply_lengths = rng.integers(1, LONGEST + 1, rows)
     mask = (columns >= WIDTH - prompt_lengths[:, None]) & (columns < WIDTH + reply_lengths[:, None])
     ids, mask = ids * mask, mask.astype(np.int64)
-    live = mask[:, WIDTH:].astype(bool)
-    tokens, reply_mask = torch.from_numpy(ids[:, WIDTH:]), torch.from_numpy(live)
+    live, device = mask[:, WIDTH:].astype(bool), model.device
+    tokens, reply_mask = torch.from_numpy(ids[:, WIDTH:]).to(device), torch.from_numpy(live).to(device)
 
     expected, expected_states = [], []
     for row, there, count in zip(ids, mask, reply_lengths, strict=True):
-        row = torch.from_numpy(row[there == 1])
+        row = torch.from_numpy(row[there == 1]).to(device)
         outputs = model(row[None], use_cache=False, output_hidden_states=True)
         expected.append(_log_probs(outputs.logits[0, -count - 1 : -1], row[-count:]))
         expected_states.append(outputs.hidden_states[-1][0, -count - 1 : -1])
     expected, expected_states = torch.cat(expected), torch.cat(expected_states)
 
-    packed = pack(ids, mask, WIDTH, np.arange(rows) // REPLIES, "cpu")
+    packed = pack(ids, mask, WIDTH, np.arange(rows) // REPLIES, device)
     outputs = forward_packed(model, packed, logits_to_keep=packed.tail, output_hidden_states=True)
     update = _log_probs(packed.predicting(outputs.logits), tokens[reply_mask])
     states = packed.predicting(outputs.hidden_states[-1])
 
     log_probs = np.zeros(live.shape)
-    log_probs[live] = expected.numpy()
+    log_probs[live] = expected.cpu().numpy()
     nothing = [""] * rows
     episodes = Episodes(nothing, nothing, nothing, np.ones(rows, np.int64), ids, mask, LONGEST, log_probs)
-    kl = KLDivergence(copy.deepcopy(model), VOCAB)(episodes)
+    kl = KLDivergence(model, VOCAB, device)(episodes)
 
     def next_token(input_ids, **inputs):
         return (model(input_ids, **inputs, logits_to_keep=1).logits[:, -1],)
 
-    decoder, rollout = Decoder(next_token, WIDTH + LONGEST, nullcontext(), torch.device("cpu")), torch.zeros(live.shape)
+    decoder = Decoder(next_token, WIDTH + LONGEST, nullcontext(), device)
+    rollout = torch.zeros(live.shape, device=device)
     (logits,) = decoder.prefill(ids[::REPLIES, :WIDTH], mask[::REPLIES, :WIDTH], copies=REPLIES)
     for t in range(LONGEST):
         rollout[decoder.rows, t] = _log_probs(logits, tokens[decoder.rows, t])
@@ -178,10 +178,10 @@ def _chat(model: PreTrainedModel, prompts: list[list[int]]) -> float:
     for reply in replies:
         if reply.error:
             raise reply.error
-        row = torch.tensor(reply.prompt_ids + reply.ids)
+        row = torch.tensor(reply.prompt_ids + reply.ids, device=model.device)
         logits = model(row[None], use_cache=False).logits[0, -len(reply.ids) - 1 : -1]
         alone = _log_probs(logits, row[-len(reply.ids) :])
-        worst = max(worst, _difference(torch.tensor(reply.probabilities).log(), alone))
+        worst = max(worst, _difference(torch.tensor(reply.probabilities).log(), alone.cpu()))
     return worst
 
 
@@ -225,7 +225,7 @@ def verdict(model_type: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
+    return " ".join(str(error).split()).split(". ")[0][:130]
 
 
 def main(names: list[str]) -> None:

@@ -107,4 +107,7 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -14,8 +14,7 @@ from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
 from dailydialog_gym.models.cache import RoomyCache, read_prompts
-
-DROP_BELOW = 0.8  # dropping rows copies the cache, which costs more than it saves while more rows than this are live
+from dailydialog_gym.models.forward import DROP_BELOW
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ class DecodingBatch:
         probabilities = (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)).exp()
         # A policy may forbid tokens with -inf. NaN, +inf, or nothing but -inf is a fault, and then so is the maximum
         sound = logits.amax(1).isfinite()
-        columns = torch.stack([tokens.double(), probabilities.double(), sound.double()]).tolist()
+        columns = torch.stack([tokens.double(), probabilities.double(), sound.double()]).cpu().tolist()
         for reply, token, probability, fine in zip(replies, *columns, strict=True):
             if not fine:
                 reply.fail(ValueError("the model's logits are not finite: its weights are broken, or overflow"))
