@@ -2,10 +2,14 @@
 
 import json
 import socket
+import subprocess
+import sys
 
 import pytest
 import sacrebleu
+from paths import ROOT
 from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import load_samples
@@ -57,6 +61,15 @@ def test_command_compares_an_agent_with_its_baseline(tiny_model, tmp_path, capsy
     assert table(rows) in output
     assert "12 replies to 12 contexts of builtin, test; sampled, top-k 20" in output
     assert rows["builtin"]["meteor"] > rows[tiny_model]["meteor"]
+
+
+def test_an_agent_that_is_not_supported_ends_the_command_with_one_line(tmp_path):
+    config = BloomConfig(vocab_size=50, hidden_size=8, n_layer=1, n_head=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "dailydialog_gym.evaluate", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert run.stderr.splitlines()[-1].startswith("error: BloomForCausalLM is not supported")
 
 
 def test_samples_are_spread_evenly():

@@ -1,6 +1,7 @@
 """Packed rows, rollout, chat and the reference give what a model gives for single rows, or the model is refused."""
 
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, BartConfig, GPT2LMHeadModel, T5Config
 
 from benchmarks.architectures import LONGEST, TOLERANCE, VOCAB, WIDTH, WINDOW, differences, tiny_config, tiny_model
-from dailydialog_gym.models.forward import forward_packed
+from dailydialog_gym.models.cache import FixedCache
+from dailydialog_gym.models.forward import Decoder, forward_packed
 from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.models.masks import attention_masks, check_supported
 from dailydialog_gym.models.self_check import self_check
@@ -51,6 +53,29 @@ REFUSED = {
 def test_every_part_equals_single_rows(kind):
     for part, difference in differences(tiny_model(tiny_config(kind))).items():
         assert difference < TOLERANCE, part
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mistral", "gemma2", "gpt_oss", "llama4_text"])
+@torch.no_grad()
+def test_steps_with_a_fixed_cache_are_those_with_one_that_grows(kind):
+    """`--compile` decodes with a fixed cache; its steps see columns that hold nothing yet."""
+    model, columns = tiny_model(tiny_config(kind)), WIDTH + LONGEST
+    ids = np.random.default_rng(0).integers(3, VOCAB, (4, columns))
+    mask = (np.arange(WIDTH) >= np.array([5, 9, 5, 20])[:, None]).astype(np.int64)
+    results = []
+    for cache in (None, FixedCache(columns)):
+        decoder = Decoder(
+            lambda ids, **inputs: (model(ids, **inputs, logits_to_keep=1).logits[:, -1],),
+            columns,
+            nullcontext(),
+            model.device,
+            cache,
+        )
+        logits = [*decoder.prefill(ids[:, :WIDTH] * mask, mask, copies=1)]
+        for t in range(WIDTH, columns):
+            logits += decoder.step(torch.from_numpy(ids[:, t]), np.ones(4, bool))
+        results.append(torch.stack(logits))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", REFUSED)

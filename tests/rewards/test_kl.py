@@ -8,6 +8,7 @@ from random_episodes import make_episodes
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM
 
+from dailydialog_gym.rewards import kl
 from dailydialog_gym.rewards.kl import KLDivergence
 
 VOCAB = 50
@@ -54,6 +55,15 @@ def test_kl_equals_a_slow_forward_of_each_row_alone(name, ragged):
     scores = KLDivergence(model, VOCAB)(ragged)
     assert scores.shape == (4, 6)
     np.testing.assert_allclose(scores, expected, atol=1e-4, rtol=0)
+
+
+def test_a_batch_whose_logits_are_too_many_is_read_in_several_forwards(ragged, monkeypatch):
+    model, forwards = make_model("gpt2"), []
+    expected = KLDivergence(model, VOCAB)(ragged)
+    monkeypatch.setattr(kl, "MAX_LOGITS", 6 * VOCAB)
+    model.register_forward_hook(lambda _module, _inputs, outputs: forwards.append(outputs.logits.shape[1]))
+    np.testing.assert_allclose(KLDivergence(model, VOCAB)(ragged), expected, atol=1e-5, rtol=0)
+    assert len(forwards) > 1 and sum(forwards) == ragged.reply_mask.sum()  # logits of the reply tokens and no others
 
 
 @every_model
