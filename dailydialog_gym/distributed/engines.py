@@ -15,6 +15,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from dailydialog_gym.distributed import ranks
+from dailydialog_gym.models.precision import choose_amp_dtype
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # the lowest ZeRO stage that has it
@@ -214,7 +215,9 @@ def _precision(use_amp: bool, given: dict[str, Any], name: str) -> dict[str, Any
         raise SystemExit(f'{name}: fp16 doesn\'t work on {accelerator.device_name()}: set "bf16": {{"enabled": true}}')
     if not use_amp or any(given.get(key, {}).get("enabled") for key in ("bf16", "fp16")):
         return {}
-    return {"bf16" if accelerator.is_bf16_supported() else "fp16": {"enabled": True}}
+    # DeepSpeed's own question, is_bf16_supported, also says yes for GPUs that only emulate bfloat16
+    bf16 = choose_amp_dtype(torch.device(accelerator.device_name())) == torch.bfloat16
+    return {"bf16" if bf16 else "fp16": {"enabled": True}}
 
 
 def _batch(args: Any, ranks: int, given: dict[str, Any], name: str) -> dict[str, int]:

@@ -109,6 +109,14 @@ def write(folder, config):
     return str(path)
 
 
+@pytest.mark.parametrize(("native", "section"), [(True, "bf16"), (False, "fp16")])
+def test_amp_on_a_gpu_that_only_emulates_bfloat16_is_float16(native, section, monkeypatch):
+    gpu = SimpleNamespace(is_fp16_supported=lambda: True, is_bf16_supported=lambda: True, device_name=lambda: "cuda")
+    monkeypatch.setattr("dailydialog_gym.distributed.engines.get_accelerator", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert training_config(arguments(use_amp=True), 1)[section] == {"enabled": True}
+
+
 @pytest.mark.parametrize(("world", "steps"), [(1, 2), (2, 1)])
 def test_the_tutorial_s_files_are_accepted_as_they_are(tmp_path, world, steps):
     config = training_config(arguments(deepspeed_config=write(tmp_path, TUTORIAL)), world)
