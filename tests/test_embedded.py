@@ -3,9 +3,12 @@
 import pytest
 
 from dailydialog_gym import embedded
+from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.embedded import ASSETS, asset, damaged
+from dailydialog_gym.env import EOU, load_samples
 from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.env.tokenizer import load_tokenizer
+from dailydialog_gym.evaluate import evenly_spread
 from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.rewards import synonyms
 
@@ -55,3 +58,11 @@ def test_a_missing_or_damaged_file_is_named_with_its_cure(file, harm, tmp_path, 
 def test_an_error_with_whole_files_stays_itself():
     with pytest.raises(KeyError, match="elsewhere"), asset("dialogues.jsonl"):
         raise KeyError("elsewhere")
+
+
+def test_the_card_shows_the_replies_that_its_code_draws():
+    samples = load_samples("builtin", "test")
+    prompts = [samples.prompts[i] for i in evenly_spread(samples, 20)]
+    replies = DialogueAgent.load("builtin").reply(prompts, sample=True, top_k=20, seed=1)
+    rows = [f"| {prompt.split(EOU)[-2].strip()} | {reply} |" for prompt, reply in zip(prompts, replies, strict=True)]
+    assert "\n".join(rows) in (ASSETS / "README.md").read_text()
