@@ -57,7 +57,7 @@ def choose(logits: torch.Tensor, decoding: Decoding, uniform: torch.Tensor) -> t
     """The next token of every row, ``(n,)``.
 
     Drawing is inverse transform sampling: the first token at which the cumulative probability exceeds a random number.
-    `torch.multinomial` has one generator for all rows, and takes ten times as long on a CPU.
+    `torch.multinomial` has one generator for all rows, and takes twice as long on a CPU.
 
     Args:
         logits: ``(n, vocabulary)``. A token with the logit -inf is never drawn.
