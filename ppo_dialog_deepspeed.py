@@ -13,10 +13,10 @@ Shapes, here and in the comments below:
     P  max_prompt_length, tokens of context     C  num_contexts, contexts in a batch
     T  max_new_tokens, tokens of reply          K  replies_per_prompt, replies to each context
     V  tokens in the vocabulary                 B  num_envs = C * K, replies in a batch: rows i*K to i*K+K-1 answer
-    A  tokens to draw from: top_k, or V            context i
+    A  candidates to draw from: top_k, or V        context i; an action is a candidate's index
     N  tokens of all replies of a minibatch     n  rows whose replies have not ended yet
     input_ids, attention_mask   (B, P + T)      the context left-padded in the first P columns, the reply after it
-    logprobs, values, rewards   (B, T)          one entry for each token of a reply, 0 after the reply's end
+    logprobs, values, rewards   (B, T)          one entry for each token of a reply, 0 after its end
 """
 
 import copy
@@ -86,10 +86,10 @@ class RewardArgs:
     """initial KL coefficient: the weight of the KL penalty, in reward per nat"""
     kl_rule: Literal["openrl", "ziegler", "fixed"] = "openrl"
     """how the KL coefficient adapts: to the KL per token (OpenRL), to the KL per reply (Ziegler et al.), or not"""
-    kl_target: float = 0.1
-    """KL divergence at which the coefficient stays the same, in nats per token (openrl) or per reply (ziegler)"""
+    kl_target: float | None = None
+    """KL divergence at which the coefficient stays: by default 0.1 nats per token (openrl), 6 per reply (ziegler)"""
     kl_estimator: Literal["k1", "k3"] = "k1"
-    """estimator of the logged KL divergence: k1 is also the penalty's, k3 has less variance"""
+    """estimator of the logged KL divergence; the penalty is always k1, and k3 has less variance"""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class PPOArgs:
     replies_per_prompt: int = 8
     """number of replies to each context of a batch"""
     group_baseline: bool = True
-    """leave-one-out baseline (RLOO): subtract the mean return of the other replies to the same context"""
+    """leave-one-out baseline: subtract the mean return of the other replies to the same context"""
     update_epochs: int = 1
     """number of passes over each batch"""
     num_minibatches: int = 4
@@ -113,15 +113,15 @@ class PPOArgs:
     anneal_lr: bool = True
     """anneal both learning rates linearly to zero"""
     critic: Literal["separate", "shared", "none"] = "shared"
-    """the value function: a network of its own, a value head on the policy, or none (RLOO)"""
+    """the critic: a network of its own, a value head on the policy, or none (the leave-one-out baseline alone, RLOO)"""
     normalize_groups: bool = False
-    """divide advantages by the standard deviation of the context's returns (GRPO) instead of the batch's advantages"""
+    """normalize advantages by the standard deviation of the returns to each context (GRPO), not over the batch"""
     top_k: int = 20
-    """draw each token from the k likeliest tokens and optimize the policy over these, as NLPO does; 0 is all tokens"""
+    """draw each token from the k likeliest, over which the update then normalizes too; 0 draws from all tokens"""
     gamma: float = 1.0
     """discount factor"""
     gae_lambda: float = 0.95
-    """lambda of generalized advantage estimation; without a critic it is 1"""
+    """lambda of generalized advantage estimation (with a critic)"""
     clip_coef: float = 0.2
     """clipping coefficient of the probability ratio"""
     ent_coef: float = 0.0
@@ -144,7 +144,7 @@ class Args(DeepSpeedArgs, RunArgs, PPOArgs, RewardArgs, ModelArgs):  # the bases
 
 
 class Critic(nn.Module):
-    """The value function: a linear head on the last hidden states of a transformer, its own or the policy's."""
+    """What the baseline does not predict of the return: a linear head on hidden states, its own or the policy's."""
 
     def __init__(self, body: nn.Module | None, width: int):
         super().__init__()
@@ -209,8 +209,8 @@ class Batch(NamedTuple):
     baselines: torch.Tensor | None = None  # (B, T)
 
 
-def among(candidates, logits):
-    """Logits (..., A) of the candidates among logits (..., V)."""
+def candidate_logits(candidates, logits):
+    """Of the logits of all tokens, (..., V), those of the candidates, (..., A)."""
     return logits.float() if candidates is None else logits.gather(-1, candidates).float()
 
 
@@ -224,13 +224,14 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     actions = torch.zeros(B, T, dtype=torch.long, device=device)
     candidates = torch.zeros(B, T, args.top_k, dtype=torch.long, device=device) if args.top_k else None
     env_actions = torch.zeros(2, B, dtype=torch.double, device=device)
-    # Autocast keeps the weights that it has cast until the outermost block ends: here they are cast once for T tokens
+    # Autocast caches the cast weights until its outermost block ends. With this block around the decoder's own, they
+    # are cast once for all T tokens; it is disabled so that the rewards, computed in envs.step, choose for themselves.
     with torch.autocast(device.type, enabled=False):
         logits, value = decoder.prefill(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], copies=K)
         for t in range(T):
             rows, logits = decoder.rows, logits.float()  # (n,), (n, V): rows that have ended may have been dropped
             likeliest = logits.topk(args.top_k).indices if args.top_k else None
-            dist = Categorical(logits=among(likeliest, logits), validate_args=False)
+            dist = Categorical(logits=candidate_logits(likeliest, logits), validate_args=False)
             action = dist.sample()  # (n,)
             actions[rows, t], logprobs[rows, t], values[rows, t] = action, dist.log_prob(action), value.float()
             token = likeliest.gather(1, action[:, None]).squeeze(1) if args.top_k else action  # (n,)
@@ -250,36 +251,36 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
         with autocast:
             values[reply_mask.bool()] = agent.critic(pack(ids, mask, P, np.arange(B) // K, device)).float()
     rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
-    return Batch(ids, mask, reply_mask, actions, candidates, logprobs, values * reply_mask, rewards, infos)
+    return Batch(ids, mask, reply_mask, actions, candidates, logprobs * reply_mask, values * reply_mask, rewards, infos)
 
 
 def compute_advantages(batch, args):
     """The batch with advantages, returns and baselines, and how much of the returns' variance the values explain."""
     K, T = args.replies_per_prompt, args.max_new_tokens
     mask, num_tokens = batch.reply_mask, ranks.all_reduce_mean(batch.reply_mask.sum())
-    # Leave-one-out baseline (RLOO, arXiv:2402.14740), here for every token: the mean of what the K - 1 other replies to
-    # the same context earn from token t on.  b_i,t = 1/(K-1) * sum_{j != i} G_j,t   with G_j,t = sum_{s >= t} r_j,s
+    # G_i,t is what reply i earns from token t on. Without a critic, a whole reply is one action, as in RLOO
+    # (arXiv:2402.14740) and GRPO, so each of its tokens has the return of the reply, G_i,0.
     rewards_to_go = batch.rewards.flip(1).cumsum(1).flip(1).view(-1, K, T)
+    if args.critic == "none":
+        rewards_to_go = rewards_to_go[:, :, :1].expand(-1, -1, T)
+    # Leave-one-out baseline, of the K - 1 other replies to the same context:  b_i,t = 1/(K-1) * sum_{j != i} G_j,t
     baselines = (rewards_to_go.sum(1, keepdim=True) - rewards_to_go).view(-1, T) / max(K - 1, 1)
     baselines = baselines * mask * args.group_baseline
-    # The critic estimates what the baseline leaves: V(s_t) = b_t + critic(s_t)
-    values = batch.values + baselines
-
+    values = batch.values + baselines  # V(s_t) = b_t + critic(s_t)
     # Generalized advantage estimation (arXiv:1506.02438):
     #   delta_t = r_t + gamma * V(s_t+1) - V(s_t)        A_t = delta_t + gamma * lambda * A_t+1
-    # After the end of a reply rewards and values are 0, so nothing is bootstrapped there and advantages are 0. Without
-    # a critic lambda is 1, where the sum is A_t = G_t - b_t (with gamma = 1): RLOO's advantage.
-    gae_lambda = 1.0 if args.critic == "none" else args.gae_lambda
-    next_values = nn.functional.pad(values, (0, 1))[:, 1:]
-    deltas = batch.rewards + args.gamma * next_values - values
+    # After the end of a reply rewards and values are 0, so nothing is bootstrapped there and advantages are 0.
+    deltas = batch.rewards + args.gamma * nn.functional.pad(values, (0, 1))[:, 1:] - values
     advantages, lastgaelam = torch.zeros_like(deltas), 0.0
     for t in reversed(range(T)):
-        advantages[:, t] = lastgaelam = deltas[:, t] + args.gamma * gae_lambda * lastgaelam
+        advantages[:, t] = lastgaelam = deltas[:, t] + args.gamma * args.gae_lambda * lastgaelam
+    if args.critic == "none":
+        advantages = (rewards_to_go.reshape(-1, T) - baselines) * mask  # A_t = G_i,0 - b_i,0
     returns = advantages + values
     explained_variance = 1 - advantages[mask.bool()].var() / returns[mask.bool()].var()
 
     if args.normalize_groups:
-        # GRPO (arXiv:2402.03300) divides G_i - mean(G), which is (K - 1)/K * (G_i - b_i), by std(G) of the context
+        # GRPO (arXiv:2402.03300) divides G_i,0 - mean(G), which is (K - 1)/K * (G_i,0 - b_i,0), by the context's std(G)
         std = rewards_to_go[:, :, 0].std(1, keepdim=True).repeat_interleave(K, dim=0)  # (B, 1)
         advantages = advantages / (std + 1e-4)
     else:
@@ -306,7 +307,9 @@ def ppo_loss(agent, batch, rows, args, autocast):
 
     # Policy loss:  L = mean_t max(-A_t * ratio_t, -A_t * clip(ratio_t, 1 - eps, 1 + eps))
     #   with ratio_t = pi(a_t | s_t) / pi_old(a_t | s_t)
-    dist = Categorical(logits=among(mb(batch.candidates) if args.top_k else None, newlogits), validate_args=False)
+    dist = Categorical(
+        logits=candidate_logits(mb(batch.candidates) if args.top_k else None, newlogits), validate_args=False
+    )
     logratio = dist.log_prob(mb(batch.actions)) - mb(batch.logprobs)
     ratio = logratio.exp()
     pg_loss1 = -mb(batch.advantages) * ratio
@@ -356,9 +359,10 @@ if __name__ == "__main__":
     samples = envs.unwrapped.samples
     eval_samples = load_samples(args.dataset, args.eval_split, args.model, **prompts)
     vocab_size = samples.tokenizer.vocab_size
-    if not 0 <= args.top_k <= vocab_size or args.kl_target <= 0:
-        raise SystemExit(f"--top-k must be 0 to {vocab_size}, the vocabulary, and --kl-target above 0")
-    # Agent and frozen reference model, then the rewards, each a wrapper around the environment
+    kl_target = {"ziegler": 6.0}.get(args.kl_rule, 0.1) if args.kl_target is None else args.kl_target
+    if not 0 <= args.top_k <= vocab_size or args.update_epochs < 1 or kl_target <= 0:
+        raise SystemExit(f"--top-k must be 0 to {vocab_size}, --update-epochs at least 1, and --kl-target above 0")
+    # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
     agent = Agent(args, vocab_size)
     self_check(agent, vocab_size, P, T)
     reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, amp_dtype)
@@ -394,7 +398,6 @@ if __name__ == "__main__":
         if args.anneal_lr:
             for group in groups:
                 group["lr"] = group["initial_lr"] * (1.0 - (iteration - 1.0) / num_iterations)
-
         total = num_contexts * world
         sample_ids = rng.choice(len(samples), total, replace=len(samples) < total)[rank::world]
         with gathered(engines[0]):
@@ -403,13 +406,12 @@ if __name__ == "__main__":
         batch, explained_variance = compute_advantages(batch, local)
 
         # Adaptive KL coefficient:  beta <- beta * (1 + rate * clip(KL / target - 1, -0.2, 0.2))
-        # OpenRL takes the KL per token and rate 0.1, Ziegler et al. (section 2.2) the KL per reply and rate B / 10,000
+        # OpenRL takes the KL per token, and Ziegler et al. (section 2.2) the KL per reply, with the rate of their code
         sums = torch.tensor([batch.reply_mask.sum(), batch.infos["reward/kl"].sum()], dtype=torch.double, device=device)
         num_tokens, kl = ranks.all_reduce_mean(sums).tolist()
         kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / local.num_envs, args.num_envs / 10_000)
         if args.kl_rule != "fixed":
-            kl_coef.value *= 1 + rate * float(np.clip(kl / args.kl_target - 1, -0.2, 0.2))
-
+            kl_coef.value *= 1 + rate * float(np.clip(kl / kl_target - 1, -0.2, 0.2))
         logged = []
         for _ in range(args.update_epochs):
             for contexts in np.array_split(rng.permutation(num_contexts), local.num_minibatches):

@@ -170,6 +170,9 @@ def test_a_compiled_run_is_the_run(run, tiny_model, critic):
         (("--normalize-groups", "--replies-per-prompt", "1"), "need --replies-per-prompt 2 or more"),
         (("--reward", "brevity=1"), "--reward 'brevity': expected module:name"),
         (("--kl-coef", "-1"), "coef of a KL coefficient"),
+        (("--update-epochs", "0"), "--update-epochs at least 1"),
+        (("--eval-samples", "-1"), "--eval-samples must be at least 0, got -1"),
+        (("--eval-top-k", "-1"), "--eval-top-k must be at least 0, got -1"),
         (("--checkpoint-every", "0"), "--checkpoint-every must be at least 1, got 0"),
     ],
 )
@@ -179,6 +182,13 @@ def test_bad_flags_are_named_before_anything_is_written(run, tiny_model, tmp_pat
     with pytest.raises((ValueError, SystemExit), match=re.escape(message)):
         run(*(flag.format(weightless=weightless) for flag in flags))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_of_the_user_is_one_line_and_not_a_traceback(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--eval-split", "tset"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: unknown split 'tset'") and ended.stderr.count("\n") == 1
 
 
 def test_a_run_is_never_overwritten(run, tiny_model, tmp_path):

@@ -184,8 +184,7 @@ def slow_update(run, critic, flags):
     rows = [ids[mask == 1] for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
     prompt_lengths = batch.attention_mask[:, :width].sum(1)
     rewards = batch.infos["token_rewards"]
-    gamma, clip = flags["gamma"], flags["clip_coef"]
-    lam = 1.0 if critic == "none" else flags["gae_lambda"]
+    gamma, lam, clip = flags["gamma"], flags["gae_lambda"], flags["clip_coef"]
 
     top_k = flags["top_k"]
     allowed = batch.candidates if top_k else [None] * len(rows)
@@ -202,6 +201,10 @@ def slow_update(run, critic, flags):
         values = [*(value + known for value, known in zip(values.tolist(), baseline, strict=True)), 0.0]
         deltas = [reward[t] + gamma * values[t + 1] - values[t] for t in range(n)]
         advantage = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, n)) for t in range(n)]
+        if critic == "none":  # the reply is one action, as in RLOO and GRPO
+            mean = float(np.mean([other.sum() for other in group])) if group else 0.0
+            baseline, advantage = [mean] * n, [reward.sum() - mean] * n
+            values = [*baseline, 0.0]
         old.append(log_probs)
         advantages += advantage
         baselines += baseline

@@ -58,6 +58,11 @@ class DialogueAgent:
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.context_size, self.max_prompt_length, self.max_new_tokens = context_size, max_prompt_length, max_new_tokens
         check_vocabulary(model, tokenizer.vocab_size)
+        if max_prompt_length + max_new_tokens > _positions(model):
+            raise ValueError(
+                f"{type(model).__name__} reads {_positions(model)} tokens, but max_prompt_length {max_prompt_length} + "
+                f"max_new_tokens {max_new_tokens} = {max_prompt_length + max_new_tokens}"
+            )
         eos = model.generation_config.eos_token_id
         self._template_ends = {*(eos if isinstance(eos, list) else [eos]), template.eos_token_id} if template else set()
 

@@ -16,7 +16,12 @@ def evenly_spread(samples: Samples, count: int) -> np.ndarray:
     """``count`` sample ids spread evenly over a split, 0 for all of them once.
 
     A larger count than there are samples answers some of them several times, for less noise where replies are drawn.
+
+    Raises:
+        ValueError: the count is negative.
     """
+    if count < 0:
+        raise ValueError(f"the number of replies to evaluate must be at least 0, got {count}")
     count = count or len(samples)
     return np.arange(count) * len(samples) // count
 

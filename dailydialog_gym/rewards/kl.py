@@ -22,8 +22,9 @@ MAX_LOGITS = 2**27  # of a forward; 0.5 GiB in float32
 class KLDivergence:
     """Scorer: ``log pi(token) - log pi_ref(token)`` for every token of the replies, ``(n, max_new_tokens)``.
 
-    The sum over a reply is the single-sample k1 estimate of the KL divergence, in nats. The estimate is unbiased, so it
-    is negative for some replies. Each distinct context is encoded once, together with all replies to it.
+    The sum over a reply is the single-sample k1 estimate of the KL divergence, in nats. It is negative for some
+    replies. It is unbiased if the tokens were drawn from the whole distribution, not from its top k. Each distinct
+    context is encoded once, together with all replies to it.
 
     Args:
         model: the reference model: a causal language model, or its folder or hub id.

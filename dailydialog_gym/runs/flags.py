@@ -32,7 +32,8 @@ class StartArgs:
 def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None) -> tuple[T, Path | None]:
     """Parse the command line of a training script. With --config or --resume, the file's values are the defaults.
 
-    transformers' progress bars are switched off, since a run shows its own.
+    transformers' progress bars are switched off, since a run shows its own. Until `Run.start`, a ValueError or OSError
+    that nobody catches is a mistake of the user, which ends the script in one line instead of a traceback.
 
     Args:
         cls: a dataclass whose base classes are the groups of ``--help``: ``RewardArgs`` becomes "reward options".
@@ -46,6 +47,7 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
             message names it.
     """
     transformers.utils.logging.disable_progress_bar()
+    sys.excepthook = _print_in_one_line
     argv = sys.argv[1:] if argv is None else list(argv)
     # The defaults of the other flags depend on these two
     start, _ = tyro.cli(StartArgs, args=argv, add_help=False, return_unknown_args=True)
@@ -75,6 +77,13 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
     if start.resume:
         _refuse_changes(cls(**given), args, start.resume)
     return args, start.resume
+
+
+def _print_in_one_line(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    if issubclass(kind, (ValueError, OSError)):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _refuse_changes(run: Any, asked: Any, folder: Path) -> None:

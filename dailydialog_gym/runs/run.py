@@ -37,8 +37,6 @@ MAX_BAD_STEPS = 3
 
 @dataclass
 class RunArgs:
-    """The flags of a run that do not concern the algorithm."""
-
     run_name: str | None = None
     """name of the run's folder under runs/"""
     checkpoint_every: int = 10
@@ -79,7 +77,8 @@ class Run:
         history: the metrics of each iteration.
 
     Raises:
-        SystemExit: ``checkpoint_every`` or ``sample_every`` is less than 1.
+        SystemExit: ``checkpoint_every`` or ``sample_every`` is less than 1, or ``eval_samples`` or ``eval_top_k`` is
+            negative.
         FileExistsError: a run of this name exists.
     """
 
@@ -89,9 +88,9 @@ class Run:
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None, is_main: bool = True):
         limit_onednn_cache()  # oneDNN reads the limit at its first matrix multiplication
-        for every in ("checkpoint_every", "sample_every"):
-            if getattr(args, every) < 1:
-                raise SystemExit(f"--{every.replace('_', '-')} must be at least 1, got {getattr(args, every)}")
+        for flag, least in (("checkpoint_every", 1), ("sample_every", 1), ("eval_samples", 0), ("eval_top_k", 0)):
+            if getattr(args, flag) < least:
+                raise SystemExit(f"--{flag.replace('_', '-')} must be at least {least}, got {getattr(args, flag)}")
         self.args, self._total_episodes, self.is_main = args, total_episodes, is_main
         self.folder = self._broadcast((resume or self._make_folder()) if is_main else None)
         self.iteration, self.before = 0, None
@@ -186,6 +185,7 @@ class Run:
     def start(self, before: Evaluation | None) -> None:
         """Open the logs and the progress bar. From now on a signal to stop takes effect after an iteration."""
         keep_freed_memory()
+        sys.excepthook = sys.__excepthook__  # an error from here on is not a mistake in the flags, see `parse_args`
         self.before = before
         self._training = True
         if not self.is_main:  # the terminal sends Ctrl-C to every process, but only the main one decides to stop
