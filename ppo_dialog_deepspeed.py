@@ -267,15 +267,16 @@ def compute_advantages(batch, args):
     baselines = (rewards_to_go.sum(1, keepdim=True) - rewards_to_go).view(-1, T) / max(K - 1, 1)
     baselines = baselines * mask * args.group_baseline
     values = batch.values + baselines  # V(s_t) = b_t + critic(s_t)
-    # Generalized advantage estimation (arXiv:1506.02438):
-    #   delta_t = r_t + gamma * V(s_t+1) - V(s_t)        A_t = delta_t + gamma * lambda * A_t+1
-    # After the end of a reply rewards and values are 0, so nothing is bootstrapped there and advantages are 0.
-    deltas = batch.rewards + args.gamma * nn.functional.pad(values, (0, 1))[:, 1:] - values
-    advantages, lastgaelam = torch.zeros_like(deltas), 0.0
-    for t in reversed(range(T)):
-        advantages[:, t] = lastgaelam = deltas[:, t] + args.gamma * args.gae_lambda * lastgaelam
     if args.critic == "none":
         advantages = (rewards_to_go.reshape(-1, T) - baselines) * mask  # A_t = G_i,0 - b_i,0
+    else:
+        # Generalized advantage estimation (arXiv:1506.02438):
+        #   delta_t = r_t + gamma * V(s_t+1) - V(s_t)        A_t = delta_t + gamma * lambda * A_t+1
+        # After the end of a reply rewards and values are 0, so nothing is bootstrapped there and advantages are 0.
+        deltas = batch.rewards + args.gamma * nn.functional.pad(values, (0, 1))[:, 1:] - values
+        advantages, lastgaelam = torch.zeros_like(deltas), 0.0
+        for t in reversed(range(T)):
+            advantages[:, t] = lastgaelam = deltas[:, t] + args.gamma * args.gae_lambda * lastgaelam
     returns = advantages + values
     explained_variance = 1 - advantages[mask.bool()].var() / returns[mask.bool()].var()
 
@@ -294,11 +295,10 @@ def ppo_loss(agent, batch, rows, args, autocast):
     """The policy's and the critic's loss of a minibatch, the given rows of the batch, and the statistics to log."""
     P, K, device = args.max_prompt_length, args.replies_per_prompt, agent.policy.device
     # One forward on packed rows: each context is read once for its K replies
-    mask = batch.attention_mask[rows]
-    packed = pack(batch.input_ids[rows], mask, P, rows // K, device)
+    packed = pack(batch.input_ids[rows], batch.attention_mask[rows], P, rows // K, device)
     with autocast:
         newlogits, newvalue = agent(packed)  # (N, V), (N,)
-    row, t = mask[:, P:].nonzero()  # the N tokens, in the order of `packed`
+    row, t = batch.attention_mask[rows, P:].nonzero()  # the N tokens, in the order of `packed`
     mb_inds = torch.from_numpy(rows[row] * args.max_new_tokens + t).to(device)
     mb_tokens = ranks.all_reduce_mean(torch.tensor(float(len(mb_inds)), device=device))
 
@@ -437,5 +437,4 @@ if __name__ == "__main__":
         )
         run.print_samples(iteration, batch.infos["prompt"], batch.infos["response"], batch.rewards.sum(1))
         run.checkpoint(iteration)
-
     run.finish(run.evaluate(agent.policy, eval_samples, intent))
