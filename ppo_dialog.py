@@ -181,9 +181,11 @@ class Agent(nn.Module):
 
     def next_token(self, input_ids, **inputs):
         """One token of every row, for the rollout: logits (n, V), and a shared critic's values (n,), else zeros."""
-        outputs = self.policy(input_ids, **inputs, logits_to_keep=1, output_hidden_states=self.shared)
-        logits = outputs.logits[:, -1, : self.vocab_size]
-        return logits, self.critic.value(outputs.hidden_states[-1][:, -1]) if self.shared else logits[:, 0] * 0
+        out = self.policy(input_ids, **inputs, logits_to_keep=1, output_hidden_states=self.shared)
+        logits = out.logits[:, -1, : self.vocab_size]
+        return logits, self.critic.value(out.hidden_states[-1][:, -1]) if self.shared else torch.zeros_like(
+            logits[:, 0]
+        )
 
 
 class Batch(NamedTuple):

@@ -108,21 +108,23 @@ def test_training_raises_a_bandit_reward(run, algorithm):
     assert rows[0]["charts/episodic_return"] < 13 and rows[-1]["charts/episodic_return"] > 15
 
 
-def test_a_policy_that_forbids_tokens_has_an_entropy_bonus(tiny_model, run, tmp_path, monkeypatch):
-    """The gradient of p log p is finite where p is 0."""
+@pytest.mark.parametrize("critic", ["shared", "separate", "none"])
+def test_a_policy_that_forbids_tokens_trains_with_an_entropy_bonus(critic, tiny_model, run, tmp_path, monkeypatch):
+    """The gradient of p log p is finite where p is 0, and no value is computed from a logit of -inf."""
     (tmp_path / "forbids.py").write_text(
         "import torch\nfrom transformers import GPT2LMHeadModel\n\n\n"
         "class Policy(GPT2LMHeadModel):\n"
         "    def forward(self, *args, **kwargs):\n"
         "        output = super().forward(*args, **kwargs)\n"
-        "        forbidden = torch.arange(output.logits.shape[-1]) % 3 == 1\n"
+        "        forbidden = torch.arange(output.logits.shape[-1]) % 3 == 0\n"
         "        output.logits = output.logits.masked_fill(forbidden, -torch.inf)\n"
         "        return output\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    flags = ("--policy-class", "forbids:Policy", "--ent-coef", "0.01", "--top-k", "0")
+    flags = ("--policy-class", "forbids:Policy", "--ent-coef", "0.01", "--top-k", "0", "--critic", critic)
     for row in run("--model", tiny_model, *SMALL, *flags):
         assert row["losses/skipped_steps"] == 0 and row["losses/entropy"] > 1
+        assert np.isfinite(row["losses/value_loss"]) and np.isfinite(row["losses/policy_loss"])
 
 
 def test_amp_trains(run, tiny_model, capsys):
