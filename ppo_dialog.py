@@ -181,11 +181,10 @@ class Agent(nn.Module):
 
     def next_token(self, input_ids, **inputs):
         """One token of every row, for the rollout: logits (n, V), and a shared critic's values (n,), else zeros."""
-        out = self.policy(input_ids, **inputs, logits_to_keep=1, output_hidden_states=self.shared)
-        logits = out.logits[:, -1, : self.vocab_size]
-        return logits, self.critic.value(out.hidden_states[-1][:, -1]) if self.shared else torch.zeros_like(
-            logits[:, 0]
-        )
+        outputs = self.policy(input_ids, **inputs, logits_to_keep=1, output_hidden_states=self.shared)
+        logits = outputs.logits[:, -1, : self.vocab_size]
+        hidden = outputs.hidden_states[-1][:, -1] if self.shared else None
+        return logits, self.critic.value(hidden) if self.shared else torch.zeros_like(logits[:, 0])
 
 
 class Batch(NamedTuple):
@@ -346,14 +345,13 @@ if __name__ == "__main__":
     envs = gym.make_vec("DailyDialog-v0", num_envs=args.num_envs, lockstep=True, autoreset_mode="Disabled", **settings)
     samples = envs.unwrapped.samples
     eval_samples = load_samples(args.dataset, args.eval_split, args.model, **prompts)
-    vocab_size = samples.tokenizer.vocab_size
     kl_target = {"ziegler": 6.0}.get(args.kl_rule, 0.1) if args.kl_target is None else args.kl_target
-    if not 0 <= args.top_k <= vocab_size or args.update_epochs < 1 or kl_target <= 0:
-        raise SystemExit(f"--top-k must be 0 to {vocab_size}, --update-epochs at least 1, and --kl-target above 0")
     # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
-    agent = Agent(args, vocab_size).to(device)
-    self_check(agent, vocab_size, P, T)
-    reference = KLDivergence(copy.deepcopy(agent.policy), vocab_size, device, amp_dtype)
+    agent = Agent(args, samples.tokenizer.vocab_size).to(device)
+    if not 0 <= args.top_k <= agent.vocab_size or args.update_epochs < 1 or kl_target <= 0:
+        raise SystemExit(f"--top-k must be 0 to {agent.vocab_size}, --update-epochs at least 1, --kl-target above 0")
+    self_check(agent, agent.vocab_size, P, T)
+    reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
     intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype)
     kl_coef = FixedCoefficient(args.kl_coef)  # adapted below, after each rollout
     envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)

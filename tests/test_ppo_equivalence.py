@@ -179,7 +179,7 @@ def run_script(tmp_path, monkeypatch, **flags):
 
 def slow_update(run, critic, flags):
     """What one iteration does to an agent, by the formulas of the papers."""
-    agent = Agent(Args(model=flags["model"], critic=critic), run["vocab_size"]).double()
+    agent = Agent(Args(model=flags["model"], critic=critic), run["agent"].vocab_size).double()
     batch, width = run["batch"], flags["max_prompt_length"]
     rows = [ids[mask == 1] for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
     prompt_lengths = batch.attention_mask[:, :width].sum(1)
@@ -281,7 +281,7 @@ def test_an_iteration_equals_the_slow_reference(
         np.testing.assert_allclose([float(row[name]) for row in run["logged"]], [row[i] for row in losses], atol=1e-4)
     assert ((ratios[-1] - 1).abs() > flags["clip_coef"]).any()  # the clip was at work
     moved = 0.0
-    before = Agent(Args(model=lively_model, critic=critic), run["vocab_size"])
+    before = Agent(Args(model=lively_model, critic=critic), run["agent"].vocab_size)
     for name, expected in agent.named_parameters():
         ours = run["agent"].get_parameter(name).double()
         rate = flags["learning_rate"] if name.startswith("policy") else flags["critic_learning_rate"]
@@ -297,7 +297,7 @@ def test_in_amp_rollout_and_update_are_near_the_slow_reference(copies, lively_mo
     run = run_script(tmp_path, monkeypatch, model=lively_model, use_amp=True, **still)
     batch, metrics = run["batch"], run["run"].history[-1]
     there = batch.reply_mask.bool()
-    agent = Agent(Args(model=lively_model, critic="separate"), run["vocab_size"]).double()
+    agent = Agent(Args(model=lively_model, critic="separate"), run["agent"].vocab_size).double()
     with torch.no_grad():
         exact = torch.cat(
             [
