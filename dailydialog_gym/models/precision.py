@@ -8,6 +8,8 @@ import torch
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dailydialog_gym.models.memory import limit_onednn_cache
+
 LONGEST = 512  # columns
 
 
@@ -18,15 +20,17 @@ def choose_amp_dtype(device: torch.device) -> torch.dtype:
 
 
 def choose_kernels(device: torch.device) -> None:
-    """Choose the kernels of a GPU; on a CPU this does nothing.
+    """Choose the kernels of a device. Call it before the first forward.
 
-    Matmuls in float32 may use TF32. cuDNN's attention is off: PyTorch 2.13 prefers it on H100, where it gives NaN
-    gradients for masked rows in bfloat16 (https://github.com/pytorch/pytorch/issues/196678), and it builds a plan for
-    every new shape.
+    On a GPU, matmuls in float32 may use TF32. cuDNN's attention is off: PyTorch 2.13 prefers it on H100, where it gives
+    NaN gradients for masked rows in bfloat16 (https://github.com/pytorch/pytorch/issues/196678), and it builds a plan
+    for every new shape. On a CPU, the number of kernels that oneDNN keeps is limited, see `limit_onednn_cache`.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cuda.enable_cudnn_sdp(False)
+    else:
+        limit_onednn_cache()
 
 
 class MixedPrecision:

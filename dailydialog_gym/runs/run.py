@@ -25,7 +25,7 @@ from dailydialog_gym.agent import DialogueAgent, save_agent
 from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
-from dailydialog_gym.models.memory import keep_freed_memory, limit_onednn_cache
+from dailydialog_gym.models.memory import keep_freed_memory
 from dailydialog_gym.reports.curves import curve_keys, plot_curves
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
@@ -87,7 +87,6 @@ class Run:
     _stop_notice = "stopping after this iteration and a checkpoint; once more to quit at once"
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None, is_main: bool = True):
-        limit_onednn_cache()  # oneDNN reads the limit at its first matrix multiplication
         for flag, least in (("checkpoint_every", 1), ("sample_every", 1), ("eval_samples", 0), ("eval_top_k", 0)):
             if getattr(args, flag) < least:
                 raise SystemExit(f"--{flag.replace('_', '-')} must be at least {least}, got {getattr(args, flag)}")
