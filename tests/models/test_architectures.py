@@ -43,7 +43,7 @@ REFUSED = {
     "lfm2": r"\(conv\)",
     "qwen3_next": "linear_attention",
     "falcon_h1": r"\(hybrid\)",
-    "recurrent_gemma": "linear_attention",
+    "recurrent_gemma": "another state than keys and values",
     "rwkv": "another state than keys and values",
     "deepseek_v32": "indexed_attention",
 }
