@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def hub_is_off() -> bool:
     """Whether the Hugging Face hub is switched off or doesn't answer; its own clients would retry for half a minute."""
@@ -14,3 +16,8 @@ def hub_is_off() -> bool:
     except Exception:  # the client's library, and so the kind of error, differs between versions
         return True
     return False
+
+
+def only_local_files(name: str) -> bool:
+    """Whether a model or tokenizer must be read from the disk: it is a folder, or the hub is off."""
+    return Path(name).is_dir() or hub_is_off()

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from dailydialog_gym.env.samples import format_prompt, left_pad
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, load_tokenizer
-from dailydialog_gym.hub import hub_is_off
+from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
-from dailydialog_gym.models.loading import check_vocabulary, load_model, resolve
+from dailydialog_gym.models.loading import check_positions, check_vocabulary, load_model, resolve
 from dailydialog_gym.text import join_punctuation, space_punctuation
 
 
@@ -21,25 +21,30 @@ def save_agent(model: PreTrainedModel, tokenizer: str, folder: Path) -> None:
     """Write an agent folder: model (safetensors), its tokenizer and generation defaults, as transformers reads them."""
     model.save_pretrained(folder)
     trained_tokenizer = AutoTokenizer.from_pretrained(resolve(tokenizer))
-    trained_tokenizer.chat_template = None  # the agent has learnt the training format, whatever its start spoke
+    trained_tokenizer.chat_template = None  # training uses the training format, whatever the initial model used
     trained_tokenizer.save_pretrained(folder)
 
 
 def _positions(model: PreTrainedModel) -> int:
-    """How many tokens a model can read."""
-    return getattr(model.config, "max_position_embeddings", None) or 2048  # some have no limit (ALiBi)
+    """The number of tokens that a model can read."""
+    return getattr(model.config, "max_position_embeddings", None) or 2048  # some configurations name no limit
 
 
 class DialogueAgent:
-    """A model that answers.
+    """A dialogue model with its tokenizer.
 
-    People's side of it is ordinary text; the model's is the training format, or its chat template where it has one.
+    `chat` takes and returns ordinary text. It converts it to the training format, or to the chat template of a model
+    that has one.
 
     Args:
         model: a causal language model, on the device where it is to run.
         tokenizer: see `dailydialog_gym.env.tokenizer.load_tokenizer`.
         context_size, max_prompt_length, max_new_tokens: as in the environment.
-        template: the tokenizer whose chat template `chat` speaks, instead of the training format.
+        template: the tokenizer whose chat template `chat` uses, instead of the training format.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the model's embeddings, or prompt and reply together have more
+            tokens than the model has positions.
 
     >>> agent = DialogueAgent.load("builtin")
     >>> isinstance(agent.chat("How are you?"), str)
@@ -58,11 +63,7 @@ class DialogueAgent:
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.context_size, self.max_prompt_length, self.max_new_tokens = context_size, max_prompt_length, max_new_tokens
         check_vocabulary(model, tokenizer.vocab_size)
-        if max_prompt_length + max_new_tokens > _positions(model):
-            raise ValueError(
-                f"{type(model).__name__} reads {_positions(model)} tokens, but max_prompt_length {max_prompt_length} + "
-                f"max_new_tokens {max_new_tokens} = {max_prompt_length + max_new_tokens}"
-            )
+        check_positions(model, max_prompt_length, max_new_tokens)
         eos = model.generation_config.eos_token_id
         self._template_ends = {*(eos if isinstance(eos, list) else [eos]), template.eos_token_id} if template else set()
 
@@ -82,16 +83,15 @@ class DialogueAgent:
             name: of the model.
             device: where it is to run.
             model_class: as in `load_model`.
-            use_template: speak the tokenizer's chat template, where it has one; otherwise the training format.
+            use_template: use the tokenizer's chat template if it has one; otherwise the training format.
             trust_remote_code: run Python code that comes with the model. It can do anything you can.
         """
         model = load_model(name, model_class, trust_remote_code).to(device)
         tokenizer = load_tokenizer(name, trust_remote_code)
         template = None
         if use_template and name != "builtin":
-            here = Path(name).is_dir()
             template = AutoTokenizer.from_pretrained(
-                name, local_files_only=here or hub_is_off(), trust_remote_code=trust_remote_code
+                name, local_files_only=only_local_files(name), trust_remote_code=trust_remote_code
             )
         if template is None or not template.chat_template:
             return cls(model, tokenizer, **kwargs)
@@ -150,7 +150,7 @@ class DialogueAgent:
         batch_size: int = 64,
         **decoding: Any,
     ) -> list[str]:
-        """Answer many messages, of different people, at once: each gets what `chat` would have answered.
+        """Answer messages of several conversations in one batch. Each reply is the one that `chat` would give.
 
         Args:
             messages: what each of them says.

@@ -19,12 +19,12 @@ from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from dailydialog_gym.embedded import ASSETS, asset
-from dailydialog_gym.hub import hub_is_off
+from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.masks import check_supported
 
 
 def resolve(name: str) -> str:
-    """Where a model stands: the folder of ``"builtin"``, else the name itself."""
+    """What transformers can load: the folder of the embedded model for ``"builtin"``, else the name itself."""
     return str(ASSETS / "policy") if name == "builtin" else name
 
 
@@ -45,19 +45,18 @@ def load_model(
     if name == "builtin":
         with asset("policy") as folder:
             return load_model(str(folder), model_class, trust_remote_code)
-    here = Path(name).is_dir()
-    local_files_only = here or hub_is_off()
+    local_files_only = only_local_files(name)
     _check_kind(name, local_files_only)
     try:
         model, report = model_class.from_pretrained(
             name,
             output_loading_info=True,
             dtype=torch.float32,
-            use_safetensors=True if here else None,
+            use_safetensors=True if Path(name).is_dir() else None,
             local_files_only=local_files_only,
             trust_remote_code=trust_remote_code,
         )
-        # transformers makes up what is missing, which only a class of the user's own can mean
+        # transformers initialises missing weights at random; only a class of the user's own may want that
         if report["missing_keys"] and model_class is AutoModelForCausalLM:
             raise ValueError(f"the weights lack {len(report['missing_keys'])} tensors of a {type(model).__name__}")
     # safetensors and JSON raise their own errors for half a file; torch's is of weights in other shapes
@@ -104,15 +103,25 @@ def check_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
         )
 
 
+def check_positions(model: PreTrainedModel, max_prompt_length: int, max_new_tokens: int) -> None:
+    """Raise ValueError if prompt and reply together have more tokens than the model's configuration has positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    columns = max_prompt_length + max_new_tokens
+    if positions is not None and positions < columns:
+        raise ValueError(
+            f"{type(model).__name__} reads {positions} tokens, but max_prompt_length {max_prompt_length} + "
+            f"max_new_tokens {max_new_tokens} = {columns}"
+        )
+
+
 def load_classifier(model: str, **config: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier by folder or hub id, in float32, with its tokenizer; ``config`` replaces what its
     configuration says. Raises ValueError where there is none; loads no pickle from a folder."""
-    here = Path(model).is_dir()
-    source = {"local_files_only": here or hub_is_off()}
+    source = {"local_files_only": only_local_files(model)}
     try:
         return (
             AutoModelForSequenceClassification.from_pretrained(
-                model, dtype=torch.float32, use_safetensors=True if here else None, **source, **config
+                model, dtype=torch.float32, use_safetensors=True if Path(model).is_dir() else None, **source, **config
             ),
             # Where the text is too long for the model, the reply is what must stay.
             AutoTokenizer.from_pretrained(model, truncation_side="left", **source),

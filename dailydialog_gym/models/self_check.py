@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dailydialog_gym.models.forward import Decoder
-from dailydialog_gym.models.loading import check_vocabulary
+from dailydialog_gym.models.loading import check_positions, check_vocabulary
 from dailydialog_gym.models.packing import pack
 
 TOLERANCE = 1e-3  # relative to values above 1; float32 gives 1e-6 to 1e-4, and a wrong mask 1e-2 or more
@@ -39,13 +39,7 @@ def self_check(agent: Any, vocab_size: int, max_prompt_length: int, max_new_toke
     """
     model = agent.policy
     check_vocabulary(model, vocab_size)
-    columns = max_prompt_length + max_new_tokens
-    positions = getattr(model.config, "max_position_embeddings", None) or columns
-    if positions < columns:
-        raise ValueError(
-            f"{type(model).__name__} reads {positions} tokens, but max_prompt_length {max_prompt_length} + "
-            f"max_new_tokens {max_new_tokens} = {columns}"
-        )
+    check_positions(model, max_prompt_length, max_new_tokens)
     weights = [] if agent.critic is None else list(agent.critic.value_head.parameters())
     kept = [weight.clone() for weight in weights]
     precision = torch.get_float32_matmul_precision()

@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +133,22 @@ def test_a_tokenizer_that_has_outgrown_its_model_is_refused(tiny_model, tmp_path
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"resize_token_embeddings\({len(tokenizer)}\)"):
         DialogueAgent.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(("positions", "refused"), [(256, True), (4096, False), (None, False)])
+def test_a_model_with_too_few_positions_is_refused_and_one_that_names_no_limit_is_not(builtin, positions, refused):
+    config = SimpleNamespace(max_position_embeddings=positions)
+    model = SimpleNamespace(
+        config=config,
+        generation_config=SimpleNamespace(eos_token_id=0),
+        get_input_embeddings=builtin.model.get_input_embeddings,
+        get_output_embeddings=builtin.model.get_output_embeddings,
+    )
+    if not refused:
+        DialogueAgent(model, builtin.tokenizer, max_prompt_length=2900, max_new_tokens=100)
+        return
+    with pytest.raises(ValueError, match=r"reads 256 tokens, but max_prompt_length 2900 \+ max_new_tokens 100 = 3000"):
+        DialogueAgent(model, builtin.tokenizer, max_prompt_length=2900, max_new_tokens=100)
 
 
 def test_a_stream_grows_to_what_chat_answers(builtin):
