@@ -262,8 +262,7 @@ def compute_advantages(batch, args):
     # G_i,t is what reply i earns from token t on. Without a critic, a whole reply is one action, as in RLOO
     # (arXiv:2402.14740) and GRPO, so each of its tokens has the return of the reply, G_i,0.
     rewards_to_go = batch.rewards.flip(1).cumsum(1).flip(1).view(-1, K, T)
-    if args.critic == "none":
-        rewards_to_go = rewards_to_go[:, :, :1].expand(-1, -1, T)
+    rewards_to_go = rewards_to_go[:, :, :1].expand(-1, -1, T) if args.critic == "none" else rewards_to_go
     # Leave-one-out baseline, of the K - 1 other replies to the same context:  b_i,t = 1/(K-1) * sum_{j != i} G_j,t
     baselines = (rewards_to_go.sum(1, keepdim=True) - rewards_to_go).view(-1, T) / max(K - 1, 1)
     baselines = baselines * mask * args.group_baseline
@@ -318,7 +317,8 @@ def ppo_loss(agent, batch, rows, args, autocast):
     pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
     # Value loss:  L = 1/2 * mean_t (b_t + critic(s_t) - R_t)^2
     v_loss = 0.5 * (newvalue.float() + mb(batch.baselines) - mb(batch.returns)).pow(2).sum() / mb_tokens
-    entropy = dist.entropy().sum() / mb_tokens
+    with torch.set_grad_enabled(args.ent_coef != 0):
+        entropy = dist.entropy().sum() / mb_tokens
     kl = (ratio - 1 - logratio).sum() / mb_tokens  # k3 of http://joschu.net/blog/kl-approx.html
     clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / mb_tokens
     stats = {"policy_loss": pg_loss, "value_loss": v_loss, "entropy": entropy, "approx_kl": kl, "clipfrac": clipfrac}

@@ -13,6 +13,9 @@ from paths import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dailydialog_gym.rewards import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
+from dailydialog_gym.rewards.penalty import KLTracker
+
 SCRIPT = ROOT / "ppo_dialog.py"
 
 
@@ -88,6 +91,31 @@ def test_runs_reproduce(run, tiny_model):
     first = run("--model", tiny_model, *SMALL)
     second = run("--model", tiny_model, *SMALL, "--run-name", "test2")
     assert untimed(first) == untimed(second)
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        (("--kl-rule", "openrl"), AdaptiveCoefficient(0.02, 0.1)),
+        (("--kl-rule", "openrl", "--kl-target", "0.01"), AdaptiveCoefficient(0.02, 0.01)),
+        (("--kl-rule", "ziegler"), ZieglerCoefficient(0.02, 6.0)),
+        (("--kl-rule", "fixed"), FixedCoefficient(0.02)),
+    ],
+)
+def test_the_kl_coefficient_adapts_as_the_package_s_does(run, tiny_model, monkeypatch, flags, rule):
+    """The rules stand in the script's loop, where they can be read, and in `rewards.coefficients`, for wrappers."""
+    expected, add_penalty = [], KLTracker.add_penalty
+
+    def watched(tracker, rows, episodes, rewards, info):
+        rewards, new_info = add_penalty(tracker, rows, episodes, rewards, info)
+        expected.append(rule.value)
+        rule.update(new_info["reward/kl"], episodes.reply_mask.sum(1), episodes_per_update=len(rows))
+        return rewards, new_info
+
+    monkeypatch.setattr(KLTracker, "add_penalty", watched)
+    rows = run("--model", tiny_model, *SMALL, "--total-episodes", "32", "--learning-rate", "1e-2", *flags)
+    assert [row["metric/kl_coef"] for row in rows] == pytest.approx(expected, rel=1e-9)
+    assert (len(set(expected)) == 4) == ("fixed" not in flags)
 
 
 ALGORITHMS = {
