@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from machine import environment
 
 from dailydialog_gym.reports.curves import plot_curves
 from dailydialog_gym.reports.tables import markdown, score_cells
@@ -55,10 +56,11 @@ class Args:
 def call(args: Args, name: str, command: list[str]) -> None:
     """Run a Python command in the output folder and append its output to a run's log."""
     log = args.out / f"{name}.log"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])}
-    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with log.open("a") as output:
-        done = subprocess.run([sys.executable, *command], cwd=args.out, stdout=output, stderr=output, env=environment)
+        done = subprocess.run(
+            [sys.executable, *command], cwd=args.out, stdout=output, stderr=output, env=environment(threads)
+        )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed, see the end of {log}")
 

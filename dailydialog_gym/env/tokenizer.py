@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from dailydialog_gym.embedded import asset
-from dailydialog_gym.hub import hub_is_off
+from dailydialog_gym.hub import only_local_files
 
 EOU = "<EOU>"
 
@@ -61,22 +60,6 @@ class ReplyTokenizer:
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without the special tokens that a tokenizer may add before or after it."""
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def reply_lengths(self, reply_ids: np.ndarray) -> np.ndarray:
-        """Count the tokens of each reply up to and including the token that ends it.
-
-        Args:
-            reply_ids: ``(n, width)`` token ids. All ``width`` tokens of a row that never ends are counted.
-
-        Returns:
-            ``(n,)`` int64.
-        """
-        lengths = np.full(len(reply_ids), reply_ids.shape[1])
-        state = np.zeros(len(reply_ids), np.int64)
-        for t in range(reply_ids.shape[1]):
-            state = np.where(state == self.accepting_state, state, self.transitions[state, reply_ids[:, t]])
-            lengths = np.where(state == self.accepting_state, np.minimum(lengths, t + 1), lengths)
-        return lengths
 
     def decode(self, replies: list[np.ndarray]) -> list[str]:
         """The texts of replies, each an array of ids, without ``<EOU>``, special tokens and surrounding whitespace."""
@@ -129,7 +112,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> ReplyTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, local_files_only=Path(name).is_dir() or hub_is_off(), trust_remote_code=trust_remote_code
+            name, local_files_only=only_local_files(name), trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A cache of keys and values for writing replies token by token."""
+"""Caches of keys and values for decoding token by token."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _RoomyLayer(DynamicLayer):
 
 
 class RoomyCache(Cache):
-    """A cache equal to a `transformers.DynamicCache` in all but speed, to which rows can be added."""
+    """A faster `transformers.DynamicCache` with the same contents. Rows can be added to it."""
 
     def __init__(self):
         super().__init__(layer_class_to_replicate=_RoomyLayer)
@@ -87,7 +87,7 @@ class RoomyCache(Cache):
 def read_prompts(
     read: Callable, input_ids: np.ndarray, attention_mask: np.ndarray
 ) -> tuple[tuple[torch.Tensor, ...], RoomyCache]:
-    """Read left-padded prompts into a cache, those of about equal length together: little of what is read is padding.
+    """Read left-padded prompts into a cache. Prompts of similar length share a forward, so little padding is computed.
 
     Args:
         read: gets the input_ids and the attention_mask of some rows, ``(n, columns)``, and an empty cache, which it
@@ -123,14 +123,14 @@ def read_prompts(
 
 
 class FixedCache(Cache):
-    """A cache of a fixed number of columns at a fixed address, with which every step is the same program: what
-    `torch.compile` needs for a CUDA graph. The attention mask, as wide, hides the columns that hold nothing."""
+    """A cache with a fixed number of columns at a fixed address, so that every step runs the same program, as
+    `torch.compile` needs for a CUDA graph. The attention mask has the same width and hides the empty columns."""
 
     def __init__(self, columns: int):
         super().__init__(layer_class_to_replicate=partial(StaticLayer, max_cache_len=columns))
 
     def hold(self, cache: Cache, first: int) -> FixedCache:
-        """Hold what another cache does, as many rows each time, from this column on."""
+        """Copy another cache, whose number of rows is the same in every call, to the columns from ``first`` on."""
         self.layers = self.layers or [self.layer_class_to_replicate() for _ in cache.layers]
         for own, other in zip(self.layers, cache.layers, strict=True):
             if not own.is_initialized:

@@ -21,8 +21,8 @@ def compile_agent(agent: nn.Module, columns: int) -> FixedCache:
 def compile_layers(agent: nn.Module) -> None:
     """Compile the transformer layers of an agent's models, for forwards that take gradients.
 
-    One layer is compiled and serves for all of its shape, so that this takes as long for 12 as for one. Decoding and
-    evaluating stay as they are.
+    All layers share one compiled function, so compiling 12 layers takes as long as compiling one. Decoding and
+    evaluation are not compiled here.
     """
     models = [module for module in agent.modules() if isinstance(module, PreTrainedModel)]
     for block in {block for model in models for block in blocks_of(model)}:  # one model is within another
@@ -40,8 +40,10 @@ def _where_it_learns(forward: Callable) -> Callable:
 
 
 def compile_decoding(policy: PreTrainedModel, columns: int) -> FixedCache:
-    """Compile the policy's forward for steps with a `FixedCache`, of which this returns one with so many columns; on a
-    GPU each is the replay of a CUDA graph, without the processor's launching some hundred kernels a token."""
+    """Compile the policy's forward for steps with a `FixedCache`, and return such a cache of ``columns`` columns.
+
+    On a GPU each step replays a CUDA graph, so the CPU does not launch some hundred kernels for every token.
+    """
     forward = policy.forward
     compiled = torch.compile(forward, mode="reduce-overhead", dynamic=False)
 

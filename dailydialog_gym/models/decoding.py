@@ -1,4 +1,4 @@
-"""Replies written token by token for many people at once: one batch and one KV cache, which replies join and leave."""
+"""Batched decoding: one batch and one KV cache, which replies join and leave between any two tokens."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def choose(logits: torch.Tensor, decoding: Decoding, uniform: torch.Tensor) -> t
 
 @dataclass(eq=False)
 class Reply:
-    """A reply while it is being written, and then as it stands.
+    """A reply during decoding and afterwards.
 
     Args:
         prompt_ids: the tokens before it, at least one.
@@ -91,10 +91,10 @@ class Reply:
 
     Attributes:
         ids: the tokens so far.
-        probabilities: what the model gave each of them before temperature, top-k and top-p.
-        done: nothing more will come.
-        cancelled: because nobody wants more.
-        error: why the reply could not be written.
+        probabilities: their probabilities under the model, before temperature, top-k and top-p.
+        done: whether decoding has ended.
+        cancelled: whether it ended because of `cancel`.
+        error: the error that ended it, or None.
     """
 
     prompt_ids: list[int]
@@ -111,13 +111,13 @@ class Reply:
         self.random = random.Random(self.decoding.seed)
 
     def cancel(self) -> None:
-        """Ask for no more tokens: the batch drops the reply before its next token. Nothing, once it is done."""
+        """Stop the decoding before the next token. This does nothing once the reply is done."""
         if not self.done:
             self.done = self.cancelled = True
             self.on_change()
 
     def take(self, token: int, probability: float) -> None:
-        """Add the next token and what the model gave it."""
+        """Add the next token and its probability."""
         self.probabilities.append(probability)
         self.ids.append(token)
         if len(self.ids) >= self.decoding.max_new_tokens or self.ends(self.ids):
@@ -129,7 +129,7 @@ class Reply:
 
 
 class DecodingBatch:
-    """The replies a model is writing, a row each. They may join and leave before any token.
+    """The replies that a model is decoding, one row each. Replies may join and leave before any token.
 
     Rows are left-padded to one length, in the cache as in the mask, so each has its own positions. A row's logits do
     not depend on the others (beyond rounding).
@@ -151,7 +151,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def add(self, replies: list[Reply]) -> None:
-        """Read the prompts of new replies, equal ones once, and write each one's first token."""
+        """Read the prompts of new replies, equal prompts once, and choose the first token of each reply."""
         prompts: dict[tuple[int, ...], int] = {}
         rows = [prompts.setdefault(tuple(reply.prompt_ids), len(prompts)) for reply in replies]
         width = max(map(len, prompts))
@@ -176,7 +176,7 @@ class DecodingBatch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Write one more token of every reply that isn't done. Those that are leave the batch, once they are many."""
+        """Choose one more token of every reply that isn't done. Rows of replies that are done are dropped in groups."""
         self._drop_done()
         if not self.replies:
             return
@@ -238,14 +238,14 @@ class DecodingBatch:
 
 
 class ReplyWorker:
-    """A thread that writes everybody's replies, of any number of models, a token of each in turn.
+    """A thread that decodes the replies of any number of models, one token of each batch in turn.
 
-    A new reply joins at the next token, so nobody waits for anybody's reply to end while there are rows left; after
-    that, first come, first served.
+    A new reply joins its batch at the next token, so it does not wait for other replies to end while there are free
+    rows. Without a free row, replies wait in the order in which they were submitted.
 
     Args:
-        max_rows: replies a model writes at once.
-        max_new_rows: how many may join before a token, so that reading prompts never stops the others for long.
+        max_rows: the largest number of replies in a batch.
+        max_new_rows: the largest number that joins between two tokens, so that reading prompts delays others little.
     """
 
     def __init__(self, max_rows: int = 32, max_new_rows: int = 8):

@@ -13,19 +13,19 @@ from dailydialog_gym.models.packing import Packed
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """A transformers model's blocks, of other models none."""
+    """The blocks (layers) of a transformers model; an empty list for other models."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
 @contextmanager
 def only_tail_is_read(model: nn.Module, tail: int) -> Iterator[None]:
-    """Within, only the last ``tail`` columns of what a transformers model returns mean something.
+    """Within this context, only the last ``tail`` columns of a transformers model's output are valid.
 
-    They and their gradients are what they always are: after the last attention no column sees another. In the others
-    the last block leaves out its ``mlp``, more than half of its work; of packed rows they are most. A block that has
-    none of that name (OPT's), or is compiled, works on all columns, and so do blocks that a model runs several times
-    (HRM's), which are fewer than its layers.
+    Their values and gradients are unchanged, because after the last attention no column depends on another. For the
+    other columns, which are most of a packed row, the last block skips its ``mlp``, more than half of its work. All
+    columns are computed if the block has no ``mlp`` (OPT), is compiled, or is run several times (HRM, whose blocks are
+    fewer than its layers).
     """
     blocks = blocks_of(model)
     once = blocks and len(blocks) == model.config.num_hidden_layers
@@ -55,9 +55,9 @@ def only_tail_is_read(model: nn.Module, tail: int) -> Iterator[None]:
 
 @contextmanager
 def head_on_predicting(model: PreTrainedModel, packed: Packed) -> Iterator[None]:
-    """Within, a model's logits for packed rows are ``(1, N, vocabulary)``, those that predict a reply token.
+    """Within this context, a model's logits for packed rows are ``(1, N, vocabulary)``, those of the reply tokens.
 
-    Its head computes no others, which would need memory for ``(B, L, vocabulary)``.
+    The head computes only these, which avoids the memory of ``(B, R, vocabulary)``.
     """
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, inputs: packed.predicting(inputs[0])[None])

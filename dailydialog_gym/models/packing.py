@@ -30,11 +30,11 @@ class Packed(NamedTuple):
 
 
 def share_out(sizes: np.ndarray) -> list[list[int]]:
-    """Put items into rows that are about equally full: the largest item first, each into the row that is emptiest
+    """Distribute items over rows of about equal length: each item, the largest first, is put into the shortest row
     (longest processing time, Graham 1969, doi:10.1137/0117039).
 
-    Fewer rows leave less padding, and longer ones cost more attention. Of rows one to two times as long as the largest
-    item, those win that are cheapest where a column of attention costs 1/1024 of the rest.
+    Fewer rows have less padding, but longer rows cost more attention. Row lengths of one to two times the largest item
+    are compared, with a cost of ``width + width**2 / 1024`` for each row, and the cheapest is taken.
     """
     counts = {min(len(sizes), -(-sizes.sum() // int(sizes.max() * length))) for length in (1, 1.25, 1.5, 1.75, 2)}
     found = []
@@ -53,9 +53,9 @@ def pack(
 ) -> Packed:
     """Contexts with all their replies in shared rows; a reply sees its context and itself.
 
-    This changes no number: a reply's positions go on from its context's end, wherever it stands in the row. A row has
-    the contexts but for their last tokens, then for each context its last token, which predicts the first of each
-    reply, and its replies.
+    The outputs are those of separate rows: the positions of a reply continue its context's, wherever it is in the row.
+    A row begins with its contexts without their last tokens. Then follow, for each context, its last token, which
+    predicts the first token of each reply, and its replies.
 
     Args:
         input_ids, attention_mask: ``(n, P + T)`` int64, the prompts in the first P columns, left-padded.
