@@ -34,6 +34,7 @@ from dailydialog_gym.models.loading import resolve
 
 HERE = Path(__file__).parent
 PHASES = ("rollout", "rewards", "update")
+AMP = {"fp32": None, "amp": "bfloat16", "fp16": "float16"}  # by precision, the type of autocast
 
 
 @dataclass
@@ -42,8 +43,8 @@ class Args:
     """"builtin"; "gpt2-small", its 124 million parameters drawn at random; or a causal language model's folder"""
     contestants: tuple[Literal["ours", "per-token", "trl"], ...] = ("ours", "per-token", "trl")
     """ppo_dialog.py; the per-token loop in OpenRL's manner; TRL, where it is installed"""
-    precisions: tuple[Literal["fp32", "amp"], ...] = ("fp32",)
-    """float32, or "amp", automatic mixed precision with bfloat16"""
+    precisions: tuple[Literal["fp32", "amp", "fp16"], ...] = ("fp32",)
+    """float32; "amp", automatic mixed precision with bfloat16; or, of ppo_dialog.py alone, "fp16", with float16"""
     critics: tuple[Literal["separate", "shared"], ...] = ("separate", "shared")
     """of ppo_dialog.py; the others' are separate"""
     replies_per_prompt: tuple[int, ...] = (1, 4, 8)
@@ -83,7 +84,7 @@ def contestants(args: Args) -> list[Contestant]:
     """What is to run for each model, the per-token loop first: the others are compared with it."""
     found = []
     for precision in args.precisions:
-        amp = {"amp": precision == "amp", "critic": args.critics[0], "replies_per_prompt": 1, "compile": False}
+        amp = {"amp": AMP[precision], "critic": args.critics[0], "replies_per_prompt": 1, "compile": False}
         if "per-token" in args.contestants:
             found.append(Contestant("per_token.py", f"per-token loop in OpenRL's manner, {precision}", amp))
         if "trl" in args.contestants:
@@ -120,9 +121,7 @@ def describe_job(args: Args, model: str) -> dict:
     """What all contestants are told, in terms that need nothing of this project."""
     samples = load_samples(args.dataset, "train", model, args.context_size)
     wanted = args.num_envs * args.iterations
-    sample_ids = np.random.default_rng(0).permutation(len(samples))[:wanted]
-    if len(sample_ids) < wanted:
-        raise SystemExit(f"{args.dataset} has {len(samples)} prompts, fewer than num_envs * iterations = {wanted}")
+    sample_ids = np.resize(np.random.default_rng(0).permutation(len(samples)), wanted)  # repeated if there are fewer
     stop_ids = samples.tokenizer.encode([" <EOU>"])[0]
     if "trl" in args.contestants and len(stop_ids) > 1:
         raise SystemExit(f"{model}: TRL stops at one token, but <EOU> is {len(stop_ids)}; leave trl out")

@@ -1,12 +1,15 @@
 """The benchmark of PPO: that it counts what it says, and that its contestants run."""
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import parse
 from paths import ROOT
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -64,7 +67,7 @@ def contest(tiny_model, tmp_path, monkeypatch):
         args = benchmark["Args"](num_envs=8, num_minibatches=2, iterations=2, intent_model=intent)
         job = benchmark["describe_job"](args, tiny_model)
         job |= {
-            "amp": False,
+            "amp": None,
             "critic": "separate",
             "replies_per_prompt": 1,
             "compile": False,
@@ -97,3 +100,39 @@ def test_fps_is_that_of_the_script(contest):
         assert iteration["tokens"] == round(8 * row["charts/episodic_length"])
         assert all(iteration["seconds"][phase] > 0 for phase in ("rollout", "rewards", "update"))
         assert iteration["tokens"] / sum(iteration["seconds"].values()) == pytest.approx(row["charts/FPS"], rel=0.1)
+
+
+PYTHON = """#!/bin/sh
+for word in "$@"; do printf '%s\\n' "$word" >> "$CALLS"; done
+echo >> "$CALLS"
+case "$*" in *--run-name*)
+    mkdir -p "runs/$6/checkpoints/1"
+    touch "runs/$6/checkpoints/1/state.pt"
+    exec sleep 60
+esac
+"""
+
+
+def test_the_gpu_script_stops_and_resumes_a_run_and_its_flags_are_read(tmp_path, monkeypatch):
+    """Instead of Python, a program runs that writes down its arguments; then each script's own parser reads them."""
+    (tmp_path / "benchmarks").mkdir()
+    script, calls = tmp_path / "benchmarks/gpu.sh", tmp_path / "calls"
+    script.write_text((BENCHMARKS / "gpu.sh").read_text())
+    for program, text in {"python": PYTHON, "git": "#!/bin/sh\n"}.items():
+        (tmp_path / program).write_text(text)
+        (tmp_path / program).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls)}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    commands = [command.split("\n") for command in calls.read_text().removesuffix("\n\n").split("\n\n")]
+    monkeypatch.chdir(ROOT)
+    for command in commands:
+        with monkeypatch.context() as patch:
+            if "--resume" not in command:
+                parse(command, patch)
+    names = [command[0].removeprefix("benchmarks/") for command in commands]
+    assert names == ["ppo_speed.py"] * 3 + ["ppo_dialog.py"] * 2 + ["deepspeed_speed.py"]
+    (started,), (resumed,) = (
+        [c[c.index(flag) + 1] for c in commands if flag in c] for flag in ("--run-name", "--resume")
+    )
+    assert resumed == f"runs/{started}"

@@ -6,13 +6,12 @@ import runpy
 import shutil
 import sys
 import tomllib
-from functools import partial
 
 import numpy as np
 import pytest
-import tyro
 import yaml
 from code_blocks import PAGES, blocks_of, write_files
+from commands import parse
 from paths import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -95,35 +94,6 @@ def test_python_blocks_run_one_after_the_other(page, readers_folder):
         assert infos["reward/brevity"].shape == infos["metric/question_share"].shape == (64,)
 
 
-class Parsed(Exception):  # noqa: N818
-    """Ends a script once its flags have been read."""
-
-
-def parse(command, monkeypatch):
-    """Read a Python command's flags with its own parser, and nothing more."""
-    script, *flags = command
-    if script.startswith("ppo_dialog"):
-        parse_args(runpy.run_path(script)["Args"], "", flags)
-        return
-    run = partial(runpy.run_path, script)
-    if script == "-m":
-        module, *flags = flags
-        run = partial(runpy.run_module, module, alter_sys=True)
-    elif "tyro.cli" not in (ROOT / script).read_text():
-        assert not flags  # it takes none
-        return
-    cli = tyro.cli
-    monkeypatch.setattr(tyro, "cli", lambda *args, **kwargs: cli(*args, **kwargs) and raise_parsed())
-    monkeypatch.setattr(sys, "argv", [script, *flags])
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as Python does for a script in this folder
-    with pytest.raises(Parsed):
-        run(run_name="__main__")
-
-
-def raise_parsed():
-    raise Parsed
-
-
 def check_other(program, arguments):
     """Check a command that is no Python script of this repository."""
     if program == "pip":
@@ -135,7 +105,7 @@ def check_other(program, arguments):
         launch = parse_launcher(arguments)
         assert launch.user_script == "ppo_dialog_deepspeed.py"
         parse_args(runpy.run_path(launch.user_script)["Args"], "", launch.user_args)
-    else:
+    elif program != "benchmarks/gpu.sh":  # tests/test_benchmarks.py runs it
         assert program in ("ruff", "pytest", "mkdocs")
 
 

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from meter import Meter, read_job
 
 import dailydialog_gym.runs
 from dailydialog_gym.env.envs import DailyDialogVectorEnv
+from dailydialog_gym.models import precision
 from dailydialog_gym.wrappers.vector import KLPenalty, ScoreReward
 
 
@@ -48,6 +50,8 @@ if __name__ == "__main__":
     if job["compile"]:
         meter.hook.remove()  # it would stand in the compiled layers' way: they gain nothing then
     watch(meter, job)
+    if job["amp"]:  # the script would choose by the device
+        precision.choose_amp_dtype = lambda device: getattr(torch, job["amp"])
     flags = {
         "model": job["model"],
         "dataset": job["dataset"],

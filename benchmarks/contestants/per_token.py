@@ -66,7 +66,7 @@ if __name__ == "__main__":
     actor_optimizer = torch.optim.Adam(policy.parameters(), lr=1e-7, eps=1e-5)
     critic_optimizer = torch.optim.Adam([*critic.parameters(), *value_head.parameters()], lr=1e-7, eps=1e-5)
     # OpenRL's use_amp covers the update alone (`PPOAlgorithm.ppo_update`)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=job["amp"])
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bool(job["amp"]))
 
     def value(columns):
         return value_head(forward(critic, *columns).hidden_states[-1][:, -1])  # its head's logits are not used

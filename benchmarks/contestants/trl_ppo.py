@@ -80,7 +80,7 @@ if __name__ == "__main__":
         stop_token_id=job["stop_id"],
         temperature=1.0,
         learning_rate=5e-5,
-        bf16=job["amp"],
+        bf16=bool(job["amp"]),
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         num_sample_generations=0,
