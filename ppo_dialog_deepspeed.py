@@ -173,7 +173,7 @@ class Agent(nn.Module):
             body = load_model(args.model, import_object(args.critic_class, "--critic-class"))
             width = body(torch.zeros(1, 1, dtype=torch.long))[0].shape[-1]
         elif args.critic == "separate":
-            body = load_model(args.model, policy_class).base_model
+            body = load_model(args.model, policy_class, with_head=False)
         self.shared = args.critic == "shared"
         self.critic = None if args.critic == "none" else Critic(body, width)
 

@@ -29,7 +29,10 @@ def resolve(name: str) -> str:
 
 
 def load_model(
-    name: str, model_class: type[PreTrainedModel] = AutoModelForCausalLM, trust_remote_code: bool = False
+    name: str,
+    model_class: type[PreTrainedModel] = AutoModelForCausalLM,
+    trust_remote_code: bool = False,
+    with_head: bool = True,
 ) -> PreTrainedModel:
     """A causal language model in float32: ``"builtin"``, a folder (safetensors only: no pickle is read), or a hub id.
 
@@ -37,14 +40,15 @@ def load_model(
         name: where its configuration and weights are.
         model_class: loads them; without it the class is the one that the configuration names.
         trust_remote_code: run Python code that comes with the model. It can do anything you can.
+        with_head: with False, return the model without its language-model head; its outputs are hidden states.
 
     Raises:
-        ValueError: there is no such model, a folder lacks its configuration or weights, or the model is not supported,
-            see `dailydialog_gym.models.masks.check_supported`.
+        ValueError: there is no such model, a folder lacks its configuration or weights, the model is not supported,
+            see `dailydialog_gym.models.masks.check_supported`, or transformers cannot separate it from its head.
     """
     if name == "builtin":
         with asset("policy") as folder:
-            return load_model(str(folder), model_class, trust_remote_code)
+            return load_model(str(folder), model_class, trust_remote_code, with_head)
     local_files_only = only_local_files(name)
     _check_kind(name, local_files_only)
     try:
@@ -71,7 +75,14 @@ def load_model(
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
-    return model.eval()
+    if with_head:
+        return model.eval()
+    if model.base_model is model:
+        raise ValueError(
+            f"transformers cannot separate {type(model).__name__} from its head, so it cannot be a critic of its own: "
+            "use --critic shared"
+        )
+    return model.base_model.eval()
 
 
 def _check_kind(name: str, local_files_only: bool) -> None:
@@ -116,17 +127,22 @@ def check_positions(model: PreTrainedModel, max_prompt_length: int, max_new_toke
 
 def load_classifier(model: str, **config: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier by folder or hub id, in float32, with its tokenizer; ``config`` replaces what its
-    configuration says. Raises ValueError where there is none; loads no pickle from a folder."""
+    configuration says. Too long texts lose their beginning, not the reply at their end. Raises ValueError where there
+    is no such classifier; loads no pickle from a folder."""
     source = {"local_files_only": only_local_files(model)}
     try:
-        return (
-            AutoModelForSequenceClassification.from_pretrained(
-                model, dtype=torch.float32, use_safetensors=True if Path(model).is_dir() else None, **source, **config
-            ),
-            # Where the text is too long for the model, the reply is what must stay.
-            AutoTokenizer.from_pretrained(model, truncation_side="left", **source),
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            model, dtype=torch.float32, use_safetensors=True if Path(model).is_dir() else None, **source, **config
         )
+        tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", **source)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot load intent classifier {model!r}: expected 'builtin', a folder or a hub id ({error})"
         ) from error
+    positions = getattr(classifier.config, "max_position_embeddings", None)
+    if positions is not None:
+        # RoBERTa's positions begin after that of padding
+        embeddings = [module for name, module in classifier.named_modules() if name.endswith("position_embeddings")]
+        first = max((module.padding_idx + 1 for module in embeddings if module.padding_idx is not None), default=0)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions - first)
+    return classifier, tokenizer

@@ -86,6 +86,18 @@ def test_what_would_be_wrong_is_refused_at_load(kind, tmp_path):
         load_model(str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", RIGHT)
+def test_a_separate_critic_gets_hidden_states_or_is_refused(kind, tmp_path):
+    model = tiny_model(tiny_config(kind))
+    model.save_pretrained(tmp_path)
+    if kind == "llama4_text":
+        with pytest.raises(ValueError, match=r"cannot separate Llama4ForCausalLM from its head.*--critic shared"):
+            load_model(str(tmp_path), with_head=False)
+    else:
+        hidden = load_model(str(tmp_path), with_head=False)(torch.ones(1, 2, dtype=torch.long))[0]
+        assert hidden.shape == (1, 2, model.get_output_embeddings().in_features)
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [("falcon", {"alibi": True}, "ALiBi"), ("gemma2", {"use_bidirectional_attention": True}, "not causal")],

@@ -144,6 +144,18 @@ def test_too_long_a_text_loses_its_beginning_not_the_reply(tmp_path):
     assert scorer.match(prompts, replies, found_acts(scorer, replies)).all()
 
 
+@pytest.mark.parametrize(("kind", "positions"), [("bert", 80), ("roberta", 79)])  # RoBERTa's begin after padding's
+def test_a_text_longer_than_the_classifier_reads_is_truncated_where_the_tokenizer_names_no_limit(
+    tmp_path, kind, positions
+):
+    scorer = IntentMatch(save_classifier(tmp_path, NAMES, kind, model_max_length=None))
+    (text,) = random_texts(1)
+    long = " ".join(WORDS * 30 + text.split())
+    read = " ".join(long.split()[-positions:])
+    np.testing.assert_allclose(scorer.classify([long]), scorer.classify([read]), rtol=1e-6)
+    assert scorer.tokenizer.model_max_length == positions
+
+
 def test_labels_can_be_given_where_the_configuration_names_them_wrongly(tmp_path):
     folder = save_classifier(tmp_path, ["joy", "optimism", "anger", "sadness"])
     scorer = IntentMatch(folder, labels=["question", "inform", "directive", "commissive"])
