@@ -145,7 +145,7 @@ def test_too_long_a_text_loses_its_beginning_not_the_reply(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "positions"), [("bert", 80), ("roberta", 79)])  # RoBERTa's begin after padding's
-def test_a_text_longer_than_the_classifier_reads_is_truncated_where_the_tokenizer_names_no_limit(
+def test_a_text_longer_than_the_classifier_reads_is_truncated_without_a_limit_of_the_tokenizer(
     tmp_path, kind, positions
 ):
     scorer = IntentMatch(save_classifier(tmp_path, NAMES, kind, model_max_length=None))
