@@ -1,0 +1,180 @@
+"""Dialogues that a large model writes, for a small one to learn from (sequence-level distillation, arXiv:1606.07947).
+
+    python -m dailydialog_gym.recipes.distill --teacher models/smollm2-daily-dialog --dataset daily_dialog --out texts
+    python -m dailydialog_gym.recipes.sft --dataset daily_dialog --pretraining texts/dialogues.jsonl --out models/small
+
+A dialogue begins with the first one or two utterances of a random dialogue of the train split, and the teacher
+continues it to the length of that one. ``OUT/parts`` holds what is written so far; after a kill, the same command
+continues with the next part. At the end, ``OUT/dialogues.jsonl`` gets all dialogues but those that `keep` leaves out.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+import tyro
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
+from dailydialog_gym.env.tokenizer import EOU, load_tokenizer
+from dailydialog_gym.hub import only_local_files
+from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
+from dailydialog_gym.models.loading import load_model, resolve
+from dailydialog_gym.models.precision import choose_kernels
+from dailydialog_gym.recipes.sft import encode
+from dailydialog_gym.recipes.training import check_flags
+from dailydialog_gym.runs.checkpoints import write_text
+
+COPY_WORDS = 6  # an utterance of fewer words, such as "How are you today ?", is no copy of another
+
+
+@dataclass
+class Args:
+    teacher: str
+    """the model that writes: a folder or hub id, fine-tuned by recipes.sft, so that `<EOU>` is one of its tokens"""
+    out: Path
+    """folder for the dialogues"""
+    dataset: str = "daily_dialog"
+    """the dialogues whose beginnings are continued"""
+    dialogues: int = 100_000
+    """number of dialogues to write"""
+    part: int = 512
+    """dialogues in a part, the unit of work that a kill loses"""
+    rows: int = 64
+    """dialogues that are written at the same time"""
+    max_new_tokens: int = 300
+    """longest continuation in tokens; its last utterance is dropped if it has no end"""
+    temperature: float = 1.0
+    """divides the logits before a token is drawn"""
+    top_p: float = 0.95
+    """draw from the fewest tokens that together have this probability"""
+    bfloat16: bool = False
+    """hold the teacher's weights in bfloat16"""
+    seed: int = 1
+    """random seed"""
+
+
+def normalized(utterance: str) -> str:
+    """The words of an utterance in lower case, without punctuation."""
+    return " ".join(re.findall(r"\w+", utterance.lower()))
+
+
+class Teacher:
+    """A model that continues dialogues.
+
+    Raises:
+        ValueError: there is no such model, or its tokenizer splits ``<EOU>``.
+    """
+
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype):
+        self.model = load_model(name).to(device, dtype)
+        source = resolve(name)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, local_files_only=only_local_files(source)
+        )
+        ids = self.tokenizer(EOU, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise ValueError(f"the tokenizer of {name!r} splits {EOU}: fine-tune the model with recipes.sft first")
+        self.eou = ids[0]
+        self.bos = load_tokenizer(name).bos_ids or [self.eou]  # as in recipes.sft
+
+    def begin(self, dialogue: Dialogue, args: Args, rng: random.Random) -> Reply:
+        """A continuation that has not begun yet, of one or two utterances to the length of the dialogue."""
+        given = rng.randint(1, min(2, len(dialogue.utterances) - 1))
+        missing = len(dialogue.utterances) - given
+        (utterances,) = encode(self.tokenizer, [dialogue.utterances[:given]])
+        prompt = [*self.bos, *(token for utterance in utterances for token in utterance)]
+        decoding = Decoding(True, args.temperature, 0, args.top_p, args.max_new_tokens, rng.getrandbits(62))
+        return Reply(prompt, decoding, lambda ids: ids[-1] == self.eou and ids.count(self.eou) == missing)
+
+    def write(self, replies: Sequence[Reply], rows: int, bar: tqdm) -> None:
+        """Decode the continuations, at most ``rows`` of them at the same time."""
+        batch, waiting = DecodingBatch(self.model, len(self.tokenizer)), deque(replies)
+        while waiting or batch.replies:
+            live = sum(not reply.done for reply in batch.replies)
+            if waiting and live <= rows * 3 // 4:  # prompts are read in groups
+                batch.add([waiting.popleft() for _ in range(min(rows - live, len(waiting)))])
+            batch.step()
+            bar.update(live - sum(not reply.done for reply in batch.replies))
+        for reply in replies:
+            if reply.error:
+                raise reply.error
+
+    def utterances(self, reply: Reply) -> list[str]:
+        """The whole utterances of a dialogue, the given ones first."""
+        text = self.tokenizer.decode([*reply.prompt_ids[len(self.bos) :], *reply.ids])
+        *whole, _unfinished = text.split(EOU)
+        return [utterance.strip() for utterance in whole]
+
+
+def keep(written: Iterable[list[str]], held_out: Iterable[Dialogue]) -> tuple[list[list[str]], Counter[str]]:
+    """What is fit to learn from, and how many dialogues were left out for which reason.
+
+    Left out are dialogues that are too short, have an empty utterance, have an utterance of at least `COPY_WORDS` words
+    that is also in ``held_out`` or comes twice in them, or were written before. Case and punctuation do not count.
+
+    Args:
+        written: the utterances of each dialogue.
+        held_out: dialogues of the validation and test splits.
+    """
+    forbidden = {normalized(utterance) for dialogue in held_out for utterance in dialogue.utterances}
+    kept, reasons, before = [], Counter(), set()
+    for utterances in written:
+        plain = tuple(map(normalized, utterances))
+        long = [text for text in plain if len(text.split()) >= COPY_WORDS]
+        if len(utterances) < 2 or not all(utterances):
+            reasons["too short or with an empty utterance"] += 1
+        elif forbidden.intersection(long):
+            reasons["with an utterance of the validation or test split"] += 1
+        elif len(set(long)) < len(long):
+            reasons["repeat an utterance"] += 1
+        elif plain in before:
+            reasons["written before"] += 1
+        else:
+            before.add(plain)
+            kept.append(utterances)
+    return kept, reasons
+
+
+def main(args: Args) -> None:
+    check_flags(args)
+    transformers.utils.logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    choose_kernels(device)
+    train = [dialogue for dialogue in load_dialogues(args.dataset, "train") if len(dialogue.utterances) > 1]
+    teacher = Teacher(args.teacher, device, torch.bfloat16 if args.bfloat16 else torch.float32)
+    (args.out / "parts").mkdir(exist_ok=True)
+    starts = range(0, args.dialogues, args.part)
+    parts = {start: args.out / "parts" / f"{start:08}.jsonl" for start in starts}
+    done = sum(min(args.part, args.dialogues - start) for start, file in parts.items() if file.exists())
+    with tqdm(total=args.dialogues, initial=done, unit=" dialogues", mininterval=1) as bar:
+        for start, file in parts.items():
+            if file.exists():
+                continue
+            rng = random.Random(f"{args.seed} {start}")
+            count = min(args.part, args.dialogues - start)
+            replies = [teacher.begin(rng.choice(train), args, rng) for _ in range(count)]
+            teacher.write(replies, args.rows, bar)
+            write_text(file, "".join(json.dumps({"dialog": teacher.utterances(reply)}) + "\n" for reply in replies))
+    written = [json.loads(line)["dialog"] for file in parts.values() for line in file.open(encoding="utf-8")]
+    held_out = [dialogue for split in ("validation", "test") for dialogue in load_dialogues(args.dataset, split)]
+    kept, reasons = keep(written, held_out)
+    write_text(args.out / "dialogues.jsonl", "".join(json.dumps({"dialog": dialog}) + "\n" for dialog in kept))
+    print(f"{len(written):,} dialogues, {len(kept):,} of them kept in {args.out / 'dialogues.jsonl'}; left out:")
+    print("\n".join(f"{count:8,} {reason}" for reason, count in reasons.most_common()))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error

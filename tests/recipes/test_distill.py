@@ -1,0 +1,66 @@
+"""Dialogues of a teacher: what is written does not depend on kills, and what a student must not learn is left out."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
+from dailydialog_gym.recipes import distill
+from dailydialog_gym.recipes.training import read_unlabelled
+
+HELD_OUT = [Dialogue(("Where is the old post office , please ?", "Hi !"), (2, 1))]
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "reason"),
+    [
+        (["Hi !", "How do you do ?"], None),
+        (["Where is the post office ?", "where is the OLD post office please"], "test split"),
+        (["Hi ."], "too short"),
+        (["Hi .", ""], "empty"),
+        (["I have been to London twice .", "Me too .", "I have been to London , twice !"], "repeat"),
+        (["Good day .", "Good day ."], None),
+        (["A first dialogue .", "Yes ."], "before"),
+    ],
+)
+def test_what_is_left_out(dialogue, reason):
+    kept, reasons = distill.keep([["A first dialogue !", "yes"], dialogue], HELD_OUT)
+    assert (dialogue in kept) == (reason is None)
+    assert sum(reasons.values()) == (reason is not None)
+    assert all(reason in text for text in reasons)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, tiny_model):
+    out = tmp_path_factory.mktemp("distill") / "out"
+    args = distill.Args(tiny_model, out, "builtin", dialogues=10, part=4, rows=3, max_new_tokens=40)
+    distill.main(args)
+    return args
+
+
+def test_dialogues_begin_as_those_of_the_train_split_and_are_continued(written):
+    lines = [line for file in sorted((written.out / "parts").iterdir()) for line in file.open(encoding="utf-8")]
+    dialogues = [json.loads(line)["dialog"] for line in lines]
+    assert len(dialogues) == 10
+    lengths = {dialogue.utterances[0]: len(dialogue.utterances) for dialogue in load_dialogues("builtin", "train")}
+    assert all(len(dialogue) <= lengths[dialogue[0]] for dialogue in dialogues)
+    kept = read_unlabelled(written.out / "dialogues.jsonl")
+    assert all(len(dialogue) > 1 for dialogue in kept)
+
+
+def test_a_killed_run_writes_what_an_uninterrupted_one_does(written, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(written.out, out)
+    (out / "parts/00000004.jsonl").unlink()
+    (out / "dialogues.jsonl").unlink()
+    distill.main(replace(written, out=out))
+    for file in ("parts/00000004.jsonl", "dialogues.jsonl"):
+        assert (out / file).read_bytes() == (written.out / file).read_bytes()
+
+
+def test_rows_do_not_change_what_is_written(written, tmp_path):
+    other = replace(written, out=tmp_path / "out", rows=10)
+    distill.main(other)
+    assert (other.out / "parts/00000000.jsonl").read_bytes() == (written.out / "parts/00000000.jsonl").read_bytes()
