@@ -79,7 +79,7 @@ def test_a_kill_before_the_metrics_are_written_loses_no_epoch(run, dataset):
         ("sft", {"seed": 2}, "--seed is 2, but 1 in the run"),
         ("sft", {"epochs": 3}, "--epochs is 3, but 2 in the run"),
         ("sft", {"vocab_size": 300}, "--vocab-size is 300, but 400 in the run"),
-        ("sft", {"start": ASSETS}, '--start is ".*", but null in the run'),
+        ("sft", {"start": "builtin"}, '--start is ".*", but null in the run'),
         ("intent", {"seed": 2}, "--seed is 2, but 1 in the run"),
         ("intent", {"teachers": ("a", "b")}, r'--teachers is \["a", "b"\], but \["a"\] in the run'),
         ("intent", {"unlabelled": ASSETS}, '--unlabelled is ".*", but null in the run'),
