@@ -266,9 +266,9 @@ def validate(
 
 
 def main(args: Args) -> None:
+    check_flags(args)
     default = {name: values[args.start is not None] for name, values in DEFAULTS.items() if getattr(args, name) is None}
     args = replace(args, **default)
-    check_flags(args)
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_kernels(device)

@@ -88,7 +88,7 @@ def tiny_gpt2(path, **options):
     return folder_of(path, GPT2LMHeadModel, GPT2Config, n_embd=32, n_layer=1, n_head=2, n_positions=128, **options)
 
 
-FINE_TUNING = {"dataset": "builtin", "context": 64, "epochs": 1, "warmup_steps": 5, "batch_tokens": 4096}
+FINE_TUNING = {"context": 64, "epochs": 1, "warmup_steps": 5, "batch_tokens": 512, "learning_rate": 1e-2}
 
 
 @pytest.mark.parametrize("tiny", [tiny_llama, tiny_gpt2])
@@ -132,13 +132,13 @@ def test_a_tokenizer_with_eou_and_a_larger_embedding_stay_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [{}, {"lora_rank": 4}, {"amp": True, "accumulate": 2}])
-def test_a_model_of_any_kind_learns_dialogues_and_becomes_an_agent(flags, tmp_path):
+def test_a_model_of_any_kind_learns_dialogues_and_becomes_an_agent(flags, dataset, tmp_path):
     start = tiny_llama(tmp_path / "start")
-    flags = {**FINE_TUNING, "epochs": 2, "learning_rate": 1e-2, **flags}
+    flags = {**FINE_TUNING, "dataset": dataset, "epochs": 2, **flags}
     sft.main(sft.Args(out=tmp_path / "out", start=str(start), **flags))
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     model, tokenizer = sft.load_start(str(start))
-    held_out = [dialogue.utterances for dialogue in load_dialogues("builtin", "validation")]
+    held_out = [dialogue.utterances for dialogue in load_dialogues(dataset, "validation")]
     data = sft.batches(sft.windows(sft.encode(tokenizer, held_out), 64, None), 4096)
     characters = sum(map(len, itertools.chain(*held_out)))
     precision = MixedPrecision(torch.device("cpu"), None, 64)
@@ -153,20 +153,20 @@ def test_a_model_of_any_kind_learns_dialogues_and_becomes_an_agent(flags, tmp_pa
     assert isinstance(agent.chat("Hello !"), str)
 
 
-def test_lora_trains_adapters_and_the_embedding_of_eou_alone(tmp_path):
+def test_lora_trains_adapters_and_the_embedding_of_eou_alone(dataset, tmp_path):
     model, tokenizer = sft.load_start(str(tiny_llama(tmp_path / "start")))
     eou = tokenizer.eos_token_id
-    sft.main(sft.Args(out=tmp_path / "out", start=str(tmp_path / "start"), lora_rank=4, **FINE_TUNING))
+    sft.main(sft.Args(out=tmp_path / "out", start=str(tmp_path / "start"), lora_rank=4, dataset=dataset, **FINE_TUNING))
     tuned = load_model(str(tmp_path / "out"))
     same = (tuned.get_input_embeddings().weight - model.get_input_embeddings().weight).abs().amax(1) < 1e-3
     assert same[:eou].all() and not same[eou]
     assert not torch.equal(tuned.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
 
 
-def test_gradients_add_up_to_those_of_one_minibatch(tmp_path):
+def test_gradients_add_up_to_those_of_one_minibatch(dataset, tmp_path):
     start = str(tiny_llama(tmp_path / "start"))
-    for out, size, accumulate in ("one", 10**6, 1), ("many", 2048, 10**6):
-        flags = {**FINE_TUNING, "batch_tokens": size, "accumulate": accumulate, "warmup_steps": 1}
+    for out, size, accumulate in ("one", 10**6, 1), ("many", 512, 10**6):
+        flags = {**FINE_TUNING, "dataset": dataset, "batch_tokens": size, "accumulate": accumulate, "warmup_steps": 1}
         sft.main(sft.Args(out=tmp_path / out, start=start, **flags))
     one, many = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "many"))
     assert all(torch.allclose(one[name], many[name], atol=2e-3) for name in one)
@@ -180,9 +180,10 @@ def test_gradients_add_up_to_those_of_one_minibatch(tmp_path):
         ({"layers": 3}, "--layers 3 adds blocks to a GPT-2 of at most as many, but --start is a LlamaForCausalLM of 2"),
     ],
 )
-def test_flags_that_do_not_fit_the_model_are_refused(flags, message, tmp_path):
+def test_flags_that_do_not_fit_the_model_are_refused(flags, message, dataset, tmp_path):
     with pytest.raises(ValueError, match=message):
-        sft.main(sft.Args(out=tmp_path / "out", start=str(tiny_llama(tmp_path / "m")), **{**FINE_TUNING, **flags}))
+        flags = {**FINE_TUNING, "dataset": dataset, **flags}
+        sft.main(sft.Args(out=tmp_path / "out", start=str(tiny_llama(tmp_path / "m")), **flags))
 
 
 def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path):
@@ -201,7 +202,7 @@ def test_a_deepened_model_begins_as_the_one_it_came_from(tmp_path):
     torch.testing.assert_close(deep(ids).logits, shallow(ids).logits)
     with pytest.raises(ValueError, match="--layers 0 adds blocks to a GPT-2 of at most as many"):
         sft.deepen(shallow, 0)
-    flags = {**TOY, "layers": 2, "epochs": 1}
+    flags = {**FINE_TUNING, "dataset": "builtin", "layers": 2}
     sft.main(sft.Args(out=tmp_path / "two", start=str(tmp_path / "one"), **flags))
     assert load_model(str(tmp_path / "two")).config.n_layer == 2
 
