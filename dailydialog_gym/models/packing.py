@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,3 +96,32 @@ def pack(
     arrays = row_ids, mask[:, None], position, before[there[:, P:]]
     row_ids, mask, position, before = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
     return Packed(row_ids, mask, position, int(R), before)
+
+
+def pack_windows(windows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Packed, torch.Tensor]:
+    """Windows of text in shared rows; a token sees its own window up to itself, and positions begin at 0 in each.
+
+    Args:
+        windows: token ids, at least two in each. All but the first are predicted, and all but the last are read.
+
+    Returns:
+        The packed rows, in which every column is in the tail, and the ``(N,)`` tokens that its columns predict.
+    """
+    sizes = np.array([len(window) - 1 for window in windows])
+    rows = share_out(sizes)
+    L = max(sizes[row].sum() for row in rows)
+    input_ids, position, window = np.zeros((3, len(rows), L), np.int64)  # window 0 is padding
+    before, targets = [], []
+    for b, row in enumerate(rows):
+        ends = sizes[row].cumsum()
+        for i, end in zip(row, ends, strict=True):
+            own = np.arange(end - sizes[i], end)
+            input_ids[b, own] = windows[i][:-1]
+            position[b, own] = np.arange(sizes[i])
+            window[b, own] = i + 1
+            before.append(b * L + own)
+            targets += windows[i][1:]
+    mask = (window[:, :, None] == window[:, None]) & np.tri(L, dtype=bool)
+    arrays = input_ids, mask[:, None], position, np.concatenate(before), np.array(targets)
+    input_ids, mask, position, before, targets = (torch.from_numpy(array).to(device) for array in arrays)
+    return Packed(input_ids, mask, position, int(L), before), targets

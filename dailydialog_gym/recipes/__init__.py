@@ -1,1 +1,1 @@
-"""How the embedded assets are made: ``python -m dailydialog_gym.recipes.sft``, ``.intent`` and ``.synonyms``."""
+"""How models and assets are made: ``python -m dailydialog_gym.recipes.NAME``."""

@@ -388,7 +388,7 @@ def main(args: Args) -> None:
         data = group_by_length(rows, args.batch_tokens)
         rng.shuffle(data)
         learner.train()
-        for batch in training.minibatches(data):
+        for batch in training.minibatches(data, [sum(len(rows[i]) for i in batch) for batch in data]):
             act_loss, mask_loss = learner.losses(rows, targets, batch)
             training.step(act_loss + args.mask_weight * mask_loss, act=act_loss, mask=mask_loss)
             done = training.scheduler.last_epoch  # optimizer steps

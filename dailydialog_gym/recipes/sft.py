@@ -1,11 +1,16 @@
-"""Train the embedded policy: a small GPT-2 on DailyDialog, with a byte-level BPE tokenizer of its own.
+"""Supervised fine-tuning on dialogues, of any causal language model or of a small new GPT-2.
 
-    python -m dailydialog_gym.recipes.sft --dataset PATH_TO_DAILYDIALOG --out sft
+    python -m dailydialog_gym.recipes.sft --dataset daily_dialog --start models/smollm2 --amp --out models/sft
+    python -m dailydialog_gym.recipes.sft --dataset daily_dialog --out models/small
 
-The recipe trains on the train split, stops early by the loss on the validation split, and never reads the test split.
-`OUT` becomes a Hugging Face folder (float16 safetensors and tokenizer), with the training curve in ``metrics.jsonl``.
-After a kill, the same command resumes from the last finished epoch. ``--pretraining`` adds epochs on other dialogues at
-the beginning; ``--start`` begins with the weights of a model that this recipe made before, to which it can add layers.
+With ``--start``, a model that is given by folder or hub id learns to continue dialogues in the environment's format. If
+its tokenizer would split ``<EOU>``, this becomes one special token, which begins with the embedding of the end-of-text
+token. Without ``--start``, the recipe trains the embedded policy: a small GPT-2 with a byte-level BPE of its own.
+
+The recipe trains on the train split, stops early by the loss on the validation split, and never reads the test split,
+except to leave out of training the dialogues that are also there. `OUT` becomes a Hugging Face folder (float16
+safetensors and tokenizer), with the training curve in ``metrics.jsonl``. After a kill, the same command resumes from
+the last state that was saved. ``--pretraining`` adds epochs on other dialogues at the beginning.
 """
 
 from __future__ import annotations
@@ -14,47 +19,70 @@ import copy
 import math
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import transformers
 import tyro
 from tokenizers import AddedToken
+from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
-from dailydialog_gym.env.tokenizer import EOU
-from dailydialog_gym.recipes.training import (
-    Training,
-    TrainingArgs,
-    check_flags,
-    group_by_length,
-    pad,
-    read_unlabelled,
-    train_bpe,
-)
+from dailydialog_gym.env.tokenizer import EOU, load_tokenizer
+from dailydialog_gym.hub import only_local_files
+from dailydialog_gym.models.forward import forward_packed
+from dailydialog_gym.models.last_block import head_on_predicting
+from dailydialog_gym.models.loading import check_positions, load_model, resolve
+from dailydialog_gym.models.packing import pack_windows
+from dailydialog_gym.models.precision import MixedPrecision, choose_kernels
+from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, read_unlabelled, train_bpe
 
 
 @dataclass
 class Args(TrainingArgs):
-    start: Path | None = None
-    """a folder that this recipe made: begin with its tokenizer and weights; `layers` may be larger than there"""
+    start: str | None = None
+    """the model to begin with, and its tokenizer: a folder, a hub id or `builtin`; by default a new GPT-2"""
+    epochs: int | None = None
+    """passes over the training dialogues: by default 7 for a new model, 2 with `--start`"""
+    learning_rate: float | None = None
+    """highest learning rate, at the end of the warm-up: by default 1e-3 for a new model, 3e-4 with `--start`"""
+    warmup_steps: int | None = None
+    """optimizer steps of a linear warm-up: by default 300 for a new model, 50 with `--start`"""
+    accumulate: int = 1
+    """minibatches whose gradients are added up for one optimizer step"""
+    lora_rank: int | None = None
+    """train low-rank adapters (LoRA, arXiv:2106.09685) of this rank on all linear layers instead of the weights; the
+    result is a whole model, in which they are merged"""
+    context: int = 256
+    """the longest training window in tokens, and the positions of a new model"""
     pretraining: Path | None = None
     """a .jsonl or .jsonl.gz file of `{"dialog": [...]}` in ordinary spacing, to train on before the dataset"""
     pretraining_epochs: int = 1
     """passes over that file"""
+    layers: int | None = None
+    """transformer blocks: by default 4 for a new model; with `--start` of a GPT-2, blocks that begin as the identity
+    are added up to this number"""
     vocab_size: int = 4096
-    """tokens of the byte-level BPE, special tokens included"""
-    layers: int = 4
-    """transformer blocks"""
+    """tokens of the byte-level BPE of a new model, special tokens included"""
     width: int = 256
-    """hidden size; each attention head has 64 dimensions"""
-    context: int = 256
-    """positions of the model, and the longest training window in tokens"""
+    """hidden size of a new model; each attention head has 64 dimensions"""
     dropout: float = 0.1
-    """dropout of embeddings and residuals; attention has none, which its fused kernel needs"""
+    """dropout of embeddings and residuals of a new model; attention has none, which its fused kernel needs"""
+
+
+# by default: without --start, and with it
+DEFAULTS = {"epochs": (7, 2), "learning_rate": (1e-3, 3e-4), "warmup_steps": (300, 50)}
 
 
 def train_tokenizer(dialogues: Sequence[Dialogue], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -70,88 +98,13 @@ def train_tokenizer(dialogues: Sequence[Dialogue], vocab_size: int) -> PreTraine
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, dialogues: Iterable[Sequence[str]]) -> list[list[list[int]]]:
-    """The token ids of each utterance of each dialogue; each utterance ends with EOU."""
-    return [tokenizer([f"{utterance} {EOU}" for utterance in utterances])["input_ids"] for utterances in dialogues]
-
-
-def windows(encoded: list[list[list[int]]], context: int, rng: random.Random | None) -> list[list[int]]:
-    """Cut dialogues into windows in which a model of ``context`` positions predicts every token exactly once.
-
-    The first token of a window is not predicted: it is an EOU at the beginning of a dialogue, and otherwise the last
-    token of the window before. With ``rng``, half of the dialogues are first split between two random utterances,
-    because the policy also gets contexts that begin in the middle of a dialogue. The second part has no EOU before it,
-    so its first token is not predicted.
-    """
-    pieces = []
-    for utterances in encoded:
-        eou = utterances[0][-1:]
-        split = rng.randrange(1, len(utterances)) if rng and len(utterances) > 1 and rng.random() < 0.5 else 0
-        for part in ([eou, *utterances[:split]], utterances[split:]) if split else ([eou, *utterances],):
-            ids = [token for utterance in part for token in utterance]
-            pieces += [ids[i : i + context + 1] for i in range(0, len(ids) - 1, context)]
-    return pieces
-
-
-def batches(pieces: list[list[int]], batch_tokens: int) -> list[torch.Tensor]:
-    """Minibatches ``(n, L)`` of windows of similar length, padded on the right with -1."""
-    return [pad([pieces[i] for i in group], -1) for group in group_by_length(pieces, batch_tokens)]
-
-
-def loss_of(model: GPT2LMHeadModel, batch: torch.Tensor, reduction: str, amp: bool) -> torch.Tensor:
-    """The cross-entropy of every token of ``batch``, ``(n, L)``, but the first of each row."""
-    # No attention mask: the padding is on the right, where a causal model's real tokens do not attend to it.
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=amp):
-        logits = model(batch[:, :-1].clamp(min=0)).logits
-    return cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), ignore_index=-1, reduction=reduction)
-
-
-@torch.no_grad()
-def validate(model: GPT2LMHeadModel, data: list[torch.Tensor], characters: int, amp: bool) -> dict[str, float]:
-    """The perplexity per token, and the bits per character of the utterances, which do not depend on the vocabulary.
-
-    End-of-utterance tokens count among the tokens and their bits, but not among the characters.
-    """
-    model.eval()
-    nats = sum(loss_of(model, batch.to(model.device), "sum", amp).item() for batch in data)
-    tokens = sum((batch[:, 1:] >= 0).sum().item() for batch in data)
-    return {"validation_perplexity": math.exp(nats / tokens), "bits_per_character": nats / math.log(2) / characters}
-
-
-def copy_weights(folder: Path, model: GPT2LMHeadModel) -> None:
-    """Copy the weights in ``folder`` into a model of as many layers or more; further layers begin as the identity."""
-    start = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
-    there, asked = start.config, model.config
-    if (there.n_embd, there.n_positions) != (asked.n_embd, asked.n_positions) or there.n_layer > asked.n_layer:
-        shape = f"--width {there.n_embd}, --context {there.n_positions} and at least --layers {there.n_layer}"
-        raise ValueError(f"--start {folder} needs {shape}")
-    for name in model.load_state_dict(start.state_dict(), strict=False).missing_keys:
-        if "c_proj" in name:
-            torch.nn.init.zeros_(model.get_parameter(name))
-
-
-def main(args: Args) -> None:
-    check_flags(args)
-    transformers.utils.logging.disable_progress_bar()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, validation = (load_dialogues(args.dataset, split) for split in ("train", "validation"))
-    folder = args.out if (args.out / "tokenizer.json").exists() else args.start
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if folder else train_tokenizer(train, args.vocab_size)
-    train_ids = encode(tokenizer, (dialogue.utterances for dialogue in train))
-    epochs = [train_ids] * args.epochs
-    if args.pretraining:
-        epochs = [encode(tokenizer, read_unlabelled(args.pretraining))] * args.pretraining_epochs + epochs
-    held_out = encode(tokenizer, (dialogue.utterances for dialogue in validation))
-    held_out = batches(windows(held_out, args.context, None), args.batch_tokens)
-    characters = sum(len(utterance) for dialogue in validation for utterance in dialogue.utterances)
-
-    torch.manual_seed(args.seed)
-    model = GPT2LMHeadModel(
+def new_model(args: Args, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
             n_positions=args.context,
             n_embd=args.width,
-            n_layer=args.layers,
+            n_layer=4 if args.layers is None else args.layers,
             n_head=args.width // 64,
             embd_pdrop=args.dropout,
             resid_pdrop=args.dropout,
@@ -161,30 +114,220 @@ def main(args: Args) -> None:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    ).to(device)
-    if args.start:
-        copy_weights(args.start, model)
-    steps = [len(batches(windows(ids, args.context, None), args.batch_tokens)) for ids in epochs]
-    tokenizer.save_pretrained(args.out)  # from here on `OUT` holds a run, whose flags `check_flags` compares
-    training = Training(args, model, steps, decay=lambda share: 0.5 + 0.5 * math.cos(math.pi * share))
-    print(
-        f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens of vocabulary, "
-        f"{sum(len(u) for d in train_ids for u in d):,} training tokens, {device}"
     )
-    first = len(epochs) - args.epochs  # epochs of pretraining do not count for --patience
+
+
+def load_start(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, in which EOU is one token and ends a text.
+
+    Raises:
+        ValueError: there is no such model or tokenizer, or one that is not supported; the message says why.
+    """
+    model = load_model(name)
+    load_tokenizer(name)  # refuses what the environment could not use
+    source = resolve(name)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=only_local_files(source))
+    if len(tokenizer(EOU, add_special_tokens=False)["input_ids"]) > 1:
+        add_eou(model, tokenizer)
+    tokenizer.eos_token = EOU
+    tokenizer.chat_template = None  # the model learns the environment's format
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    return model, tokenizer
+
+
+def add_eou(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add EOU to a tokenizer as one special token, whose rows in embedding and head are the end-of-text token's."""
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError(f"{tokenizer.name_or_path}: its tokenizer has no EOS token to initialise {EOU} from")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # the token includes the blanks around it, as in the embedded tokenizer
+    tokenizer.add_tokens([AddedToken(EOU, lstrip=True, rstrip=True, special=True)], special_tokens=True)
+    eou = tokenizer.convert_tokens_to_ids(EOU)
+    if eou >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(eou + 1, mean_resizing=False)
+    with torch.no_grad():
+        for layer in model.get_input_embeddings(), model.get_output_embeddings():
+            for rows in layer.parameters():
+                rows[eou] = rows[end]
+
+
+def deepen(model: PreTrainedModel, layers: int) -> GPT2LMHeadModel:
+    """A GPT-2 of ``layers`` blocks that computes what ``model`` computes: the further blocks begin as the identity."""
+    if model.config.model_type != "gpt2" or layers < model.config.n_layer:
+        raise ValueError(
+            f"--layers {layers} adds blocks to a GPT-2 of at most as many, but --start is a {type(model).__name__} of "
+            f"{model.config.num_hidden_layers}"
+        )
+    deep = GPT2LMHeadModel(GPT2Config(**{**model.config.to_dict(), "n_layer": layers}))
+    for name in deep.load_state_dict(model.state_dict(), strict=False).missing_keys:
+        if "c_proj" in name:
+            torch.nn.init.zeros_(deep.get_parameter(name))
+    return deep
+
+
+def add_lora(model: PreTrainedModel, rank: int, eou: int) -> nn.Module:
+    """The model with adapters on its linear layers, scaled by 2; besides them only EOU's embedding is trained."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            target_modules="all-linear",
+            trainable_token_indices=[eou],
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def save_half(model: nn.Module, folder: Path) -> None:
+    """Write a Hugging Face folder in float16, with adapters merged into the weights."""
+    whole = copy.deepcopy(model)
+    if not isinstance(whole, PreTrainedModel):
+        whole = whole.merge_and_unload()
+    whole.half().save_pretrained(folder)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, dialogues: Iterable[Sequence[str]]) -> list[list[list[int]]]:
+    """The token ids of each utterance of each dialogue; each utterance ends with EOU."""
+    return [
+        tokenizer([f"{utterance} {EOU}" for utterance in utterances], add_special_tokens=False)["input_ids"]
+        for utterances in dialogues
+    ]
+
+
+def windows(
+    encoded: list[list[list[int]]], context: int, rng: random.Random | None, bos: Sequence[int] = ()
+) -> list[list[int]]:
+    """Cut dialogues into windows in which a model of ``context`` positions predicts every token exactly once.
+
+    The first token of a window is not predicted: at the beginning of a dialogue it is ``bos``, or an EOU for a
+    tokenizer without BOS, and otherwise the last token of the window before. With ``rng``, half of the dialogues are
+    first split between two random utterances, because the policy also gets contexts that begin in the middle of a
+    dialogue. The second part has no EOU before it, so without BOS its first token is not predicted.
+    """
+    pieces = []
+    for utterances in encoded:
+        first = bos or utterances[0][-1:]
+        split = rng.randrange(1, len(utterances)) if rng and len(utterances) > 1 and rng.random() < 0.5 else 0
+        parts = ([first, *utterances[:split]], [bos, *utterances[split:]]) if split else ([first, *utterances],)
+        for part in parts:
+            ids = [token for utterance in part for token in utterance]
+            pieces += [ids[i : i + context + 1] for i in range(0, len(ids) - 1, context)]
+    return pieces
+
+
+def batches(pieces: list[list[int]], batch_tokens: int) -> list[list[list[int]]]:
+    """Minibatches of consecutive windows, which predict at most ``batch_tokens`` tokens each."""
+    result, count = [], batch_tokens
+    for piece in pieces:
+        if count + len(piece) - 1 > batch_tokens:
+            result.append([])
+            count = 0
+        result[-1].append(piece)
+        count += len(piece) - 1
+    return result
+
+
+def predicted(batch: list[list[int]]) -> int:
+    """The number of tokens that are predicted in a minibatch of windows."""
+    return sum(len(piece) - 1 for piece in batch)
+
+
+def loss_of(model: nn.Module, batch: list[list[int]], precision: MixedPrecision) -> torch.Tensor:
+    """The summed cross-entropy of the predicted tokens of a minibatch, in nats.
+
+    The windows share rows without seeing each other, and the head computes only logits of columns that predict a token.
+    """
+    network = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    packed, targets = pack_windows(batch, network.device)
+    with precision, head_on_predicting(network, packed):
+        logits = forward_packed(model, packed).logits[0]
+    return cross_entropy(logits.float(), targets, reduction="sum")
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, data: list[list[list[int]]], characters: int, precision: MixedPrecision
+) -> dict[str, float]:
+    """The perplexity per token, and the bits per character of the utterances, which do not depend on the vocabulary.
+
+    End-of-utterance tokens count among the tokens and their bits, but not among the characters.
+    """
+    model.eval()
+    nats = sum(loss_of(model, batch, precision).item() for batch in data)
+    tokens = sum(predicted(batch) for batch in data)
+    return {"validation_perplexity": math.exp(nats / tokens), "bits_per_character": nats / math.log(2) / characters}
+
+
+def main(args: Args) -> None:
+    check_flags(args)
+    default = {name: values[args.start is not None] for name, values in DEFAULTS.items() if getattr(args, name) is None}
+    args = replace(args, **default)
+    transformers.utils.logging.disable_progress_bar()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    choose_kernels(device)
+    train, validation = (load_dialogues(args.dataset, split) for split in ("train", "validation"))
+    pretraining = read_unlabelled(args.pretraining) if args.pretraining else []
+    torch.manual_seed(args.seed)
+    if args.start is None:
+        made = (args.out / "tokenizer.json").exists()
+        tokenizer = AutoTokenizer.from_pretrained(args.out) if made else train_tokenizer(train, args.vocab_size)
+        model = new_model(args, tokenizer)
+    else:
+        model, tokenizer = load_start(args.start)
+        check_positions(model, args.context, 0)
+        if args.layers is not None:
+            model = deepen(model, args.layers)
+    if args.lora_rank is not None:
+        model = add_lora(model, args.lora_rank, tokenizer.eos_token_id)
+    model.to(device)
+    tokenizer.save_pretrained(args.out)  # from here on `OUT` holds a run, whose flags `check_flags` compares
+
+    bos = load_tokenizer(str(args.out)).bos_ids
+    train_ids = encode(tokenizer, (dialogue.utterances for dialogue in train))
+    first = args.pretraining_epochs if args.pretraining else 0  # its epochs do not count for --patience
+    epochs = [encode(tokenizer, pretraining)] * first + [train_ids] * args.epochs
+    held_out = encode(tokenizer, (dialogue.utterances for dialogue in validation))
+    held_out = batches(windows(held_out, args.context, None, bos), args.batch_tokens)
+    characters = sum(len(utterance) for dialogue in validation for utterance in dialogue.utterances)
+
+    def minibatches(ids: list[list[list[int]]], rng: random.Random) -> list[list[list[list[int]]]]:
+        """The minibatches of an epoch, in a list for each optimizer step."""
+        pieces = windows(ids, args.context, rng, bos)
+        rng.shuffle(pieces)
+        data = batches(pieces, args.batch_tokens)
+        return [data[i : i + args.accumulate] for i in range(0, len(data), args.accumulate)]
+
+    steps = [len(minibatches(ids, random.Random(0))) for ids in epochs]
+    training = Training(args, model, steps, decay=lambda share: 0.5 + 0.5 * math.cos(math.pi * share))
+    precision = MixedPrecision(device, torch.bfloat16 if args.amp else None, args.context)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(
+        f"{model.num_parameters():,} parameters, {count:,} of them trained, {len(tokenizer):,} tokens of vocabulary, "
+        f"{sum(len(u) for d in train_ids for u in d):,} training tokens, {device}",
+        flush=True,
+    )
     while training.epoch < len(epochs) and training.epoch - max(training.best_epoch, first) < args.patience:
-        rng = training.seed_epoch()
-        data = batches(windows(epochs[training.epoch], args.context, rng), args.batch_tokens)
-        rng.shuffle(data)
+        data = minibatches(epochs[training.epoch], training.seed_epoch())
         model.train()
-        for batch in training.minibatches(data):
-            loss = loss_of(model, batch.to(device), "mean", args.amp)
-            training.step(loss, loss=loss)
-        found = validate(model, held_out, characters, args.amp)
+        for step in training.minibatches(data, [sum(map(predicted, step)) for step in data]):
+            tokens, loss = sum(map(predicted, step)), torch.zeros((), device=device)
+            for batch in step:
+                part = loss_of(model, batch, precision) / tokens
+                part.backward()
+                loss += part.detach()
+            training.update(loss=loss)
+        found = validate(model, held_out, characters, precision)
         training.end_epoch(
             {"train_loss": training.losses["loss"], **found},
             score=-found["bits_per_character"],
-            save_best=lambda: copy.deepcopy(model).half().save_pretrained(args.out),
+            save_best=lambda: save_half(model, args.out),
         )
     print(f"best validation: {-training.best:.4f} bits per character; model in {args.out}")
 

@@ -48,6 +48,8 @@ class TrainingArgs:
     """largest number of tokens in a minibatch, padding included"""
     amp: bool = False
     """train with bfloat16 autocast: twice as fast on a processor with bfloat16 instructions, much slower without"""
+    checkpoint_minutes: float = 10.0
+    """save the state, from which a killed run resumes, after so many minutes, and at the end of each epoch"""
     seed: int = 1
     """random seed"""
 
@@ -55,7 +57,7 @@ class TrainingArgs:
 def check_flags(args: TrainingArgs) -> None:
     """Write the flags to ``OUT/flags.json``, or raise a ValueError if `OUT` holds a run with other flags."""
     file = args.out / "flags.json"
-    flags = {name: value for name, value in asdict(args).items() if name not in ("out", "test")}
+    flags = {name: value for name, value in asdict(args).items() if name not in ("out", "test", "checkpoint_minutes")}
     flags = json.loads(json.dumps(flags, default=str))  # tuples become lists, and paths become strings
     if any(path != file for path in args.out.glob("*")):
         if not file.exists():
@@ -122,8 +124,8 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 class Training:
     """An optimizer, its learning rate schedule, and the state in `OUT` from which a killed run resumes.
 
-    A resumed run repeats the epoch in which it was killed. On a processor it ends with the weights of an uninterrupted
-    run, bit for bit.
+    A resumed run goes on after the last optimizer step whose state was saved. On a processor it ends with the weights
+    of an uninterrupted run, bit for bit.
 
     Args:
         args: the flags.
@@ -135,7 +137,6 @@ class Training:
     Attributes:
         epoch: how many epochs are done.
         best: the highest validation score, reached in ``best_epoch``, counted from 1.
-        losses: the mean losses of the last epoch, by name.
     """
 
     def __init__(
@@ -144,8 +145,9 @@ class Training:
         def schedule(step: int) -> float:
             return decay(min(1.0, step / sum(steps))) * min(1.0, (step + 1) / args.warmup_steps)
 
-        matrices = [p for p in model.parameters() if p.dim() > 1]
-        vectors = [p for p in model.parameters() if p.dim() == 1]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.dim() > 1]
+        vectors = [p for p in trained if p.dim() == 1]
         groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
@@ -153,35 +155,69 @@ class Training:
         self.parts = {"model": model, "optimizer": self.optimizer, "scheduler": self.scheduler, **parts}
         self.rows: list[dict[str, float]] = []
         self.epoch, self.best_epoch, self.best = 0, 0, -math.inf
+        self._begin_epoch()
         self.file = args.out / "training_state.pt"
+        self._saved_at = time.perf_counter()
         if self.file.exists():
             state = torch.load(self.file, weights_only=True, map_location="cpu")
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             self.rows, self.best_epoch, self.best = state["rows"], state["best_epoch"], state["best"]
             self.epoch = len(self.rows)
+            self._done, self._seconds, self._random = state["done"], state["seconds"], state["random"]
+            self._sums.update(state["sums"])
             self._write_metrics()
-            print(f"resumed after epoch {self.epoch} from {self.file}")
+            print(f"resumed after epoch {self.epoch} and {self._done} steps from {self.file}", flush=True)
+
+    def _begin_epoch(self) -> None:
+        self._done, self._seconds, self._sums = 0, 0.0, defaultdict(float)
 
     def seed_epoch(self) -> random.Random:
         """Seed torch for the next epoch, and return a generator for its order of minibatches."""
         torch.manual_seed(self.args.seed * 1000 + self.epoch)
         return random.Random(f"{self.args.seed} {self.epoch}")
 
-    def minibatches(self, data: Sequence[T]) -> Iterator[T]:
-        """The minibatches of an epoch, under a progress bar that also shows the mean losses."""
-        start, self._sums = time.perf_counter(), defaultdict(float)
-        mininterval = 0.1 if sys.stderr.isatty() else 10  # a log file keeps every state of the bar
-        with tqdm(data, f"epoch {self.epoch + 1}/{self.num_epochs}", unit="step", mininterval=mininterval) as bar:
-            for i, batch in enumerate(bar, 1):
+    def minibatches(self, data: Sequence[T], tokens: Sequence[int]) -> Iterator[T]:
+        """The minibatches of an epoch, without those that were done before a kill, one for each optimizer step.
+
+        A progress bar shows the mean losses, the tokens per second and the time left of the epoch.
+
+        Args:
+            data: all minibatches of the epoch, in an order that depends on `seed_epoch` alone.
+            tokens: the number of tokens in each of them.
+        """
+        if self._done:
+            torch.set_rng_state(self._random)
+        start = time.perf_counter() - self._seconds
+        with tqdm(
+            desc=f"epoch {self.epoch + 1}/{self.num_epochs}",
+            total=sum(tokens),
+            initial=sum(tokens[: self._done]),
+            unit=" tokens",
+            unit_scale=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file keeps every state of the bar
+        ) as bar:
+            for batch, size in zip(data[self._done :], tokens[self._done :], strict=True):
                 yield batch
-                self.losses = {name: total / i for name, total in self._sums.items()}
+                self._done += 1
+                self._seconds = time.perf_counter() - start
                 bar.set_postfix(self.losses, refresh=False)
-        self.seconds = time.perf_counter() - start
+                bar.update(size)
+                if time.perf_counter() - self._saved_at >= 60 * self.args.checkpoint_minutes:
+                    self._save()
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The mean losses of the epoch, by name."""
+        return {name: total / self._done for name, total in self._sums.items()}
 
     def step(self, loss: torch.Tensor, /, **losses: torch.Tensor) -> None:
-        """Update the parameters with the gradient of ``loss``, clipped to norm 1; ``losses`` are displayed."""
+        """Update the parameters with the gradient of ``loss``; ``losses`` are displayed."""
         loss.backward()
+        self.update(**losses)
+
+    def update(self, **losses: torch.Tensor) -> None:
+        """Update the parameters with the gradient that they have, clipped to norm 1; ``losses`` are displayed."""
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -192,15 +228,22 @@ class Training:
     def end_epoch(self, metrics: dict[str, float], score: float, save_best: Callable[[], Any]) -> None:
         """Save the model if its validation ``score`` is the highest so far, then the state and the metrics."""
         self.epoch += 1
-        self.rows.append({"epoch": self.epoch, **metrics, "seconds": self.seconds})
+        self.rows.append({"epoch": self.epoch, **metrics, "seconds": self._seconds})
         print("  ".join(f"{name} {value:.4g}" for name, value in self.rows[-1].items()), flush=True)
         if score > self.best:
             self.best_epoch, self.best = self.epoch, score
             save_best()
+        self._begin_epoch()
+        self._save()
+        self._write_metrics()
+
+    def _save(self) -> None:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"rows": self.rows, "best_epoch": self.best_epoch, "best": self.best}
+        state |= {"done": self._done, "seconds": self._seconds, "sums": dict(self._sums)}
+        state |= {"random": torch.get_rng_state()}
         write_file(self.file, lambda file: torch.save(state, file))
-        self._write_metrics()
+        self._saved_at = time.perf_counter()
 
     def _write_metrics(self) -> None:
         write_text(self.args.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))

