@@ -53,11 +53,14 @@ def find_agent_folder(name: str) -> tuple[str, AgentRecord | None]:
 
     Returns:
         name: the agent folder, or the name itself.
-        record: from the agent's folder, or from ``config.json`` of its run. None if neither is there.
+        record: from the agent's folder, or from ``config.json`` of its run. None if neither is there. The embedded
+            policy has the default one.
 
     Raises:
         ValueError: the run has not saved an agent yet, or the record cannot be read.
     """
+    if name == "builtin":
+        return name, AgentRecord()
     folder = Path(name)
     if (folder / "metrics.jsonl").exists() or (folder / "agent").is_dir():
         if not (folder / "agent").is_dir():

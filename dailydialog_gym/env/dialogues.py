@@ -103,7 +103,7 @@ def load_dialogues(
     if split == "train" and not raw_split:
         dialogues = _without_copies(source, dialogues, notes)
     if remarks := notes.remarks():
-        print(f"{dataset}, {split}: {len(dialogues):,} dialogues ({', '.join(remarks)})", file=sys.stderr)
+        print(f"{dataset}, {split}: {len(dialogues):,} dialogues ({'; '.join(remarks)})", file=sys.stderr)
     if not dialogues:
         raise ValueError(f"dataset {dataset!r}, split {split!r} contains no dialogue")
     return tuple(dialogues)
@@ -137,8 +137,8 @@ class _Notes:
         remarks = []
         if self.mismatched or self.copies:
             remarks = [
-                f"{self.copies} left out because they are also in validation or test",
-                f"{self.mismatched} skipped because their numbers of utterances and acts differ",
+                f"{self.copies} left out because they are also in validation or test, "
+                f"{self.mismatched} skipped because their numbers of utterances and acts differ"
             ]
         if self.near_copies:
             remarks.append(f"{self.near_copies} near-duplicates of validation or test kept, as in published numbers")
@@ -210,7 +210,8 @@ def _rows_of_split(source: _Source, split: str, test_share: float, notes: _Notes
 def _hold_out(keys: Iterable[str], splits: Sequence[str], share: float) -> dict[str, str]:
     """The split of each dialogue that is held out of training.
 
-    Each of the splits gets the dialogues whose hash is in a range of its own, and at least one.
+    Each of the splits gets the dialogues whose hash is in a range of its own, and at least one, as training does. Where
+    there are too few dialogues for that, none is held out.
 
     Args:
         keys: the dialogues, see `_near_key`.
@@ -218,11 +219,13 @@ def _hold_out(keys: Iterable[str], splits: Sequence[str], share: float) -> dict[
         share: the share of each.
     """
     ranked = sorted((blake2b(key.encode(), digest_size=8).digest(), key) for key in set(keys))
+    if len(ranked) <= len(splits):
+        return {}
     fractions = [int.from_bytes(digest) / 2**64 for digest, _ in ranked]
-    least = 1 if len(ranked) > len(splits) else 0  # training needs one, too
     split_of, start = {}, 0
     for number, split in enumerate(splits, 1):
-        end = max(start + least, sum(fraction < number * share for fraction in fractions))
+        most = len(ranked) - (len(splits) - number) - 1  # the rest needs one for each later split and one for training
+        end = min(max(start + 1, sum(fraction < number * share for fraction in fractions)), most)
         split_of |= dict.fromkeys([key for _, key in ranked[start:end]], split)
         start = end
     return split_of
@@ -625,9 +628,9 @@ def _act_number(act: Any) -> int | None:
     if isinstance(act, str):
         name = act.strip().lower()
         return int(name) if name in {"0", *map(str, ACTS)} else _ACT_NUMBERS.get(name)
-    if isinstance(act, int | float) and not isinstance(act, bool) and act == int(act):
-        return int(act)
-    return None
+    if isinstance(act, bool) or not (isinstance(act, int) or (isinstance(act, float) and act.is_integer())):
+        return None
+    return int(act)
 
 
 def _check_acts(where: str, acts: list[int]) -> list[int]:

@@ -16,6 +16,7 @@ from dailydialog_gym.env.dialogues import TEST_SHARE
 from dailydialog_gym.env.mdp import TokenMDP
 from dailydialog_gym.env.samples import Samples, load_samples
 from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.text import Spacing
 
 RENDER_MODES = ["human", "ansi"]
 _ALL_ROWS = slice(None)  # selects the single environment's only row, twice as fast as the index [0] does
@@ -118,6 +119,7 @@ class DailyDialogEnv(gym.Env):
     | `raw_split`         | **bool** | `False`     | keep training dialogues that are also in validation or test     |
     | `full_context`      | **bool** | `False`     | use only replies with at least `context_size` utterances before |
     | `test_share`        | **float**| `0.05`      | share of train held out where a dataset has no test split       |
+    | `spacing`           | **str**  | `None`      | convert punctuation to DailyDialog's (`"spaced"`) or `"ordinary"` |
     | `chat_template`     | **bool** | `False`     | write prompts in the tokenizer's chat template                  |
     | `render_mode`       | **str**  | `None`      | `"ansi"`: `render` returns the dialogue and the reply so far;   |
     |                     |          |             | `"human"`: the reply is printed while it is written             |
@@ -151,12 +153,13 @@ class DailyDialogEnv(gym.Env):
         raw_split: bool = False,
         full_context: bool = False,
         test_share: float = TEST_SHARE,
+        spacing: Spacing | None = None,
         chat_template: bool = False,
         render_mode: str | None = None,
     ):
         _check_render_mode(render_mode)
         self.render_mode = render_mode
-        prompts = (context_size, max_prompt_length, raw_split, full_context, test_share, chat_template)
+        prompts = (context_size, max_prompt_length, raw_split, full_context, test_share, spacing, chat_template)
         self.samples = load_samples(dataset, split, tokenizer, *prompts)
         self.max_new_tokens = max_new_tokens
         self.mdp = TokenMDP(self.samples, 1, max_new_tokens)
@@ -294,6 +297,7 @@ class DailyDialogVectorEnv(VectorEnv):
         raw_split: bool = False,
         full_context: bool = False,
         test_share: float = TEST_SHARE,
+        spacing: Spacing | None = None,
         chat_template: bool = False,
         render_mode: str | None = None,
     ):
@@ -302,7 +306,7 @@ class DailyDialogVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**DailyDialogEnv.metadata, "autoreset_mode": self.autoreset_mode}
-        prompts = (context_size, max_prompt_length, raw_split, full_context, test_share, chat_template)
+        prompts = (context_size, max_prompt_length, raw_split, full_context, test_share, spacing, chat_template)
         self.samples = load_samples(dataset, split, tokenizer, *prompts)
         self.max_new_tokens = max_new_tokens
         self.mdp = TokenMDP(self.samples, num_envs, max_new_tokens, lockstep)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dailydialog_gym.env.dialogues import TEST_SHARE, load_dialogues
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, format_prompt, load_tokenizer
-from dailydialog_gym.text import Spacing, spacing_of
+from dailydialog_gym.text import Spacing, convert_spacing, spacing_of
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ def load_samples(
     raw_split: bool = False,
     full_context: bool = False,
     test_share: float = TEST_SHARE,
+    spacing: Spacing | None = None,
     chat_template: bool = False,
 ) -> Samples:
     """Make a sample of every utterance that has at least one utterance before it.
 
-    The texts are the dataset's own: nothing is changed but blanks at their ends, and ``<EOU>`` inside an utterance of a
+    By default the texts are the dataset's own, but for blanks at their ends and ``<EOU>`` inside an utterance of a
     context, see `format_prompt`. The result is cached, so environments with equal arguments share one copy.
 
     Args:
@@ -70,6 +71,8 @@ def load_samples(
         max_prompt_length: the maximum number of tokens of a prompt. A longer prompt is truncated on the left.
         full_context: use only replies that have ``context_size`` utterances before them, as RL4LMs and OpenRL do.
             This keeps 35,368 of DailyDialog's 75,006 training replies, and 35,775 of 76,042 with ``raw_split``.
+        spacing: the spacing that the dialogues' punctuation is converted to if they have the other, ``"spaced"`` or
+            ``"ordinary"``, see `dailydialog_gym.text`. None: they stay as they are.
         chat_template: write the prompts in the tokenizer's chat template: the context's last utterance is the user's,
             and the reply the assistant's. A sample whose last utterance alone is longer than ``max_prompt_length`` is
             left out, and their number is printed to stderr.
@@ -80,18 +83,21 @@ def load_samples(
     for name, value in (("context_size", context_size), ("max_prompt_length", max_prompt_length)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if spacing not in (None, "spaced", "ordinary"):
+        raise ValueError(f"unknown spacing {spacing!r}: expected 'spaced', 'ordinary' or None")
     reply_tokenizer = load_tokenizer(tokenizer, chat_template=chat_template)
     dialogues = load_dialogues(dataset, split, raw_split, test_share)
+    found = spacing_of(utterance for dialogue in dialogues for utterance in dialogue.utterances)
     first_reply = context_size if full_context else 1
     prompts, references, acts = [], [], []
     for dialogue in dialogues:
-        for i in range(first_reply, len(dialogue.utterances)):
-            prompts.append(format_prompt(dialogue.utterances[max(0, i - context_size) : i]))
-            references.append(dialogue.utterances[i])
+        utterances = [convert_spacing(utterance, found, spacing or found) for utterance in dialogue.utterances]
+        for i in range(first_reply, len(utterances)):
+            prompts.append(format_prompt(utterances[max(0, i - context_size) : i]))
+            references.append(utterances[i])
             acts.append(dialogue.acts[i])
     if not prompts:
         raise ValueError(f"dataset {dataset!r}, split {split!r}: no reply has {first_reply} utterances before it")
-    spacing = spacing_of(utterance for dialogue in dialogues for utterance in dialogue.utterances)
     encoded = _encode(reply_tokenizer, prompts, max_prompt_length)
     fits = [i for i, ids in enumerate(encoded) if ids is not None]
     if len(fits) < len(prompts):
@@ -107,10 +113,9 @@ def load_samples(
         )
     prompt_ids, prompt_mask = _pad(reply_tokenizer, encoded, max_prompt_length)
     source = (dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
-    source += (test_share, chat_template)
-    return Samples(
-        prompts, references, np.array(acts, np.int64), prompt_ids, prompt_mask, reply_tokenizer, spacing, source
-    )
+    source += (test_share, spacing, chat_template)
+    columns = (prompts, references, np.array(acts, np.int64), prompt_ids, prompt_mask)
+    return Samples(*columns, reply_tokenizer, spacing or found, source)
 
 
 def left_pad(tokenizer: ReplyTokenizer, prompts: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -68,10 +68,9 @@ class Args:
 
 
 def main(args: Args) -> None:
-    folder, record = find_agent_folder(args.agent)
-    record = record or AgentRecord()
+    folder, own = find_agent_folder(args.agent)
     given = {name: getattr(args, name) for name in ("dataset", "test_share", *SHAPE)}
-    record = replace(record, **{name: value for name, value in given.items() if value is not None})
+    record = replace(own or AgentRecord(), **{name: value for name, value in given.items() if value is not None})
     shape = {name: getattr(record, name) for name in SHAPE}
     samples = load_samples(
         record.dataset,
@@ -82,15 +81,15 @@ def main(args: Args) -> None:
         args.raw_split,
         args.full_context,
         record.test_share,
+        own.spacing if own else None,
         record.chat_template,
     )
-    # Few dialogues may not show the spacing of their dataset, which the training has recorded
-    spacing = record.spacing if args.dataset is None else samples.spacing
+    record = replace(record, spacing=samples.spacing)  # what is not known of a model without a record
     ids = evenly_spread(samples, args.samples)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     intent = None
     if samples.acts.any():
-        intent = IntentMatch(args.intent_model, device, args.intent_labels, spacing=spacing)
+        intent = IntentMatch(args.intent_model, device, args.intent_labels, spacing=samples.spacing)
     model_class = AutoModelForCausalLM
     if args.policy_class:
         model_class = import_object(args.policy_class, "--policy-class")
@@ -107,7 +106,7 @@ def main(args: Args) -> None:
             temperature=args.temperature,
             top_k=args.top_k,
             seed=args.seed,
-            spacing=spacing,
+            spacing=samples.spacing,
         )
     rows = {name: evaluation.scores for name, evaluation in evaluations.items()}
     print(f"{table(rows)}\n\n{evaluations[args.agent].manner}")

@@ -19,7 +19,7 @@ class DataArgs:
     test_share: float = TEST_SHARE
     """where the dataset has no validation or no test split: the share of its dialogues that is held out for it"""
     spacing: Spacing | None = None
-    """whether the dialogues are spaced like DailyDialog's ("Hi , Ann !") or ordinary text; by default found out"""
+    """convert the dialogues' punctuation: spaced as in DailyDialog ("Hi , Ann !") or ordinary; by default as it is"""
     full_context: bool = False
     """train only on replies with at least `context_size` utterances before them, as RL4LMs and OpenRL do"""
     context_size: int = 5
@@ -33,12 +33,12 @@ class DataArgs:
 
     def prompts(self) -> dict[str, Any]:
         """The arguments of `load_samples` that are flags."""
-        names = {field.name for field in fields(DataArgs)} - {"spacing", "max_new_tokens"}
+        names = {field.name for field in fields(DataArgs)} - {"max_new_tokens"}
         return {name: getattr(self, name) for name in sorted(names)}
 
 
 def settle(args: Any, samples: Samples) -> None:
-    """Replace the flags that depend on the dialogues: ``spacing``, and ``intent_weight``, None if there are no acts.
+    """Set the flags that depend on the dialogues: ``spacing``, and ``intent_weight``, which is None without acts.
 
     Args:
         args: the script's arguments, which inherit `DataArgs` and have an ``intent_weight``.
@@ -47,7 +47,7 @@ def settle(args: Any, samples: Samples) -> None:
     Raises:
         SystemExit: there is an intent reward but no act.
     """
-    args.spacing = args.spacing or samples.spacing
+    args.spacing = samples.spacing
     if samples.acts.any():
         args.intent_weight = INTENT_WEIGHT if args.intent_weight is None else args.intent_weight
         return

@@ -139,14 +139,15 @@ class Run:
         if not self.is_main:
             return
         args = self.args
-        rewards = [f"{args.meteor_weight} METEOR", f"{args.intent_weight} intent ({args.intent_model})", *args.reward]
-        if args.intent_weight is None:
-            rewards[1] = "no intent reward, since the dialogues have no acts"
+        has_acts = args.intent_weight is not None
+        intent = [f"{args.intent_weight} intent ({args.intent_model})"] if has_acts else []
+        rewards = " + ".join([f"{args.meteor_weight} METEOR", *intent, *args.reward])
         lines = {
             "policy": f"{args.model}, {sum(p.numel() for p in policy.parameters()):,} parameters, critic {args.critic}",
             "dialogues": f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in "
             + f"{args.eval_split}, {SPACINGS[args.spacing]}",
-            "rewards": f"{' + '.join(rewards)} - KL ({args.kl_rule}, from {args.kl_coef})",
+            "rewards": f"{rewards} - KL ({args.kl_rule}, from {args.kl_coef})"
+            + ("" if has_acts else "; no intent reward, because the dialogues have no acts"),
             "device": f"{device}, {_describe_amp(device, amp_dtype) if amp_dtype else 'float32'}",
             **more,
             "run": str(self.folder),
