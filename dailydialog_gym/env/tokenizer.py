@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -107,7 +108,7 @@ class ReplyTokenizer:
         self._special = pattern_of(special if template else special - {EOU})
         self.end_ids: set[int] = set()
         if template:
-            self.end_ids = {_end_of_turn(name, template), *([] if eos_id is None else [eos_id])}
+            self.end_ids = {_end_of_turn(name, template, self._special), *([] if eos_id is None else [eos_id])}
             self.transitions = np.zeros((len(EOU) + 1, self.vocab_size), np.int64)
             self.transitions[:, list(self.end_ids)] = self.accepting_state
             return
@@ -159,15 +160,14 @@ class ReplyTokenizer:
         return [text.split(EOU, 1)[0].strip() for text in texts]
 
 
-def _end_of_turn(name: str, template: PreTrainedTokenizerBase) -> int:
+def _end_of_turn(name: str, template: PreTrainedTokenizerBase, special: re.Pattern[str]) -> int:
     """The special token that follows an assistant's message in a chat template: an end of turn, or the next role."""
     turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "MARK"), ("user", "b"))]
     after = template.apply_chat_template(turns, tokenize=False).partition("MARK")[2]
-    special = set(template.all_special_ids)
-    ends = [i for i in template(after, add_special_tokens=False)["input_ids"] if i in special]
-    if not ends:
+    end = special.search(after)
+    if not end:
         raise ValueError(f"the chat template of tokenizer {name!r} has no token that ends a reply, it has {after!r}")
-    return ends[0]
+    return template.convert_tokens_to_ids(end[0])
 
 
 def _eou_transitions(backend: Tokenizer, vocab_size: int) -> np.ndarray:
