@@ -6,6 +6,7 @@ import sys
 
 import datasets
 import pytest
+from code_blocks import blocks_of, write_files
 from paths import ROOT
 
 from dailydialog_gym.agent import AgentRecord, DialogueAgent, find_agent_folder
@@ -64,6 +65,15 @@ def write_clone(folder):
     }.items():
         datasets.Dataset.from_list(part).to_parquet(clone / f"data/{name}.parquet")
     return clone
+
+
+def test_the_page_shows_what_is_printed_about_its_chats(tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs/your-own-data.md"
+    write_files(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    load_dialogues("my_chats.jsonl", "train")
+    (shown,) = (block.text for block in blocks_of(page) if block.language == "text")
+    assert capsys.readouterr().err.split() == shown.split()
 
 
 @pytest.mark.parametrize("write", [write_lines, write_parquet, write_clone])
