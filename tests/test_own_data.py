@@ -99,7 +99,7 @@ def test_dialogues_without_acts_and_splits_train_an_agent(train, tmp_path, write
 
 def test_an_intent_reward_without_acts_is_an_error_and_a_weight_of_zero_is_not(train, tmp_path):
     source = str(write_lines(tmp_path))
-    with pytest.raises(SystemExit, match=r"--intent-weight 0.3: the dialogues of .* have no acts"):
+    with pytest.raises(ValueError, match=r"--intent-weight 0.3: the dialogues of .* have no acts"):
         train("--dataset", source, "--intent-weight", "0.3")
     assert not (tmp_path / "runs").exists()
     train("--dataset", source, "--intent-weight", "0")

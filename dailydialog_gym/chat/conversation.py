@@ -145,13 +145,13 @@ class Chat:
         if pair is None:
             raise ValueError("these replies have been voted on already, or are too old")
         replies = [pair[preferred], pair["start" if preferred == "trained" else "trained"]]
+        said, replies = ([self.trained.own_text(text) for text in texts] for texts in (pair["utterances"], replies))
         if self.trained.template:
-            prompt: Any = self.trained.messages(pair["utterances"])
+            prompt: Any = self.trained.messages(said)
             replies = [[{"role": "assistant", "content": text}] for text in replies]
         else:
-            own_text = self.trained.own_text
-            prompt = format_prompt([own_text(u) for u in pair["utterances"][-self.trained.context_size :]])
-            replies = [f" {own_text(text)} {EOU}" for text in replies]
+            prompt = format_prompt(said[-self.trained.context_size :])
+            replies = [f" {text} {EOU}" for text in replies]
         row = {"prompt": prompt, "chosen": replies[0], "rejected": replies[1], "preferred": preferred}
         with self._votes_lock:
             with open(self.votes, "a", encoding="utf-8") as file:

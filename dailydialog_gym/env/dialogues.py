@@ -379,7 +379,7 @@ def _read_table(path: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         # Streaming leaves no copy in the cache of `datasets`
         table = datasets.load_dataset(kind, data_files=[escape(str(path))], split="train", streaming=True, **options)
-        for number, record in enumerate(_with_act_names(table)):
+        for number, record in enumerate(_records_of(table)):
             yield f"{path}, row {number}", record
     except Exception as error:  # errors come from three libraries and don't name the file
         raise ValueError(f"cannot read {path} ({type(error).__name__}: {error})") from error
@@ -499,21 +499,24 @@ def _open_hub(dataset: str) -> _Source:
 
 def _open_tables(name: str, tables: Mapping[str, datasets.Dataset], is_dailydialog: bool = False) -> _Source:
     def read(split: str, table: datasets.Dataset, notes: _Notes) -> list[_Row]:
-        known = {*_DIALOGUE_COLUMNS, *_ACT_COLUMNS, *_UTTERANCE_COLUMNS, *_ID_COLUMNS}
-        columns = [column for column in table.column_names if column.lower() in known]
-        if not columns:
-            raise ValueError(f"{name}, {split}: {_expected_columns(table.column_names)}")
-        records = enumerate(_with_act_names(table.select_columns(columns)))
+        records = enumerate(_records_of(table))
         return [row for _, row in _rows(((f"{name}, {split}, row {i}", record) for i, record in records), notes, split)]
 
     splits = {_SPLIT_NAMES.get(split.lower(), split): partial(read, split, table) for split, table in tables.items()}
     return _Source(splits, is_dailydialog=is_dailydialog)
 
 
-def _with_act_names(table: datasets.Dataset | datasets.IterableDataset) -> Iterator[dict[str, Any]]:
-    """The rows of a table, with names instead of numbers where a column's features name its labels after acts."""
+def _records_of(table: datasets.Dataset | datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    """The rows of a table, with names instead of numbers where a column's features name its labels after acts.
+
+    Columns that are of no use, which may be pictures, are not read where the table knows its columns.
+    """
     import datasets
 
+    texts, others = {*_DIALOGUE_COLUMNS, *_UTTERANCE_COLUMNS}, {*_ACT_COLUMNS, *_ID_COLUMNS, "split"}
+    columns = [column for column in table.column_names or () if column.lower() in texts | others]
+    if texts & {column.lower() for column in columns}:  # otherwise the error shall show all columns
+        table = table.select_columns(columns)
     names: dict[str, dict[int, str]] = {}
     for column, feature in (table.features or {}).items():
         label = feature.feature if isinstance(feature, datasets.List) else feature

@@ -45,14 +45,14 @@ def settle(args: Any, samples: Samples) -> None:
         samples: the samples for training.
 
     Raises:
-        SystemExit: there is an intent reward but no act.
+        ValueError: there is an intent reward but no act.
     """
     args.spacing = samples.spacing
     if samples.acts.any():
         args.intent_weight = INTENT_WEIGHT if args.intent_weight is None else args.intent_weight
         return
     if args.intent_weight:
-        raise SystemExit(
+        raise ValueError(
             f"--intent-weight {args.intent_weight}: the dialogues of {args.dataset} have no acts, which the intent "
             "reward needs: leave the flag out, or add acts (a column 'act')"
         )

@@ -348,7 +348,7 @@ NOT_A_DATASET = {
     "saved dataset with other columns": (
         lambda folder: save_rows(folder, {"lines": SHOP[0], "moods": SHOP[1]}),
         "",
-        "FOLDER, train: expected a column dialog, dialogue, .* or conversations, got lines, moods",
+        "FOLDER, train, row 0: expected a column dialog, dialogue, .* or conversations, got lines, moods",
     ),
     "saved dataset with an utterance per row": (
         lambda folder: save_rows(folder, {"dialog": "Hi .", "act": [1]}),
@@ -397,7 +397,7 @@ def test_unknown_datasets_are_named_with_what_was_expected(name):
         (
             dataset_dict({"test": [SHOP]}).rename_columns({"dialog": "lines"}),
             "test",
-            "someone/talk, test, row 0: expected a column dialog, .* or conversations, got act",
+            "someone/talk, test, row 0: expected a column dialog, .* or conversations, got act, lines",
         ),
     ],
     ids=["empty split", "no such split", "other columns"],
