@@ -192,7 +192,7 @@ def test_a_causal_classifier_judges_a_batch_as_it_judges_single_texts(tiny_inten
 
 @pytest.mark.parametrize("probability", [True, False])
 def test_a_reply_to_a_reference_without_an_act_scores_zero(classifier, probability):
-    episodes = make_episodes(["yes", "no", "do you like tea ?"])
+    episodes = make_episodes([1] * 3, responses=["yes", "no", "do you like tea ?"])
     match = IntentMatch(classifier, probability=probability)
     with_acts = match(replace(episodes, intents=np.array([1, 2, 4])))
     assert match(replace(episodes, intents=np.array([1, 0, 4]))).tolist() == [with_acts[0], 0, with_acts[2]]
