@@ -37,7 +37,7 @@ _ACT_COLUMNS = ("act", "acts", "labels", "act_label", "dialogue_act")
 _UTTERANCE_COLUMNS = ("utterance", "text")  # of datasets with an utterance in a row
 _ID_COLUMNS = ("dialog_id", "dialogue_id", "conversation_id")
 # Roles of messages that nobody says to anybody
-_SILENT_ROLES = {"system", "developer", "tool", "function"}
+_SILENT_ROLES = ("system", "developer", "tool", "function")
 
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json"}  # what `datasets` keeps beside the data
@@ -538,20 +538,21 @@ def _records_of(table: datasets.Dataset | datasets.IterableDataset) -> Iterator[
 def _rows(records: Iterable[tuple[str, Any]], notes: _Notes, split: str | None = None) -> list[tuple[str, _Row]]:
     """The dialogues of a dataset's rows, each with its split: the one given, or the one that the row names."""
     rows: list[tuple[str, _Row]] = []
-    by_id: dict[tuple[str, Any], _Row] = {}
+    by_id: dict[tuple[str, str], _Row] = {}
     for where, record in records:
         if not isinstance(record, dict):
             raise ValueError(f"{where}: {_EXPECTED}, got {_shown(record)}")
         row_split = split or _split_of(where, record)
         dialogue, act, key = (_find(record, names) for names in (_DIALOGUE_COLUMNS, _ACT_COLUMNS, _ID_COLUMNS))
-        utterance = _find(record, (*_UTTERANCE_COLUMNS, *_DIALOGUE_COLUMNS))
-        if key and utterance and isinstance(record[utterance], str):  # an utterance in each row
-            notes.columns |= dict.fromkeys(column for column in (key, utterance, act) if column)
-            if (row_split, record[key]) not in by_id:
-                by_id[row_split, record[key]] = _Row([], [])
-                rows.append((row_split, by_id[row_split, record[key]]))
-            row = by_id[row_split, record[key]]
-            row.utterances.append(_check_text(where, record[utterance]))
+        text = dialogue or _find(record, _UTTERANCE_COLUMNS)
+        if key and text and isinstance(record[text], str):  # an utterance in each row
+            notes.columns |= dict.fromkeys(column for column in (key, text, act) if column)
+            row_id = (row_split, str(record[key]))
+            if row_id not in by_id:
+                by_id[row_id] = _Row([], [])
+                rows.append((row_split, by_id[row_id]))
+            row = by_id[row_id]
+            row.utterances.append(_check_text(where, record[text]))
             row.acts.extend(_acts(where, act, [record[act]] if act else None, 1))
             continue
         if dialogue is None:
@@ -598,7 +599,8 @@ def _utterances(where: str, column: str, entries: Any) -> tuple[list[str], list[
             role, text = (entry.get(a) or entry.get(b) for a, b in (("role", "from"), ("content", "value")))
             if not {"content", "value"} & entry.keys():
                 text = entry  # an error below
-        is_said.append(role not in _SILENT_ROLES and not (isinstance(entry, dict) and text in (None, "")))
+        is_empty = isinstance(entry, dict) and (text is None or (isinstance(text, str) and not text.strip()))
+        is_said.append(role not in _SILENT_ROLES and not is_empty)
         if is_said[-1]:
             if not isinstance(text, str):
                 raise ValueError(f"{where}: expected {column!r} to be a list of texts, got {_shown(entries)}")

@@ -54,6 +54,10 @@ COLUMNS = {
     "zeros": ({"dialog": SHOP[0], "act": [0, 0, 3, 0]}, [0, 0, 3, 0]),
     "messages": ({"messages": messages(SHOP[0])}, [0] * 4),
     "acts of messages": ({"messages": messages(SHOP[0]), "act": [0, *SHOP[1]]}, SHOP[1]),
+    "a title and a number beside the dialogue": (
+        {"messages": messages(SHOP[0]), "text": "Shop", "dialog_id": 7},
+        [0] * 4,
+    ),
     "ShareGPT": ({"conversations": messages(SHOP[0], "from", "value", "human")}, [0] * 4),
 }
 
@@ -357,6 +361,10 @@ BAD = {
     "text after a list": (file_of("talk.json", b"[]\n[]"), "expected nothing after the list, got"),
     "a message without content": (
         after_a_good_line(b'{"messages": [{"role": "user"}]}'),
+        "line 2: expected 'messages' to be a list of texts, got",
+    ),
+    "a role that is no text": (
+        after_a_good_line(b'{"messages": [{"role": [], "content": 5}], "dialog_id": [1]}'),
         "line 2: expected 'messages' to be a list of texts, got",
     ),
     "UTF-16": (file_of("talk.jsonl", '{"dialog": []}'.encode("utf-16")), "line 1: expected UTF-8 text, got byte 0xff"),
