@@ -17,7 +17,7 @@ import transformers
 import tyro
 from transformers import AutoModelForCausalLM
 
-from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.agent import DialogueAgent, find_agent_folder
 from dailydialog_gym.chat.conversation import Chat, check_message, choose_threads
 from dailydialog_gym.chat.trained import find_agent
 from dailydialog_gym.objects import import_object
@@ -31,7 +31,7 @@ class Args:
     baseline: str | None = None
     """the model that the agent is compared with; by default the model that its run started from"""
     policy_class: str | None = None
-    """MODULE:CLASS of the agent's model, if it was trained with --policy-class"""
+    """MODULE:CLASS of the agent's model, which is necessary if it was trained with --policy-class"""
     intent_model: str | None = "builtin"
     """the classifier that shows the act of a reply: "builtin", a sequence classifier by folder or hub id, or None"""
     intent_labels: tuple[str, ...] | None = None
@@ -97,9 +97,9 @@ def main(args: Args) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained = find_agent(args.agent)
     baseline = args.baseline or trained.baseline
-    options = {"trust_remote_code": args.trust_remote_code, **trained.shape}
     model_class = import_object(args.policy_class, "--policy-class") if args.policy_class else AutoModelForCausalLM
-    agent = DialogueAgent.load(trained.model, device, model_class, use_template=trained.run is None, **options)
+    _, record = find_agent_folder(trained.model)
+    agent = DialogueAgent.load(trained.model, device, model_class, trust_remote_code=args.trust_remote_code)
     choose_threads(agent.model)
     print(f"agent     {trained.title}: {trained.story}")
     if args.terminal:
@@ -107,13 +107,18 @@ def main(args: Args) -> None:
         return
     start = None
     if baseline is not None:
-        start = DialogueAgent.load(baseline, device, use_template=agent.template is not None, **options)
+        # A run started from a model of the agent's class, and read it as the agent reads; another baseline may differ
+        start_class = AutoModelForCausalLM if args.baseline else model_class
+        template = agent.template is not None
+        start = DialogueAgent.load(baseline, device, start_class, template, args.trust_remote_code, record)
     votes = args.votes or trained.home / "votes.jsonl"
     # Imported here because these imports take seconds, which --terminal does not need.
     from dailydialog_gym.chat.page import build_page, launch
     from dailydialog_gym.rewards.intent import IntentMatch
 
-    intent = IntentMatch(args.intent_model, device, args.intent_labels) if args.intent_model else None
+    intent = None
+    if args.intent_model:
+        intent = IntentMatch(args.intent_model, device, args.intent_labels, spacing=agent.spacing)
     chat = Chat(agent, start, intent, votes)
     print(f"votes     {votes}" if start else "compare   nothing to compare with; name a model with --baseline")
     launch(build_page(chat, trained), args.host, args.port, args.share, args.auth)
@@ -122,5 +127,5 @@ def main(args: Args) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args, description=__doc__))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

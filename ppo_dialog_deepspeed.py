@@ -42,7 +42,7 @@ from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
 from dailydialog_gym.models.self_check import self_check
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_scorer
-from dailydialog_gym.runs import RandomState, RunArgs, parse_args
+from dailydialog_gym.runs import DataArgs, RandomState, RunArgs, parse_args, settle
 from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
 
@@ -50,16 +50,6 @@ from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorRewar
 class ModelArgs:
     model: str = "builtin"
     """the initial policy: "builtin", or a Hugging Face causal language model by folder or hub id"""
-    dataset: str = "builtin"
-    """the dialogues: "builtin", a folder, a .jsonl file or a hub id such as daily_dialog"""
-    full_context: bool = False
-    """train only on replies with at least `context_size` utterances before them, as RL4LMs and OpenRL do"""
-    context_size: int = 5
-    """maximum number of utterances in a context"""
-    max_prompt_length: int = 128
-    """maximum number of tokens in a context; longer contexts are truncated from the left"""
-    max_new_tokens: int = 20
-    """maximum number of tokens in a reply"""
     policy_class: str = "transformers:AutoModelForCausalLM"
     """MODULE:CLASS of the policy network, loaded by `CLASS.from_pretrained(model)`; may be your own"""
     critic_class: str | None = None
@@ -72,8 +62,8 @@ class RewardArgs:
     """weight of the METEOR score against the reference reply"""
     meteor_by_token: bool = True
     """give each token the increase in METEOR that it causes, instead of the whole score to the last token"""
-    intent_weight: float = 0.3
-    """weight of the intent reward: whether the reply has the dialogue act of the reference reply"""
+    intent_weight: float | None = None
+    """weight of the intent reward, whether the reply has the reference reply's dialogue act; 0.3 if there are acts"""
     intent_model: str = "builtin"
     """the classifier of dialogue acts: "builtin", or a sequence classifier by folder or hub id"""
     intent_probability: bool = True
@@ -139,7 +129,7 @@ class PPOArgs:
 
 
 @dataclass
-class Args(DeepSpeedArgs, RunArgs, PPOArgs, RewardArgs, ModelArgs):  # the bases are the groups of --help
+class Args(DeepSpeedArgs, RunArgs, PPOArgs, RewardArgs, DataArgs, ModelArgs):  # the bases are the groups of --help
     pass
 
 
@@ -354,11 +344,12 @@ if __name__ == "__main__":
     choose_kernels(device)
     amp_dtype = choose_amp_dtype(device) if args.use_amp else None
     # Environment: one token is one action. In lockstep all replies of a batch start and finish together.
-    prompts = {name: getattr(args, name) for name in ("context_size", "max_prompt_length", "full_context")}
-    settings = {"dataset": args.dataset, "tokenizer": args.model, "max_new_tokens": T, **prompts}
+    prompts = {"tokenizer": args.model, **args.prompts()}
+    settings = {"max_new_tokens": T, **prompts}
     envs = gym.make_vec("DailyDialog-v0", num_envs=local.num_envs, lockstep=True, autoreset_mode="Disabled", **settings)
     samples = envs.unwrapped.samples
-    eval_samples = load_samples(args.dataset, args.eval_split, args.model, **prompts)
+    eval_samples = load_samples(split=args.eval_split, **prompts)
+    settle(args, samples)  # the spacing, and the intent reward's weight, which is None if the dialogues have no acts
     kl_target = {"ziegler": 6.0}.get(args.kl_rule, 0.1) if args.kl_target is None else args.kl_target
     # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
     agent = Agent(args, samples.tokenizer.vocab_size)
@@ -366,12 +357,14 @@ if __name__ == "__main__":
         raise SystemExit(f"--top-k must be 0 to {agent.vocab_size}, --update-epochs at least 1, --kl-target above 0")
     self_check(agent, agent.vocab_size, P, T)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
-    intent = IntentMatch(args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype)
+    judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)
+    intent = None if args.intent_weight is None else IntentMatch(*judge)
     engine(reference.model, evaluation_config(args.ref_deepspeed_config, config, "the reference"))
-    engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
     kl_coef = FixedCoefficient(args.kl_coef)  # adapted below, after each rollout
     envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
-    envs = IntentReward(envs, intent, args.intent_weight)
+    if intent:
+        engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
+        envs = IntentReward(envs, intent, args.intent_weight)
     for scorer, weight, name in map(load_scorer, args.reward):
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)

@@ -1,7 +1,13 @@
-"""Conversion between ordinary text and DailyDialog's format, which separates punctuation from words by spaces."""
+"""Text: DailyDialog's spacing of punctuation and ordinary text, special tokens spelt out, invisible characters."""
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from itertools import islice
+from typing import Literal
+
+# "spaced": punctuation is separated from words by spaces, as in DailyDialog; "ordinary": as people write
+Spacing = Literal["spaced", "ordinary"]
 
 # An ellipsis, a word with inner apostrophes and hyphens, a number with inner punctuation, or one punctuation character.
 _TOKEN = re.compile(r"\.{2,}|\w+(?:(?:['’-]|(?<=\d)[.,:](?=\d))\w+)*|[^\w\s]")
@@ -30,6 +36,41 @@ def join_punctuation(text: str) -> str:
     text = re.sub(r"([$£(]) ", r"\1", text)
     text = re.sub(r'(?<![^\s(])" ([^"]*?) "', r'"\1"', text)  # an opening quote follows a space or "("
     return re.sub(r"([a-z][.?!])([A-Z])", r"\1 \2", text)
+
+
+def spacing_of(texts: Iterable[str]) -> Spacing:
+    """The spacing of most of the first 10,000 texts: whether their marks (.,?!) follow a space.
+
+    >>> spacing_of(["Good morning , Ann !"]), spacing_of(["Good morning, Ann!"])
+    ('spaced', 'ordinary')
+    """
+    marks = [before for text in islice(texts, 10_000) for before in re.findall(r"(.)[.,?!](?=\s|$)", text)]
+    return "spaced" if 2 * sum(before == " " for before in marks) > len(marks) else "ordinary"
+
+
+def convert_spacing(text: str, source: Spacing, target: Spacing) -> str:
+    """A text in another spacing; unchanged if the two are the same.
+
+    >>> convert_spacing("Hi , Ann !", "spaced", "ordinary")
+    'Hi, Ann!'
+    """
+    if source == target:
+        return text
+    return space_punctuation(text) if target == "spaced" else join_punctuation(text)
+
+
+def pattern_of(names: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that matches each of the names, for `spell_out`; nothing if there are none."""
+    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)")
+
+
+def spell_out(text: str, special: re.Pattern[str]) -> str:
+    """A text in which the names of special tokens are ordinary words: a blank follows their first character.
+
+    >>> spell_out("Hi <EOU> I agree", pattern_of(["<EOU>"]))
+    'Hi < EOU> I agree'
+    """
+    return special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
 def escape_invisible(text: str) -> str:

@@ -7,10 +7,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from shapes import SHAPES
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from dailydialog_gym.embedded import ASSETS
-from dailydialog_gym.env.dialogues import ACTS
+from dailydialog_gym.env.dialogues import ACTS, load_dialogues
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +52,27 @@ def tiny_intent_model(tiny_model, tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_models) -> str:
     return tiny_models["gpt2"]
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_instruct_model(tmp_path_factory) -> str:
+    """A random Llama whose tokenizer has a chat template, and whole words as tokens: it can't spell ``<EOU>``."""
+    texts = {word for d in load_dialogues("builtin", "train") for text in d.utterances for word in text.split()}
+    words = ["<|im_start|>", "<|im_end|>", "<unk>", "<|endoftext|>", "user", "assistant", *sorted(texts)]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"additional_special_tokens": words[:2], "unk_token": "<unk>", "eos_token": "<|endoftext|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    tokenizer.chat_template = CHATML
+    config, shape = SHAPES["llama"]
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("instruct")
+    AutoModelForCausalLM.from_config(config(vocab_size=len(words), eos_token_id=3, **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

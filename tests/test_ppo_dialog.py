@@ -183,7 +183,7 @@ def test_a_compiled_run_is_the_run(run, tiny_model, critic):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--dataset", "nothing.jsonl"), "unknown dataset 'nothing.jsonl'"),
+        (("--dataset", "nothing.jsonl"), "no such file or folder: 'nothing.jsonl'"),
         (("--eval-split", "tset"), "unknown split 'tset'"),
         (
             ("--num-minibatches", "9", "--num-envs", "8"),

@@ -1,5 +1,6 @@
 """A dialogue agent: an ordinary-text conversation in, a reply out; saved and loaded as a Hugging Face folder."""
 
 from dailydialog_gym.agent.dialogue_agent import DialogueAgent, save_agent
+from dailydialog_gym.agent.record import AgentRecord, find_agent_folder
 
-__all__ = ["DialogueAgent", "save_agent"]
+__all__ = ["AgentRecord", "DialogueAgent", "find_agent_folder", "save_agent"]

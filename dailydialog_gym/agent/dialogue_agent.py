@@ -7,22 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from dailydialog_gym.env.samples import format_prompt, left_pad
-from dailydialog_gym.env.tokenizer import ReplyTokenizer, load_tokenizer
-from dailydialog_gym.hub import only_local_files
+from dailydialog_gym.agent.record import ANY_CLASS, AgentRecord, find_agent_folder
+from dailydialog_gym.env.samples import left_pad
+from dailydialog_gym.env.tokenizer import ReplyTokenizer, as_messages, format_prompt, load_tokenizer, split_prompt
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.models.loading import check_positions, check_vocabulary, load_model, resolve
-from dailydialog_gym.text import join_punctuation, space_punctuation
+from dailydialog_gym.text import Spacing, convert_spacing
 
 
-def save_agent(model: PreTrainedModel, tokenizer: str, folder: Path) -> None:
-    """Write an agent folder: model (safetensors), its tokenizer and generation defaults, as transformers reads them."""
+def save_agent(model: PreTrainedModel, tokenizer: str, folder: Path, record: AgentRecord | None = None) -> None:
+    """Write an agent folder: model (safetensors), tokenizer and generation defaults, as transformers reads them.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer, by folder or hub id, or ``"builtin"``.
+        folder: where to write.
+        record: what the agent was trained with, by default the environment's defaults.
+    """
+    record = record or AgentRecord()
     model.save_pretrained(folder)
     trained_tokenizer = AutoTokenizer.from_pretrained(resolve(tokenizer))
-    trained_tokenizer.chat_template = None  # training uses the training format, whatever the initial model used
+    if not record.chat_template:
+        trained_tokenizer.chat_template = None  # the agent was trained without it, whatever the initial model used
     trained_tokenizer.save_pretrained(folder)
+    record.write(folder)
 
 
 def _positions(model: PreTrainedModel) -> int:
@@ -33,14 +43,14 @@ def _positions(model: PreTrainedModel) -> int:
 class DialogueAgent:
     """A dialogue model with its tokenizer.
 
-    `chat` takes and returns ordinary text. It converts it to the training format, or to the chat template of a model
-    that has one.
+    `chat` takes and returns ordinary text. It converts it to the spacing and to the prompts that the agent was trained
+    with.
 
     Args:
         model: a causal language model, on the device where it is to run.
         tokenizer: see `dailydialog_gym.env.tokenizer.load_tokenizer`.
         context_size, max_prompt_length, max_new_tokens: as in the environment.
-        template: the tokenizer whose chat template `chat` uses, instead of the training format.
+        spacing: the agent's own: of the dialogues that it was trained on.
 
     Raises:
         ValueError: the tokenizer has more tokens than the model's embeddings, or prompt and reply together have more
@@ -58,14 +68,14 @@ class DialogueAgent:
         context_size: int = 5,
         max_prompt_length: int = 128,
         max_new_tokens: int = 20,
-        template: PreTrainedTokenizerBase | None = None,
+        spacing: Spacing = "spaced",
     ):
-        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.model, self.tokenizer, self.template, self.spacing = model, tokenizer, tokenizer.template, spacing
         self.context_size, self.max_prompt_length, self.max_new_tokens = context_size, max_prompt_length, max_new_tokens
         check_vocabulary(model, tokenizer.vocab_size)
         check_positions(model, max_prompt_length, max_new_tokens)
         eos = model.generation_config.eos_token_id
-        self._template_ends = {*(eos if isinstance(eos, list) else [eos]), template.eos_token_id} if template else set()
+        self._template_ends = {*(eos if isinstance(eos, list) else [eos]), *tokenizer.end_ids}
 
     @classmethod
     def load(
@@ -75,30 +85,44 @@ class DialogueAgent:
         model_class: type[PreTrainedModel] = AutoModelForCausalLM,
         use_template: bool = True,
         trust_remote_code: bool = False,
+        record: AgentRecord | None = None,
         **kwargs: int,
     ) -> DialogueAgent:
-        """From an agent folder, a hub id or ``"builtin"``; ``kwargs`` as in the constructor.
+        """From a run folder, an agent folder, a hub id or ``"builtin"``; ``kwargs`` as in the constructor.
+
+        An agent's folder tells what it was trained with. It names the class of the model too, but no class is imported
+        because a folder names it: give it as ``model_class``.
 
         Args:
             name: of the model.
             device: where it is to run.
             model_class: as in `load_model`.
-            use_template: use the tokenizer's chat template if it has one; otherwise the training format.
+            use_template: for a model without a record: use the tokenizer's chat template if it has one; otherwise the
+                training format.
             trust_remote_code: run Python code that comes with the model. It can do anything you can.
+            record: what counts as the record of a model that has none.
+
+        Raises:
+            ValueError: there is no such agent, it was trained with another class, or it is not supported.
         """
-        model = load_model(name, model_class, trust_remote_code).to(device)
-        tokenizer = load_tokenizer(name, trust_remote_code)
-        template = None
-        if use_template and name != "builtin":
-            template = AutoTokenizer.from_pretrained(
-                name, local_files_only=only_local_files(name), trust_remote_code=trust_remote_code
+        name, own = find_agent_folder(name)
+        if own and own.policy_class != ANY_CLASS and model_class is AutoModelForCausalLM:
+            raise ValueError(
+                f"{name} was trained with a class of its own: add --policy-class {own.policy_class}, or model_class= "
+                "in Python"
             )
-        if template is None or not template.chat_template:
-            return cls(model, tokenizer, **kwargs)
-        # Templates, and the texts that such models are made for, are longer than the environment's prompts.
-        return cls(
-            model, tokenizer, template=template, **{"max_prompt_length": min(1024, _positions(model) // 2), **kwargs}
-        )
+        record = own or record
+        model = load_model(name, model_class, trust_remote_code).to(device)
+        has_template = record.chat_template if record else None if use_template else False
+        tokenizer = load_tokenizer(name, trust_remote_code, has_template)
+        settings: dict[str, Any] = {}
+        if record:
+            names = ("context_size", "max_prompt_length", "max_new_tokens", "spacing")
+            settings = {key: getattr(record, key) for key in names}
+        elif tokenizer.template:
+            # Templates, and the texts that such models are made for, are longer than the environment's prompts.
+            settings = {"max_prompt_length": min(1024, _positions(model) // 2), "spacing": "ordinary"}
+        return cls(model, tokenizer, **{**settings, **kwargs})
 
     def reply(
         self,
@@ -108,30 +132,41 @@ class DialogueAgent:
         top_k: int = 0,
         seed: int = 0,
         batch_size: int = 64,
+        spacing: Spacing | None = None,
     ) -> list[str]:
-        """Answer contexts (see `dailydialog_gym.env.samples.format_prompt`), in DailyDialog's spacing.
+        """Answer contexts (see `dailydialog_gym.env.tokenizer.format_prompt`).
 
         Equal contexts that are answered in the same batch are read once.
 
         Args:
+            prompts: the contexts.
             sample: draw the tokens; otherwise each is the likeliest.
             temperature, top_k: of the drawing; ``top_k=0`` leaves the whole vocabulary.
             seed: of the drawing.
             batch_size: contexts answered at once.
+            spacing: of the contexts, and of the replies that are returned; by default the agent's own.
         """
+        asked = spacing or self.spacing
+        if asked != self.spacing:
+            contexts = ([convert_spacing(text, asked, self.spacing) for text in split_prompt(p)] for p in prompts)
+            prompts = [format_prompt(utterances) for utterances in contexts]
         input_ids, mask = left_pad(self.tokenizer, list(prompts), self.max_prompt_length)
         seeds = np.random.default_rng(seed).integers(2**63, size=len(prompts)).tolist()
         replies = [
             Reply(
                 ids[there].tolist(),
                 Decoding(sample, temperature, top_k, max_new_tokens=self.max_new_tokens, seed=one),
-                self._has_end,
+                self._is_whole,
             )
             for ids, there, one in zip(input_ids, mask, seeds, strict=True)
         ]
         order = sorted(replies, key=lambda reply: (len(reply.prompt_ids), reply.prompt_ids))  # little padding
         self._write(order, batch_size)
-        return self.tokenizer.decode([np.array(reply.ids) for reply in replies])
+        ids = [
+            [i for i in reply.ids if i not in self._template_ends] if self.template else reply.ids for reply in replies
+        ]
+        texts = self.tokenizer.decode([np.array(each, np.int64) for each in ids])
+        return [convert_spacing(text, self.spacing, asked) for text in texts]
 
     def chat(self, message: str, history: Sequence[str] = (), **decoding: Any) -> str:
         """Answer a message, both in ordinary text.
@@ -196,18 +231,17 @@ class DialogueAgent:
 
     def reply_text(self, ids: Sequence[int]) -> str:
         """The ordinary text of a reply that may still be growing: half a character or half an end is not shown."""
-        if self.template:
-            text = self.template.decode([i for i in ids if i not in self._template_ends], skip_special_tokens=True)
-        else:
-            text = join_punctuation(self.tokenizer.decode([np.array(ids[: self._read(ids)[0]])])[0])
-        return text.rstrip("\ufffd").strip()
+        shown = [i for i in ids if i not in self._template_ends] if self.template else ids[: self._read(ids)[0]]
+        (text,) = self.tokenizer.decode([np.array(shown, np.int64)])
+        return convert_spacing(text, self.spacing, "ordinary").rstrip("\ufffd").strip()
+
+    def own_text(self, text: str) -> str:
+        """An ordinary text in the spacing that the agent was trained with."""
+        return convert_spacing(text, "ordinary", self.spacing)
 
     def messages(self, utterances: Sequence[str]) -> list[dict[str, str]]:
         """What an agent with a chat template is given of a conversation, the last utterance of which is the user's."""
-        utterances = list(utterances)[-self.context_size :]
-        if len(utterances) % 2 == 0:
-            utterances = utterances[1:]  # a template's first turn is the user's, as its last is
-        return [{"role": "assistant" if turn % 2 else "user", "content": text} for turn, text in enumerate(utterances)]
+        return as_messages(list(utterances)[-self.context_size :])
 
     def _write(self, replies: Sequence[Reply], batch_size: int) -> None:
         for start in range(0, len(replies), batch_size):
@@ -237,23 +271,6 @@ class DialogueAgent:
         return sure, False
 
     def _prompt_ids(self, utterances: list[str]) -> list[int]:
-        if self.template is None:
-            prompt = format_prompt([space_punctuation(text) for text in utterances])
-            input_ids, mask = left_pad(self.tokenizer, [prompt], self.max_prompt_length)
-            return input_ids[mask].tolist()
-        messages = [{**m, "content": self._disarm(m["content"])} for m in self.messages(utterances)]
-        while True:
-            ids = self.template.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            if len(ids) <= self.max_prompt_length:
-                return ids
-            if len(messages) == 1:
-                raise ValueError(
-                    f"the message has {len(ids)} tokens, template included: expected at most {self.max_prompt_length}"
-                )
-            messages = messages[2:]
-
-    def _disarm(self, text: str) -> str:
-        """A text in which a special token's name is no special token, so that nobody speaks in another's role."""
-        for name in self.template.all_special_tokens:
-            text = text.replace(name, f"{name[0]} {name[1:]}")
-        return text
+        prompt = format_prompt([self.own_text(text) for text in utterances])
+        input_ids, mask = left_pad(self.tokenizer, [prompt], self.max_prompt_length)
+        return input_ids[mask].tolist()

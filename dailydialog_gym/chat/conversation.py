@@ -18,10 +18,9 @@ from transformers import PreTrainedModel
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import ACTS
-from dailydialog_gym.env.samples import format_prompt
-from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.env.tokenizer import EOU, format_prompt
 from dailydialog_gym.models.decoding import Decoding, Reply, ReplyWorker
-from dailydialog_gym.text import escape_invisible, space_punctuation
+from dailydialog_gym.text import escape_invisible
 
 if TYPE_CHECKING:
     from dailydialog_gym.rewards.intent import IntentMatch
@@ -36,7 +35,7 @@ class Chat:
     Args:
         trained: the agent.
         start: the agent before training, which `trained` is compared with. None disables comparisons.
-        intent: the classifier of dialogue acts, or None.
+        intent: the classifier of dialogue acts, for text in the agent's spacing, or None.
         votes: the file to which votes are appended.
     """
 
@@ -107,7 +106,7 @@ class Chat:
 
     def read_act(self, previous: str, reply: str) -> tuple[str, float]:
         """The most probable act of a reply to the previous utterance, a name in `ACTS`, and its probability."""
-        previous, reply = (space_punctuation(check_message(text)) for text in (previous, reply))
+        previous, reply = (self.trained.own_text(check_message(text)) for text in (previous, reply))
         probabilities = self.intent.probabilities([format_prompt([previous])], [reply])[0]
         return ACTS[int(probabilities.argmax()) + 1], float(probabilities.max())
 
@@ -146,12 +145,13 @@ class Chat:
         if pair is None:
             raise ValueError("these replies have been voted on already, or are too old")
         replies = [pair[preferred], pair["start" if preferred == "trained" else "trained"]]
+        said, replies = ([self.trained.own_text(text) for text in texts] for texts in (pair["utterances"], replies))
         if self.trained.template:
-            prompt: Any = self.trained.messages(pair["utterances"])
+            prompt: Any = self.trained.messages(said)
             replies = [[{"role": "assistant", "content": text}] for text in replies]
         else:
-            prompt = format_prompt([space_punctuation(u) for u in pair["utterances"][-self.trained.context_size :]])
-            replies = [f" {space_punctuation(text)} {EOU}" for text in replies]
+            prompt = format_prompt(said[-self.trained.context_size :])
+            replies = [f" {text} {EOU}" for text in replies]
         row = {"prompt": prompt, "chosen": replies[0], "rejected": replies[1], "preferred": preferred}
         with self._votes_lock:
             with open(self.votes, "a", encoding="utf-8") as file:

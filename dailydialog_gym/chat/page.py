@@ -43,7 +43,8 @@ EVENT_OPTIONS = {"show_progress": "hidden", "api_visibility": "private", "concur
 def headline(trained: TrainedAgent, chat: Chat) -> str:
     agent = chat.trained
     parameters = sum(p.numel() for p in agent.model.parameters()) / 1e6
-    prompt_format = "Uses its chat template" if agent.template else "Uses DailyDialog's format"
+    prompt_format = "Uses DailyDialog's format" if agent.spacing == "spaced" else "Uses ordinary text"
+    prompt_format = "Uses its chat template" if agent.template else prompt_format
     return (
         f'<header class="page-head"><h1>Talk with {escape(trained.title)}</h1><p>{escape(trained.story)}</p>'
         f"<p>{parameters:.1f} million parameters. {prompt_format}; reads the last {agent.context_size} utterances, "

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 
+from dailydialog_gym.agent import find_agent_folder
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean
 from dailydialog_gym.reports.tables import score_cells
 
@@ -21,13 +22,13 @@ class TrainedAgent:
     """An agent and where it comes from.
 
     Attributes:
-        model: the agent folder, hub id or ``"builtin"`` that `DialogueAgent.load` takes.
+        model: the agent folder, hub id or ``"builtin"`` that `DialogueAgent.load` takes. The folder records what the
+            agent was trained with.
         title: the agent's name on the page.
         story: a sentence that tells where the agent comes from.
         home: the folder where the page keeps the votes.
         run: the folder of the run that trained the agent, None if no run is known.
         baseline: the model that the run started from, None if no run is known.
-        shape: the run's ``context_size``, ``max_prompt_length`` and ``max_new_tokens``.
     """
 
     model: str
@@ -36,7 +37,6 @@ class TrainedAgent:
     home: Path = Path()
     run: Path | None = None
     baseline: str | None = None
-    shape: dict[str, int] = field(default_factory=dict)
 
 
 def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
@@ -61,9 +61,8 @@ def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
         )
     if name == "builtin":
         return TrainedAgent(name, "the embedded policy", "The policy that comes with the package.")
-    folder = Path(name)
-    if (folder / "metrics.jsonl").exists() or (folder / "agent").is_dir():
-        return _of_run(folder, "A run")
+    found, _ = find_agent_folder(name)
+    folder = Path(found)
     if folder.name == "agent" and (folder.parent / "config.json").exists():
         return _of_run(folder.parent, "A run")
     if folder.is_dir():
@@ -72,16 +71,12 @@ def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
 
 
 def _of_run(folder: Path, story: str) -> TrainedAgent:
-    if not (folder / "agent").is_dir():
-        raise ValueError(f"run {folder} has no folder agent/: it has not saved an agent yet")
     try:
-        config = json.loads((folder / "config.json").read_text())
-        baseline = config["model"]
+        baseline = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"cannot read {folder}/config.json: expected the flags of a run, with 'model' ({error!r})"
         ) from error
-    shape = {key: config[key] for key in ("context_size", "max_prompt_length", "max_new_tokens") if key in config}
     story += "" if (folder / "evaluation.json").exists() else " that has not finished"
     return TrainedAgent(
         str(folder / "agent"),
@@ -90,7 +85,6 @@ def _of_run(folder: Path, story: str) -> TrainedAgent:
         folder,
         folder,
         baseline,
-        shape,
     )
 
 
@@ -108,7 +102,7 @@ def _part(path: Path, draw: Callable[[str], str]) -> str:
     if not path.exists():
         return f'<p class="page-note">The run has not written {escape(path.name)} yet.</p>'
     try:
-        return draw(path.read_text())
+        return draw(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         return f'<p class="page-note">Cannot read {escape(str(path))}: {escape(repr(error))}</p>'
 

@@ -18,7 +18,7 @@ from deepspeed.checkpoint import ds_to_universal
 from torch import distributed
 from transformers import PreTrainedModel
 
-from dailydialog_gym.agent import save_agent
+from dailydialog_gym.agent import AgentRecord, save_agent
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.engines import gathered
 from dailydialog_gym.env.samples import Samples
@@ -144,9 +144,9 @@ class DistributedRun(Run):
             super().print_setup(policy, *args, **more)
 
     def restore(self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful) -> None:
-        write_agent = partial(save_agent, policy, self.args.model)
+        write_agent = partial(save_agent, policy, self.args.model, record=AgentRecord.of(self.args))
         self._load(RankedCheckpoints(self.folder / "checkpoints", write_agent, parts, engines))
 
-    def evaluate(self, policy: PreTrainedModel, samples: Samples, intent: IntentMatch) -> Evaluation | None:
-        with gathered(policy, intent.classifier):
+    def evaluate(self, policy: PreTrainedModel, samples: Samples, intent: IntentMatch | None) -> Evaluation | None:
+        with gathered(policy, *([intent.classifier] if intent else [])):
             return super().evaluate(policy, samples, intent)

@@ -12,9 +12,11 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from dailydialog_gym.env.dialogues import TEST_SHARE
 from dailydialog_gym.env.mdp import TokenMDP
 from dailydialog_gym.env.samples import Samples, load_samples
 from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.text import Spacing
 
 RENDER_MODES = ["human", "ansi"]
 _ALL_ROWS = slice(None)  # selects the single environment's only row, twice as fast as the index [0] does
@@ -90,11 +92,12 @@ class DailyDialogEnv(gym.Env):
 
     - ``prompt``: str, the text of the context.
     - ``sample_id``: int, the index of the sample.
-    - ``act``: int, the dialogue act of the reference reply (1 inform, 2 question, 3 directive, 4 commissive).
+    - ``act``: int, the dialogue act of the reference reply (1 inform, 2 question, 3 directive, 4 commissive, 0 if the
+      dataset has no acts).
 
     ## Episode End
     1. Termination: the text of the reply contains a complete ``<EOU>``, which may be one token or several, or the
-       action is the tokenizer's EOS token.
+       action is the tokenizer's EOS token. With ``chat_template``, the action is the template's end of turn or EOS.
     2. Truncation: the reply has ``max_new_tokens`` tokens and is not terminated.
 
     In both cases the reply is final, so a learner must not bootstrap from the value of the last observation. The info
@@ -115,6 +118,9 @@ class DailyDialogEnv(gym.Env):
     | `max_new_tokens`    | **int**  | `20`        | maximum number of tokens of the reply                           |
     | `raw_split`         | **bool** | `False`     | keep training dialogues that are also in validation or test     |
     | `full_context`      | **bool** | `False`     | use only replies with at least `context_size` utterances before |
+    | `test_share`        | **float**| `0.05`      | share of train held out where a dataset has no test split       |
+    | `spacing`           | **str**  | `None`      | convert punctuation to DailyDialog's (`"spaced"`) or `"ordinary"` |
+    | `chat_template`     | **bool** | `False`     | write prompts in the tokenizer's chat template                  |
     | `render_mode`       | **str**  | `None`      | `"ansi"`: `render` returns the dialogue and the reply so far;   |
     |                     |          |             | `"human"`: the reply is printed while it is written             |
 
@@ -146,11 +152,15 @@ class DailyDialogEnv(gym.Env):
         max_new_tokens: int = 20,
         raw_split: bool = False,
         full_context: bool = False,
+        test_share: float = TEST_SHARE,
+        spacing: Spacing | None = None,
+        chat_template: bool = False,
         render_mode: str | None = None,
     ):
         _check_render_mode(render_mode)
         self.render_mode = render_mode
-        self.samples = load_samples(dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
+        prompts = (context_size, max_prompt_length, raw_split, full_context, test_share, spacing, chat_template)
+        self.samples = load_samples(dataset, split, tokenizer, *prompts)
         self.max_new_tokens = max_new_tokens
         self.mdp = TokenMDP(self.samples, 1, max_new_tokens)
         self.observation_space, self.action_space = _spaces(self.samples, max_new_tokens)
@@ -286,6 +296,9 @@ class DailyDialogVectorEnv(VectorEnv):
         max_new_tokens: int = 20,
         raw_split: bool = False,
         full_context: bool = False,
+        test_share: float = TEST_SHARE,
+        spacing: Spacing | None = None,
+        chat_template: bool = False,
         render_mode: str | None = None,
     ):
         _check_render_mode(render_mode)
@@ -293,7 +306,8 @@ class DailyDialogVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**DailyDialogEnv.metadata, "autoreset_mode": self.autoreset_mode}
-        self.samples = load_samples(dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
+        prompts = (context_size, max_prompt_length, raw_split, full_context, test_share, spacing, chat_template)
+        self.samples = load_samples(dataset, split, tokenizer, *prompts)
         self.max_new_tokens = max_new_tokens
         self.mdp = TokenMDP(self.samples, num_envs, max_new_tokens, lockstep)
         self.single_observation_space, self.single_action_space = _spaces(self.samples, max_new_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dailydialog_gym.env.samples import Samples
-from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.env.tokenizer import EOU, split_prompt
 
 _ONE = np.array([1])  # numpy needs about a microsecond to convert a Python number to an array
 
@@ -172,8 +172,7 @@ class TokenMDP:
 
     def transcript(self, row: int) -> str:
         """The dialogue of a row in readable form: one line per utterance of the context, then the reply so far."""
-        context = self.samples.prompts[self.sample_ids[row]].split(EOU)[:-1]
-        lines = [f"  {utterance.strip()}" for utterance in context]
+        lines = [f"  {utterance}" for utterance in split_prompt(self.samples.prompts[self.sample_ids[row]])]
         return "\n".join([*lines, f"> {self.responses([row])[0]}{self.ending(row)}"])
 
     def ending(self, row: int) -> str:

@@ -3,19 +3,62 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.hub import only_local_files
+from dailydialog_gym.text import pattern_of, spell_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EOU = "<EOU>"
+_EOU_PATTERN = pattern_of([EOU])
+
+
+def format_prompt(utterances: Sequence[str]) -> str:
+    """Format a context as the text that the model continues: every utterance is followed by `` <EOU>``.
+
+    RL4LMs and OpenRL use the same format. An ``<EOU>`` inside an utterance ends nothing: it is spelt out.
+
+    >>> format_prompt(["Good morning .", "Hi , Ann !"])
+    'Good morning . <EOU> Hi , Ann ! <EOU>'
+    >>> format_prompt(["Hi <EOU> I agree"])
+    'Hi < EOU> I agree <EOU>'
+    """
+    return " ".join(f"{spell_out(utterance, _EOU_PATTERN)} {EOU}" for utterance in utterances)
+
+
+def split_prompt(prompt: str) -> list[str]:
+    """The utterances of a prompt in the format of `format_prompt`.
+
+    >>> split_prompt("Good morning . <EOU> Hi , Ann ! <EOU>")
+    ['Good morning .', 'Hi , Ann !']
+    """
+    return [utterance.strip() for utterance in prompt.split(EOU)[:-1]]
+
+
+def as_messages(utterances: Sequence[str]) -> list[dict[str, str]]:
+    """A conversation as the messages of a chat template: the last utterance is the user's, and so is the first.
+
+    >>> as_messages(["Hi!", "Hello.", "Who is it?"])[1]
+    {'role': 'assistant', 'content': 'Hello.'}
+    """
+    utterances = utterances[len(utterances) % 2 == 0 :]
+    return [{"role": "assistant" if turn % 2 else "user", "content": text} for turn, text in enumerate(utterances)]
 
 
 class ReplyTokenizer:
     """Encodes prompts, decodes replies, and detects the end of a reply token by token.
+
+    With a chat template, a prompt is the template's text, and a reply ends with the template's end of turn or the
+    tokenizer's EOS token. All that follows is about tokenizers without one.
 
     A reply ends as soon as its text contains a complete ``<EOU>``. Tokenizers split these five characters in different
     ways. In the embedded tokenizer they are one special token. GPT-2 splits them into ``Ġ<``, ``E``, ``OU`` and ``>``,
@@ -24,26 +67,51 @@ class ReplyTokenizer:
     transition table over whole tokens, and one indexing operation advances a batch of rows. The tokenizer's EOS token
     leads from every state to the accepting state.
 
+    Args:
+        name: for error messages.
+        backend: the tokenizer.
+        eos_id, pad_id: the ids of the EOS and the padding token, None if there is none.
+        bos_ids: see the attribute.
+        template: the Hugging Face tokenizer whose chat template is used, or None.
+
     Attributes:
         vocab_size: the highest token id plus one, added tokens included.
         pad_id: the id in masked columns. It is the EOS token if the tokenizer has no padding token, so an attention
             mask must never be derived from it.
-        bos_ids: the ids that the tokenizer puts before every text: empty, or the BOS token.
+        bos_ids: the ids that the tokenizer puts before every text: empty, or the BOS token. A template writes its own.
+        end_ids: with a template, the ids of the tokens that end a reply; otherwise empty.
         transitions: ``(len("<EOU>") + 1, vocab_size)`` int64, where ``transitions[state, token]`` is the next state.
         accepting_state: the state of a reply that has ended.
 
     Raises:
-        ValueError: the tokenizer cannot represent ``<EOU>``.
+        ValueError: the tokenizer cannot represent ``<EOU>``, or the template has no end of turn.
     """
 
     accepting_state = len(EOU)
 
-    def __init__(self, name: str, backend: Tokenizer, eos_id: int | None, pad_id: int | None, bos_ids: list[int]):
+    def __init__(
+        self,
+        name: str,
+        backend: Tokenizer,
+        eos_id: int | None,
+        pad_id: int | None,
+        bos_ids: list[int],
+        template: PreTrainedTokenizerBase | None = None,
+    ):
         self.name = name
         self.backend = backend
+        self.template = template
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.bos_ids = bos_ids
+        self.bos_ids = [] if template else bos_ids
         self.pad_id = next((i for i in (pad_id, eos_id) if i is not None), 0)
+        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        self._special = pattern_of(special if template else special - {EOU})
+        self.end_ids: set[int] = set()
+        if template:
+            self.end_ids = {_end_of_turn(name, template, self._special), *([] if eos_id is None else [eos_id])}
+            self.transitions = np.zeros((len(EOU) + 1, self.vocab_size), np.int64)
+            self.transitions[:, list(self.end_ids)] = self.accepting_state
+            return
         self.transitions = _eou_transitions(backend, self.vocab_size)
         if eos_id is not None:
             self.transitions[:, eos_id] = self.accepting_state
@@ -61,10 +129,45 @@ class ReplyTokenizer:
         """Token ids of each text, without the special tokens that a tokenizer may add before or after it."""
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_prompts(self, prompts: Sequence[str], width: int) -> list[list[int] | None]:
+        """Token ids of contexts in the format of `format_prompt`, at most ``width`` of each.
+
+        The name of a special token inside an utterance is spelt out. A longer context loses its beginning: single
+        tokens, but not BOS; with a chat template whole utterances, and where the last one alone is too long for
+        ``width``, there is None instead of ids.
+        """
+        if not self.template:
+            room = width - len(self.bos_ids)
+            encoded = self.encode([spell_out(prompt, self._special) for prompt in prompts])
+            return [self.bos_ids + ids[-room:] for ids in encoded]
+        messages = [as_messages([spell_out(text, self._special) for text in split_prompt(p)]) for p in prompts]
+        encoded = self.encode([self._render(each) for each in messages])
+        for i, ids in enumerate(encoded):
+            while len(ids) > width and len(messages[i]) > 1:
+                messages[i] = messages[i][2:]
+                (ids,) = self.encode([self._render(messages[i])])
+            encoded[i] = ids
+        return [ids if len(ids) <= width else None for ids in encoded]
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        return self.template.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
     def decode(self, replies: list[np.ndarray]) -> list[str]:
         """The texts of replies, each an array of ids, without ``<EOU>``, special tokens and surrounding whitespace."""
         texts = self.backend.decode_batch([ids.tolist() for ids in replies], skip_special_tokens=True)
+        if self.template:
+            return [text.strip() for text in texts]
         return [text.split(EOU, 1)[0].strip() for text in texts]
+
+
+def _end_of_turn(name: str, template: PreTrainedTokenizerBase, special: re.Pattern[str]) -> int:
+    """The special token that follows an assistant's message in a chat template: an end of turn, or the next role."""
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "MARK"), ("user", "b"))]
+    after = template.apply_chat_template(turns, tokenize=False).partition("MARK")[2]
+    end = special.search(after)
+    if not end:
+        raise ValueError(f"the chat template of tokenizer {name!r} has no token that ends a reply, it has {after!r}")
+    return template.convert_tokens_to_ids(end[0])
 
 
 def _eou_transitions(backend: Tokenizer, vocab_size: int) -> np.ndarray:
@@ -88,7 +191,7 @@ def _eou_transitions(backend: Tokenizer, vocab_size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> ReplyTokenizer:
+def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bool | None = False) -> ReplyTokenizer:
     """Load the embedded tokenizer or any Hugging Face tokenizer. The result is cached.
 
     Every tokenizer but the embedded one is loaded with transformers' ``AutoTokenizer``, so transformers must be
@@ -97,14 +200,19 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> ReplyTokenizer
     Args:
         name: ``"builtin"``, a folder, or a hub id.
         trust_remote_code: allow the tokenizer to run Python code of its own. Such code has all of your permissions.
+        chat_template: write prompts in the tokenizer's chat template, so that no ``<EOU>`` is needed; None: if it has
+            one.
 
     Raises:
-        ValueError: the tokenizer cannot be loaded, has no fast backend, or cannot represent ``<EOU>``.
+        ValueError: the tokenizer cannot be loaded, has no fast backend, cannot represent ``<EOU>``, or has no chat
+            template.
     """
     if name == "builtin":
+        if chat_template:
+            raise ValueError("the embedded tokenizer has no chat template: use it without --chat-template")
         with asset("policy") as folder:
             backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            config = json.loads((folder / "tokenizer_config.json").read_text())
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         eos_id, pad_id = (backend.token_to_id(config[key]) for key in ("eos_token", "pad_token"))
         return ReplyTokenizer(name, backend, eos_id, pad_id, [])
 
@@ -123,6 +231,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> ReplyTokenizer
         raise ValueError(
             f"tokenizer {name!r} ({type(tokenizer).__name__}) has no fast (Rust) backend, which is required"
         )
+    if chat_template and not tokenizer.chat_template:
+        raise ValueError(f"tokenizer {name!r} has no chat template: use it without --chat-template")
     # Models whose tokenizer puts BOS before every text (Llama, OPT) expect BOS at the start of a prompt.
     first = tokenizer("a")["input_ids"][:1]
     if not first:  # transformers returns an empty tokenizer for a model folder without tokenizer files
@@ -130,4 +240,6 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> ReplyTokenizer
             f"tokenizer {name!r} has no vocabulary: expected tokenizer.json, or vocabulary and merges files"
         )
     bos_ids = first if first == [tokenizer.bos_token_id] else []
-    return ReplyTokenizer(name, tokenizer.backend_tokenizer, tokenizer.eos_token_id, tokenizer.pad_token_id, bos_ids)
+    use_template = bool(tokenizer.chat_template) if chat_template is None else chat_template
+    ids = (tokenizer.eos_token_id, tokenizer.pad_token_id, bos_ids)
+    return ReplyTokenizer(name, tokenizer.backend_tokenizer, *ids, tokenizer if use_template else None)

@@ -1,12 +1,12 @@
 """How good are a model's replies? A table of measures against what people answered.
 
-python -m dailydialog_gym.evaluate AGENT [--baseline MODEL] [--dataset daily_dialog]
+python -m dailydialog_gym.evaluate runs/NAME [--baseline MODEL] [--dataset daily_dialog]
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,24 +15,26 @@ import transformers
 import tyro
 from transformers import AutoModelForCausalLM
 
-from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.agent import AgentRecord, DialogueAgent, find_agent_folder
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.evaluate.evaluation import Evaluation, evenly_spread
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
 
+SHAPE = ("context_size", "max_prompt_length", "max_new_tokens")
+
 
 @dataclass
 class Args:
     agent: Annotated[str, tyro.conf.Positional] = "builtin"
-    """what to evaluate: an agent folder, a hub id, or "builtin\""""
+    """what to evaluate: a run folder, an agent folder, a hub id, or "builtin\""""
     policy_class: str | None = None
     """MODULE:CLASS of the agent, where it was trained with one"""
     baseline: str | None = None
     """a second model, which the table compares the agent with"""
-    dataset: str = "builtin"
-    """dialogues, as in `gym.make("DailyDialog-v0", dataset=...)`"""
+    dataset: str | None = None
+    """dialogues, as in `gym.make("DailyDialog-v0", dataset=...)`; by default those that the agent was trained on"""
     split: str = "test"
     """train, validation or test"""
     raw_split: bool = False
@@ -53,42 +55,48 @@ class Args:
     """who judges the replies' acts: "builtin", or a sequence classifier of the four acts by folder or hub id"""
     intent_labels: tuple[str, ...] | None = None
     """what the classifier's outputs stand for, where its configuration doesn't say it"""
-    context_size: int = 5
-    """utterances of context"""
-    max_prompt_length: int = 128
+    context_size: int | None = None
+    """utterances of context; this and the next two are by default what the agent was trained with"""
+    max_prompt_length: int | None = None
     """tokens of context"""
-    max_new_tokens: int = 20
+    max_new_tokens: int | None = None
     """tokens of reply"""
+    test_share: float | None = None
+    """share of the dialogues that is held out where the dataset has no test split; by default as in the training"""
     json: Path | None = None
     """also write the scores here"""
 
 
 def main(args: Args) -> None:
+    folder, own = find_agent_folder(args.agent)
+    given = {name: getattr(args, name) for name in ("dataset", "test_share", *SHAPE)}
+    record = replace(own or AgentRecord(), **{name: value for name, value in given.items() if value is not None})
+    shape = {name: getattr(record, name) for name in SHAPE}
     samples = load_samples(
-        args.dataset,
+        record.dataset,
         args.split,
-        "builtin",
-        args.context_size,
-        args.max_prompt_length,
+        folder if record.chat_template else "builtin",
+        record.context_size,
+        record.max_prompt_length,
         args.raw_split,
         args.full_context,
+        record.test_share,
+        own.spacing if own else None,
+        record.chat_template,
     )
+    record = replace(record, spacing=samples.spacing)  # what is not known of a model without a record
     ids = evenly_spread(samples, args.samples)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    intent = IntentMatch(args.intent_model, device, args.intent_labels)
+    intent = None
+    if samples.acts.any():
+        intent = IntentMatch(args.intent_model, device, args.intent_labels, spacing=samples.spacing)
     model_class = AutoModelForCausalLM
     if args.policy_class:
         model_class = import_object(args.policy_class, "--policy-class")
     evaluations = {}
     for name in filter(None, (args.baseline, args.agent)):
-        agent = DialogueAgent.load(
-            name,
-            device,
-            model_class if name == args.agent else AutoModelForCausalLM,
-            context_size=args.context_size,
-            max_prompt_length=args.max_prompt_length,
-            max_new_tokens=args.max_new_tokens,
-        )
+        agent_class = model_class if name == args.agent else AutoModelForCausalLM
+        agent = DialogueAgent.load(name, device, agent_class, record=record, **shape)
         evaluations[name] = Evaluation(
             agent,
             samples,
@@ -98,16 +106,17 @@ def main(args: Args) -> None:
             temperature=args.temperature,
             top_k=args.top_k,
             seed=args.seed,
+            spacing=samples.spacing,
         )
     rows = {name: evaluation.scores for name, evaluation in evaluations.items()}
     print(f"{table(rows)}\n\n{evaluations[args.agent].manner}")
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()
     try:
         main(tyro.cli(Args, description=__doc__))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -32,24 +32,30 @@ class Evaluation:
     Args:
         agent: the model.
         samples, ids: the samples, and which of them.
-        intent: judges whether replies have the acts that the reference replies have.
+        intent: judges whether replies have the acts that the reference replies have. None, or samples without acts,
+            leave the score ``"intent"`` out.
         decoding: as in `DialogueAgent.reply`.
     """
 
-    def __init__(self, agent: DialogueAgent, samples: Samples, ids: np.ndarray, intent: IntentMatch, **decoding: Any):
+    def __init__(
+        self, agent: DialogueAgent, samples: Samples, ids: np.ndarray, intent: IntentMatch | None, **decoding: Any
+    ):
         self.prompts, self.references = ([column[i] for i in ids] for column in (samples.prompts, samples.references))
         self.replies = agent.reply(self.prompts, **decoding)
         self.scores = score_replies(self.replies, self.references)
-        acts = samples.acts[ids]
-        self.scores["intent"] = float(intent.match(self.prompts, self.replies, acts).mean())
-        ceiling = intent.match(self.prompts, self.references, acts).mean()
         drawing = f"sampled, top-k {decoding.get('top_k') or 'all'}" if decoding.get("sample") else "greedy"
         self.manner = (
             f"{len(ids):,} replies to {len(set(ids.tolist())):,} contexts of {samples.source[0]}, "
             f"{samples.source[1]}; {drawing}. SacreBLEU in [0, 100], "
-            "Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches). The "
-            f"intent model finds the act of {ceiling:.1%} of the reference replies."
+            "Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches)."
         )
+        acts = samples.acts[ids]
+        if intent and acts.any():
+            rows = acts.nonzero()[0]
+            prompts, replies, references = ([c[i] for i in rows] for c in (self.prompts, self.replies, self.references))
+            self.scores["intent"] = float(intent.match(prompts, replies, acts[rows]).mean())
+            ceiling = intent.match(prompts, references, acts[rows]).mean()
+            self.manner += f" The intent model finds the act of {ceiling:.1%} of the reference replies."
 
     @classmethod
     def restore(cls, attributes: dict[str, Any]) -> Evaluation:

@@ -340,7 +340,7 @@ def finish(args: Args, tokenizer: PreTrainedTokenizerFast, seen: set[str], held_
     sets = {"validation": held_out}
     for dataset, split in ((args.dataset, "test"), ("builtin", "test")) if args.test else ():
         name = "test" if dataset == args.dataset else f"{dataset} {split}"
-        sets[name] = replies(encode(tokenizer, load_dialogues(dataset, split), args.max_new_tokens))
+        sets[name] = replies(encode(tokenizer, load_labelled(dataset, split), args.max_new_tokens))
     found = report(model, tokenizer, sets, seen, args)
     write_text(args.out / "scores.json", json.dumps({"temperature": temperature, **found}, indent=1) + "\n")
     print(f"the last layer was divided by the temperature {temperature:.2f}; scores of the float16 model:")
@@ -352,13 +352,23 @@ def finish(args: Args, tokenizer: PreTrainedTokenizerFast, seen: set[str], held_
     print(f"model in {args.out}, details in {args.out / 'scores.json'}")
 
 
+def load_labelled(dataset: str, split: str) -> tuple[Dialogue, ...]:
+    """The dialogues of a split. Raises ValueError if an utterance has no act, because acts are what is learned."""
+    dialogues = load_dialogues(dataset, split)
+    for dialogue in dialogues:
+        if 0 in dialogue.acts:
+            utterance = dialogue.utterances[dialogue.acts.index(0)]
+            raise ValueError(f"dataset {dataset!r}, split {split!r}: the utterance {utterance[:60]!r} has no act")
+    return dialogues
+
+
 def main(args: Args) -> None:
     if (args.unlabelled or args.policy_replies) and not args.teachers:
         raise ValueError("--unlabelled and --policy-replies need --teachers, whose predictions are their targets")
     check_flags(args)
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, validation = (load_dialogues(args.dataset, split) for split in ("train", "validation"))
+    train, validation = (load_labelled(args.dataset, split) for split in ("train", "validation"))
     torch.manual_seed(args.seed)
     model, tokenizer = initial_model(args, train)
     examples = encode(tokenizer, train, args.max_new_tokens)

@@ -16,7 +16,8 @@ class Episodes:
         prompts: ``n`` texts, the contexts.
         responses: ``n`` texts, the agent's replies.
         references: ``n`` texts, the reference replies.
-        intents: ``(n,)`` int64, the act that each reply should have (1 inform, 2 question, 3 directive, 4 commissive).
+        intents: ``(n,)`` int64, the act that each reply should have (1 inform, 2 question, 3 directive, 4 commissive;
+            0 where the dialogues have none).
         input_ids, attention_mask: ``(n, max_prompt_length + max_new_tokens)`` int64, the last observations.
         max_new_tokens: the number of columns of the replies, which are the last columns of ``input_ids``.
         log_probs: ``(n, max_new_tokens)`` float, the agent's log-probability of each reply token, and 0 after the end

@@ -9,9 +9,10 @@ import torch
 
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.env.dialogues import ACTS
-from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.env.tokenizer import split_prompt
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.rewards.episodes import Episodes
+from dailydialog_gym.text import Spacing, convert_spacing, pattern_of, spell_out
 
 
 def _act_of_label(labels: Sequence[str], name: str) -> np.ndarray:
@@ -42,6 +43,8 @@ class IntentMatch:
             the case for ``"rajkumarrrk/roberta-daily-dialog-intent-classifier"``, whose labels are names of emotions.
         probability: return the predicted probability of the required act instead of 1.0 or 0.0.
         amp_dtype: the dtype for autocast, or None for full precision.
+        spacing: of the texts that are judged. For the embedded classifier, which knows DailyDialog's spacing, ordinary
+            text is converted; for any other, texts stay as they are.
         batch_size: the number of texts in a forward pass.
 
     Raises:
@@ -59,6 +62,7 @@ class IntentMatch:
         labels: Sequence[str] | None = None,
         probability: bool = False,
         amp_dtype: torch.dtype | None = None,
+        spacing: Spacing = "spaced",
         batch_size: int = 64,
     ):
         if model == "builtin":
@@ -67,6 +71,8 @@ class IntentMatch:
         else:
             self.classifier, self.tokenizer = load_classifier(model)
         self.classifier.to(device).eval()
+        self._special = pattern_of(self.tokenizer.all_special_tokens)
+        self._spacing: tuple[Spacing, Spacing] = (spacing, "spaced" if model == "builtin" else spacing)
         id2label = self.classifier.config.id2label
         if labels is not None and len(labels) != len(id2label):
             raise ValueError(f"classifier {model!r} has {len(id2label)} outputs, but labels are {list(labels)}")
@@ -79,7 +85,9 @@ class IntentMatch:
     def __call__(self, episodes: Episodes) -> np.ndarray:
         if not self.probability:
             return self.match(episodes.prompts, episodes.responses, episodes.intents)
-        return self.probabilities(episodes.prompts, episodes.responses)[np.arange(len(episodes)), episodes.intents - 1]
+        probabilities = self.probabilities(episodes.prompts, episodes.responses)
+        # 0 where the reference reply has no act
+        return probabilities[np.arange(len(episodes)), episodes.intents - 1] * (episodes.intents > 0)
 
     def match(self, prompts: Sequence[str], responses: Sequence[str], intents: Sequence[int]) -> np.ndarray:
         """``(n,)``: 1.0 if the most probable act of a response to a prompt is the required one, else 0.0."""
@@ -88,9 +96,11 @@ class IntentMatch:
 
     def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """``(n, 4)``: the probabilities of inform, question, directive and commissive for each response to a prompt."""
-        last_utterances = [prompt.split(EOU)[-2].strip() for prompt in prompts]
-        pairs = zip(last_utterances, responses, strict=True)
-        return self.classify([f"{last}{self.separator}{reply}" for last, reply in pairs])
+        pairs = zip((split_prompt(prompt)[-1] for prompt in prompts), responses, strict=True)
+        return self.classify([f"{self._clean(last)}{self.separator}{self._clean(reply)}" for last, reply in pairs])
+
+    def _clean(self, text: str) -> str:
+        return spell_out(convert_spacing(text, *self._spacing), self._special)
 
     @torch.no_grad()
     def classify(self, texts: Sequence[str]) -> np.ndarray:

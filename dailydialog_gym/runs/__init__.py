@@ -1,7 +1,8 @@
 """A training run's folder: flags, logs, checkpoints, signals, curves and samples. Nothing here is specific to PPO."""
 
 from dailydialog_gym.runs.checkpoints import RandomState
+from dailydialog_gym.runs.data import DataArgs, settle
 from dailydialog_gym.runs.flags import parse_args
 from dailydialog_gym.runs.run import Run, RunArgs
 
-__all__ = ["RandomState", "Run", "RunArgs", "parse_args"]
+__all__ = ["DataArgs", "RandomState", "Run", "RunArgs", "parse_args", "settle"]

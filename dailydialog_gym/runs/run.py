@@ -21,9 +21,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from dailydialog_gym.agent import DialogueAgent, save_agent
+from dailydialog_gym.agent import AgentRecord, DialogueAgent, save_agent
 from dailydialog_gym.env.samples import Samples
-from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.env.tokenizer import split_prompt
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.memory import keep_freed_memory
 from dailydialog_gym.reports.curves import curve_keys, plot_curves
@@ -33,6 +33,7 @@ from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder
 from dailydialog_gym.runs.samples import markdown_samples, side_by_side
 
 MAX_BAD_STEPS = 3
+SPACINGS = {"spaced": "spaced like DailyDialog", "ordinary": "ordinary text"}
 
 
 @dataclass
@@ -138,12 +139,15 @@ class Run:
         if not self.is_main:
             return
         args = self.args
-        rewards = [f"{args.meteor_weight} METEOR", f"{args.intent_weight} intent ({args.intent_model})", *args.reward]
+        has_acts = args.intent_weight is not None
+        intent = [f"{args.intent_weight} intent ({args.intent_model})"] if has_acts else []
+        rewards = " + ".join([f"{args.meteor_weight} METEOR", *intent, *args.reward])
         lines = {
             "policy": f"{args.model}, {sum(p.numel() for p in policy.parameters()):,} parameters, critic {args.critic}",
             "dialogues": f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in "
-            + args.eval_split,
-            "rewards": f"{' + '.join(rewards)} - KL ({args.kl_rule}, from {args.kl_coef})",
+            + f"{args.eval_split}, {SPACINGS[args.spacing]}",
+            "rewards": f"{rewards} - KL ({args.kl_rule}, from {args.kl_coef})"
+            + ("" if has_acts else "; no intent reward, because the dialogues have no acts"),
             "device": f"{device}, {_describe_amp(device, amp_dtype) if amp_dtype else 'float32'}",
             **more,
             "run": str(self.folder),
@@ -163,7 +167,7 @@ class Run:
             policy: the model that each checkpoint also holds as an agent folder.
             parts: everything else that the run depends on.
         """
-        write_agent = partial(save_agent, policy, self.args.model)
+        write_agent = partial(save_agent, policy, self.args.model, record=AgentRecord.of(self.args))
         self._load(Checkpoints(self.folder / "checkpoints", write_agent, parts))
 
     def _load(self, checkpoints: Checkpoints) -> None:
@@ -260,12 +264,13 @@ class Run:
         )
         self._bar.update(episodes - self._bar.n)
 
-    def evaluate(self, policy: PreTrainedModel, samples: Samples, intent: IntentMatch) -> Evaluation | None:
+    def evaluate(self, policy: PreTrainedModel, samples: Samples, intent: IntentMatch | None) -> Evaluation | None:
         """Evaluate the policy on the samples by the flags of `RunArgs`; None if this isn't the main process."""
         if not self.is_main:
             return None
         args = self.args
-        agent = DialogueAgent(policy, samples.tokenizer, args.context_size, args.max_prompt_length, args.max_new_tokens)
+        shape = (args.context_size, args.max_prompt_length, args.max_new_tokens)
+        agent = DialogueAgent(policy, samples.tokenizer, *shape, args.spacing)
         ids = evenly_spread(samples, args.eval_samples)
         return Evaluation(agent, samples, ids, intent, sample=True, top_k=args.eval_top_k, seed=args.seed)
 
@@ -279,7 +284,7 @@ class Run:
         """
         if self.is_main and iteration % self.args.sample_every == 0:
             for prompt, response, reward in zip(prompts[:2], responses[:2], rewards[:2].tolist(), strict=True):
-                tqdm.write(f"  {prompt.split(EOU)[-2].strip()}\n  > {response}   [{reward:+.3f}]")
+                tqdm.write(f"  {split_prompt(prompt)[-1]}\n  > {response}   [{reward:+.3f}]")
 
     def checkpoint(self, iteration: int) -> None:
         """Save a checkpoint if one is due: every ``checkpoint_every`` iterations, at the end, and after a signal.

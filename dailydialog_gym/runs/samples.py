@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.env.tokenizer import split_prompt
 from dailydialog_gym.evaluate.evaluation import Evaluation
 
 
@@ -13,7 +13,7 @@ def side_by_side(before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
     columns = (before.prompts, before.replies, after.replies, before.references)
     return [
         {
-            "context": [utterance.strip() for utterance in prompt.split(EOU)[:-1]],
+            "context": split_prompt(prompt),
             "before": old,
             "after": new,
             "people": reference,

@@ -184,7 +184,7 @@ def test_a_chat_template_is_used_where_there_is_one(glm):
 
 def test_a_template_drops_the_oldest_turns_that_do_not_fit(glm):
     agent = DialogueAgent.load(glm, max_prompt_length=60)
-    prompt = prompt_of(agent, "first " * 20, "second " * 20, "Bye!")
+    prompt = prompt_of(agent, "first " * 30, "second " * 30, "Bye!")
     assert prompt == "[gMASK]<sop><|user|>Bye!<|assistant|>"
     with pytest.raises(ValueError, match="expected at most 60"):
         prompt_of(agent, "long " * 100)

@@ -259,7 +259,6 @@ def test_agents_are_found_by_run_agent_folder_and_name(tmp_path):
     os.utime(old / "evaluation.json", (1, 1))
     newest = find_agent(None, runs)
     assert (newest.run, newest.model, newest.baseline) == (new, str(new / "agent"), "builtin")
-    assert newest.shape == {"context_size": 3, "max_prompt_length": 64, "max_new_tokens": 12}
     assert find_agent(str(old)).run == find_agent(str(old / "agent")).run == old
     assert "not finished" in find_agent(str(runs / "unfinished")).story
     assert find_agent(str(ASSETS / "policy")).run is None

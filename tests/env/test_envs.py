@@ -288,7 +288,7 @@ def test_human_prints_the_dialogue_once(capsys):
         ({"max_prompt_length": 0}, "max_prompt_length must be at least 1, got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"context_size": 0}, "context_size must be at least 1, got 0"),
-        ({"dataset": "nowhere"}, "unknown dataset 'nowhere': expected 'builtin'; a folder"),
+        ({"dataset": "nowhere"}, "no such file or folder: 'nowhere': expected 'builtin'; a folder"),
         ({"split": "dev"}, "unknown split 'dev': expected one of train, validation, test"),
         ({"render_mode": "rgb_array"}, "unknown render_mode 'rgb_array': expected None, 'ansi' or 'human'"),
     ],

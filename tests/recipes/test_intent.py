@@ -268,6 +268,13 @@ def test_any_encoder_is_calibrated_by_its_last_layer(kind):
     assert temperature != 1
 
 
+def test_a_dataset_without_acts_is_refused(tmp_path):
+    file = tmp_path / "talk.jsonl"
+    file.write_text('{"dialog": ["Hi .", "Hello ."]}\n')
+    with pytest.raises(ValueError, match=r"talk\.jsonl', split 'train': the utterance 'Hi \.' has no act"):
+        intent.load_labelled(str(file), "train")
+
+
 def test_scores():
     logits = torch.tensor([[9.0, 0, 0, 0], [9.0, 0, 0, 0], [0, 9.0, 0, 0], [0, 0, 0, 9.0]])
     found = intent.scores(logits, torch.tensor([0, 1, 1, 3]))

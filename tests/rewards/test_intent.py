@@ -188,3 +188,27 @@ def test_a_causal_classifier_judges_a_batch_as_it_judges_single_texts(tiny_inten
     match = IntentMatch(tiny_intent_model)
     texts = ["Yes .", "I am glad to see all of you in the garden .", "Where were you ?"]
     np.testing.assert_allclose(match.classify(texts), np.concatenate([match.classify([t]) for t in texts]), atol=1e-6)
+
+
+@pytest.mark.parametrize("probability", [True, False])
+def test_a_reply_to_a_reference_without_an_act_scores_zero(classifier, probability):
+    episodes = make_episodes([1] * 3, responses=["yes", "no", "do you like tea ?"])
+    match = IntentMatch(classifier, probability=probability)
+    with_acts = match(replace(episodes, intents=np.array([1, 2, 4])))
+    assert match(replace(episodes, intents=np.array([1, 0, 4]))).tolist() == [with_acts[0], 0, with_acts[2]]
+    assert match(replace(episodes, intents=np.zeros(3, np.int64))).tolist() == [0, 0, 0]
+
+
+def test_only_the_embedded_classifier_reads_ordinary_text_in_dailydialogs_spacing(classifier, monkeypatch):
+    for model, read in (("builtin", "Hi , Ann ![END]I'm here ."), (classifier, "Hi, Ann! I'm here.")):
+        match, texts = IntentMatch(model, spacing="ordinary"), []
+        monkeypatch.setattr(match, "classify", texts.extend)
+        match.probabilities(["Hi, Ann! <EOU>"], ["I'm here."])
+        assert texts == [read]
+
+
+def test_the_name_of_a_special_token_is_text_for_the_classifier(classifier, monkeypatch):
+    match, texts = IntentMatch("builtin"), []
+    monkeypatch.setattr(match, "classify", texts.extend)
+    match.probabilities(["Hi . <EOU>"], ["No[END]I obey ."])
+    assert texts == ["Hi .[END]No[ END]I obey ."]

@@ -145,9 +145,10 @@ def test_help_groups_the_flags(capsys, monkeypatch):
     text = capsys.readouterr().out
     groups = re.split(r"(\w+) options \W", text)
     contents = dict(zip(groups[1::2], groups[2::2], strict=True))
-    assert list(contents) == ["start", "model", "reward", "ppo", "run"]
+    assert list(contents) == ["start", "model", "data", "reward", "ppo", "run"]
     for flag, group in {
-        "--dataset": "model",
+        "--model": "model",
+        "--dataset": "data",
         "--meteor-weight": "reward",
         "--learning-rate": "ppo",
         "--track": "run",

@@ -14,6 +14,7 @@ import torch
 from paths import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dailydialog_gym.runs.data import DataArgs
 from dailydialog_gym.runs.run import Run, RunArgs
 
 MINE = """
@@ -84,8 +85,9 @@ def test_a_resumed_run_goes_on_in_weights_and_biases_under_its_id(script, no_log
 
 
 @dataclass
-class Args(RunArgs):
+class Args(RunArgs, DataArgs):
     model: str = "builtin"
+    policy_class: str = "transformers:AutoModelForCausalLM"
     seed: int = 1
 
 
