@@ -133,6 +133,7 @@ class DialogueAgent:
         seed: int = 0,
         batch_size: int = 64,
         spacing: Spacing | None = None,
+        end: str = "",
     ) -> list[str]:
         """Answer contexts (see `dailydialog_gym.env.tokenizer.format_prompt`).
 
@@ -145,6 +146,7 @@ class DialogueAgent:
             seed: of the drawing.
             batch_size: contexts answered at once.
             spacing: of the contexts, and of the replies that are returned; by default the agent's own.
+            end: is added to each reply that ended, rather than being cut off at ``max_new_tokens``.
         """
         asked = spacing or self.spacing
         if asked != self.spacing:
@@ -166,7 +168,10 @@ class DialogueAgent:
             [i for i in reply.ids if i not in self._template_ends] if self.template else reply.ids for reply in replies
         ]
         texts = self.tokenizer.decode([np.array(each, np.int64) for each in ids])
-        return [convert_spacing(text, self.spacing, asked) for text in texts]
+        return [
+            convert_spacing(text, self.spacing, asked) + (end if self._is_whole(reply.ids) else "")
+            for text, reply in zip(texts, replies, strict=True)
+        ]
 
     def chat(self, message: str, history: Sequence[str] = (), **decoding: Any) -> str:
         """Answer a message, both in ordinary text.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import AgentRecord, DialogueAgent, find_agent_folder
 from dailydialog_gym.env.samples import load_samples
-from dailydialog_gym.evaluate.evaluation import Evaluation, evenly_spread
+from dailydialog_gym.evaluate.evaluation import Evaluation, FixedReplies, evenly_spread
+from dailydialog_gym.evaluate.metrics import floor_replies
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
@@ -63,6 +65,10 @@ class Args:
     """tokens of reply"""
     test_share: float | None = None
     """share of the dialogues that is held out where the dataset has no test split; by default as in the training"""
+    keep_eou: bool = False
+    """score texts with the marker <EOU> at their ends, as the published figures of RL4LMs and OpenRL are"""
+    floors: bool = False
+    """add rows of replies that do not depend on the context: unrelated human ones, the most frequent, an empty one"""
     json: Path | None = None
     """also write the scores here"""
 
@@ -72,18 +78,19 @@ def main(args: Args) -> None:
     given = {name: getattr(args, name) for name in ("dataset", "test_share", *SHAPE)}
     record = replace(own or AgentRecord(), **{name: value for name, value in given.items() if value is not None})
     shape = {name: getattr(record, name) for name in SHAPE}
-    samples = load_samples(
+    load = partial(
+        load_samples,
         record.dataset,
-        args.split,
-        folder if record.chat_template else "builtin",
-        record.context_size,
-        record.max_prompt_length,
-        args.raw_split,
-        args.full_context,
-        record.test_share,
-        own.spacing if own else None,
-        record.chat_template,
+        tokenizer=folder if record.chat_template else "builtin",
+        context_size=record.context_size,
+        max_prompt_length=record.max_prompt_length,
+        raw_split=args.raw_split,
+        full_context=args.full_context,
+        test_share=record.test_share,
+        spacing=own.spacing if own else None,
+        chat_template=record.chat_template,
     )
+    samples = load(split=args.split)
     record = replace(record, spacing=samples.spacing)  # what is not known of a model without a record
     ids = evenly_spread(samples, args.samples)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,21 +100,23 @@ def main(args: Args) -> None:
     model_class = AutoModelForCausalLM
     if args.policy_class:
         model_class = import_object(args.policy_class, "--policy-class")
+    decoding = {name: getattr(args, name) for name in ("sample", "temperature", "top_k", "seed")}
+    evaluate = partial(
+        Evaluation,
+        samples=samples,
+        ids=ids,
+        intent=intent,
+        keep_eou=args.keep_eou,
+        spacing=samples.spacing,
+        **decoding,
+    )
     evaluations = {}
+    if args.floors:
+        floors = floor_replies([samples.references[i] for i in ids], load(split="train").references)
+        evaluations = {name: evaluate(FixedReplies(texts)) for name, texts in floors.items()}
     for name in filter(None, (args.baseline, args.agent)):
         agent_class = model_class if name == args.agent else AutoModelForCausalLM
-        agent = DialogueAgent.load(name, device, agent_class, record=record, **shape)
-        evaluations[name] = Evaluation(
-            agent,
-            samples,
-            ids,
-            intent,
-            sample=args.sample,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            seed=args.seed,
-            spacing=samples.spacing,
-        )
+        evaluations[name] = evaluate(DialogueAgent.load(name, device, agent_class, record=record, **shape))
     rows = {name: evaluation.scores for name, evaluation in evaluations.items()}
     print(f"{table(rows)}\n\n{evaluations[args.agent].manner}")
     if args.json:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import Samples
-from dailydialog_gym.evaluate.metrics import score_replies
+from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.evaluate.metrics import score_replies, score_with_marker
 from dailydialog_gym.rewards.intent import IntentMatch
+
+PLAIN = (
+    "SacreBLEU in [0, 100], Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches)."
+)
+PUBLISHED = (
+    f"Replies and references are scored with their {EOU}, as RL4LMs and OpenRL do: METEOR by exact and stem matches, "
+    "SacreBLEU of the intl tokenizer divided by 100."
+)
 
 
 def evenly_spread(samples: Samples, count: int) -> np.ndarray:
@@ -26,6 +36,17 @@ def evenly_spread(samples: Samples, count: int) -> np.ndarray:
     return np.arange(count) * len(samples) // count
 
 
+class FixedReplies:
+    """An agent for `Evaluation` whose replies are given."""
+
+    def __init__(self, replies: Sequence[str]):
+        self.replies = replies
+
+    def reply(self, prompts: Sequence[str], end: str = "", **decoding: Any) -> list[str]:
+        """The given replies, one for each prompt, each with ``end``."""
+        return [text + end for text in self.replies]
+
+
 class Evaluation:
     """A model's replies to some samples and their scores.
 
@@ -34,20 +55,31 @@ class Evaluation:
         samples, ids: the samples, and which of them.
         intent: judges whether replies have the acts that the reference replies have. None, or samples without acts,
             leave the score ``"intent"`` out.
+        keep_eou: score as RL4LMs and OpenRL do, see `dailydialog_gym.evaluate.metrics.score_with_marker`.
         decoding: as in `DialogueAgent.reply`.
     """
 
     def __init__(
-        self, agent: DialogueAgent, samples: Samples, ids: np.ndarray, intent: IntentMatch | None, **decoding: Any
+        self,
+        agent: DialogueAgent | FixedReplies,
+        samples: Samples,
+        ids: np.ndarray,
+        intent: IntentMatch | None,
+        keep_eou: bool = False,
+        **decoding: Any,
     ):
         self.prompts, self.references = ([column[i] for i in ids] for column in (samples.prompts, samples.references))
-        self.replies = agent.reply(self.prompts, **decoding)
-        self.scores = score_replies(self.replies, self.references)
+        marked = agent.reply(self.prompts, end=EOU, **decoding)
+        self.replies, ended = [text.removesuffix(EOU) for text in marked], [text.endswith(EOU) for text in marked]
+        if keep_eou:
+            self.scores = score_with_marker(self.replies, self.references, ended)
+        else:
+            self.scores = score_replies(self.replies, self.references)
         drawing = f"sampled, top-k {decoding.get('top_k') or 'all'}" if decoding.get("sample") else "greedy"
+        protocol = PUBLISHED if keep_eou else PLAIN
         self.manner = (
             f"{len(ids):,} replies to {len(set(ids.tolist())):,} contexts of {samples.source[0]}, "
-            f"{samples.source[1]}; {drawing}. SacreBLEU in [0, 100], "
-            "Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches)."
+            f"{samples.source[1]}; {drawing}. {protocol}"
         )
         acts = samples.acts[ids]
         if intent and acts.any():

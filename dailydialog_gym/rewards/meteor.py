@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -41,7 +42,10 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_TOKENIZER.tokenize(text))
 
 
-def _align(response: list[str], reference: list[str]) -> list[tuple[int, int]]:
+STAGES = ("exact", "stem", "synonym")
+
+
+def _align(response: list[str], reference: list[str], stages: Sequence[str]) -> list[tuple[int, int]]:
     """The alignment of NLTK's `align_words`: pairs (position in the response, position in the reference).
 
     NLTK's three stages are one loop here. It only looks up synonyms that occur in the reference, so it takes a third of
@@ -49,7 +53,7 @@ def _align(response: list[str], reference: list[str]) -> list[tuple[int, int]]:
     """
     left, right = dict(enumerate(response)), dict(enumerate(reference))
     matches = []
-    for stage in ("exact", "stem", "synonym"):
+    for stage in stages:
         if stage == "stem":
             left, right = ({i: _stem(word) for i, word in words.items()} for words in (left, right))
         free: dict[str, list[int]] = {}  # the positions of each word of the reference that is not aligned yet
@@ -69,7 +73,7 @@ def _align(response: list[str], reference: list[str]) -> list[tuple[int, int]]:
     return sorted(matches)
 
 
-def meteor(response: str, reference: str) -> float:
+def meteor(response: str, reference: str, stages: Sequence[str] = STAGES) -> float:
     """METEOR of one response against one reference, in [0, 1].
 
     The score equals that of NLTK's `single_meteor_score` with alpha 0.9, beta 3 and gamma 0.5, and with exact, stem and
@@ -77,13 +81,17 @@ def meteor(response: str, reference: str) -> float:
     are those of WordNet 3.0, from an embedded table. Like NLTK, it compares the synonyms of a word's stem, so it misses
     synonyms of words whose stem is not a word ("large" becomes "larg"). An empty response scores 0.
 
+    Args:
+        response, reference: the texts.
+        stages: which words match, the first of `STAGES`.
+
     >>> meteor("I like green tea .", "I like green tea .")
     0.996
     >>> meteor("", "Yes .")
     0.0
     """
     response_words, reference_words = ([word.lower() for word in words(text)] for text in (response, reference))
-    matches = _align(response_words, reference_words)
+    matches = _align(response_words, reference_words, stages)
     if not matches:
         return 0.0
     precision, recall = len(matches) / len(response_words), len(matches) / len(reference_words)

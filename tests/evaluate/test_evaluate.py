@@ -4,9 +4,12 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import sacrebleu
+from nltk.tokenize import NLTKWordTokenizer
+from nltk.translate.meteor_score import single_meteor_score
 from paths import ROOT
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, BloomConfig
@@ -14,7 +17,8 @@ from transformers import AutoModelForCausalLM, BloomConfig
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.evaluate import __main__ as evaluate
-from dailydialog_gym.evaluate.metrics import score_replies
+from dailydialog_gym.evaluate import evenly_spread
+from dailydialog_gym.evaluate.metrics import score_replies, score_with_marker
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.meteor import meteor
 
@@ -128,3 +132,59 @@ def test_pickled_weights_in_a_folder_are_refused(tiny_model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="safetensors"):
         DialogueAgent.load(str(tmp_path))
+
+
+def test_texts_with_the_marker_are_scored_as_published(tmp_path, capsys):
+    """NLTK's METEOR of exact and stem matches, and sacrebleu's intl tokenizer, of texts that end with <EOU>."""
+
+    class NoSynonyms:
+        def synsets(self, word):
+            return []
+
+    ended = [True, True, False, True]
+    scores = score_with_marker(REPLIES, REFERENCES, ended)
+    marked = [f"{reply} <EOU>" if end else reply for reply, end in zip(REPLIES, ended, strict=True)]
+    targets = [f"{reference} <EOU>" for reference in REFERENCES]
+    pairs = [[NLTKWordTokenizer().tokenize(text) for text in pair] for pair in zip(targets, marked, strict=True)]
+    assert scores["meteor"] == pytest.approx(
+        sum(single_meteor_score(*pair, wordnet=NoSynonyms()) for pair in pairs) / 4
+    )
+    assert scores["sacrebleu"] == pytest.approx(sacrebleu.corpus_bleu(marked, [targets], tokenize="intl").score / 100)
+    assert scores["length"] == score_replies(REPLIES, REFERENCES)["length"]
+
+
+def test_rows_of_floors_know_nothing_of_the_contexts(tiny_model, tmp_path, capsys):
+    args = evaluate.Args(agent=tiny_model, samples=20, floors=True, json=tmp_path / "plain.json")
+    evaluate.main(args)
+    evaluate.main(replace(args, keep_eou=True, json=tmp_path / "kept.json"))
+    assert "scored with their <EOU>" in capsys.readouterr().out
+    plain, kept = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "kept"))
+    assert list(plain) == ["an unrelated human reply", "the most frequent reply", "an empty reply", tiny_model]
+    assert plain["an empty reply"]["meteor"] == 0 < 0.2 < kept["an empty reply"]["meteor"]
+    assert plain["an unrelated human reply"]["unique"] > 0.9
+    assert plain["the most frequent reply"]["unique"] == 1 / 20
+    samples = load_samples(split="test")
+    references = [samples.references[i] for i in evenly_spread(samples, 20)]
+    assert plain["an unrelated human reply"]["meteor"] < 0.5 * score_replies(references, references)["meteor"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference", "rouge"),
+    [
+        ("你好我是小明 .", "你好 , 我是小明", 1),
+        ("我喜欢茶", "我喜欢咖啡", 2 * 3 / (4 + 5)),
+        ("Привет , как дела ?", "Привет !", 2 / 4),
+        ("Zwei Cafés", "zwei cafés .", 1),
+    ],
+)
+def test_rouge_reads_other_scripts_than_latin(reply, reference, rouge):
+    assert score_replies([reply], [reference])["rouge1"] == pytest.approx(rouge)
+
+
+def test_a_reply_that_was_cut_off_has_no_marker(tiny_model):
+    agent = DialogueAgent.load(tiny_model, max_new_tokens=3)
+    prompts = ["How are you ? <EOU>"] * 40
+    plain = agent.reply(prompts, sample=True, seed=1)
+    marked = agent.reply(prompts, sample=True, seed=1, end=" END")
+    assert [text.removesuffix(" END") for text in marked] == plain
+    assert not marked[0].endswith("END")
