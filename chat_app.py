@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 import transformers
-import tyro
 from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat, check_message, choose_threads
 from dailydialog_gym.chat.trained import find_agent
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.text import escape_invisible
 
@@ -120,7 +120,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

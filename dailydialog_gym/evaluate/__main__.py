@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import load_samples
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.evaluate.evaluation import Evaluation, evenly_spread
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.reports.tables import table
@@ -64,6 +65,8 @@ class Args:
 
 
 def main(args: Args) -> None:
+    if args.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {args.seed}")
     samples = load_samples(
         args.dataset,
         args.split,
@@ -107,7 +110,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

@@ -30,7 +30,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
-import tyro
 from tokenizers import normalizers, processors
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, one_hot
@@ -44,6 +43,7 @@ from transformers import (
 
 from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import load_tokenizer
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.recipes import teachers
 from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length, pad, train_bpe
@@ -408,7 +408,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

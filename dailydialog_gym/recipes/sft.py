@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 import transformers
-import tyro
 from tokenizers import AddedToken
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.recipes.training import (
     Training,
     TrainingArgs,
@@ -190,7 +190,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

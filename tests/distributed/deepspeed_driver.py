@@ -127,7 +127,7 @@ def main(jobs):
         try:
             script = runpy.run_path(job["script"], run_name="__main__")
             result = outcome(script)
-        except SystemExit as error:
+        except (SystemExit, ValueError) as error:
             result = {"error": str(error)}
         if rank == 0:
             torch.save(result, job["out"])

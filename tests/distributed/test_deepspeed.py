@@ -91,7 +91,7 @@ def test_its_classes_and_rollout_are_the_plain_script_s_to_the_letter():
 
 def test_compile_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--compile"])
-    with pytest.raises(SystemExit, match="--compile: DeepSpeed's hooks stand between the layers"):
+    with pytest.raises(ValueError, match="--compile: DeepSpeed's hooks stand between the layers"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
@@ -148,7 +148,7 @@ def test_the_tutorial_s_files_are_accepted_as_they_are(tmp_path, world, steps):
 def test_a_file_that_contradicts_the_script_is_named(tmp_path, monkeypatch, file, changes, message):
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)  # some processors support it
     path = write(tmp_path, file)
-    with pytest.raises(SystemExit, match=path) as error:
+    with pytest.raises(ValueError, match=path) as error:
         training_config(arguments(deepspeed_config=path, **changes), 2)
     assert message in str(error.value)
 
@@ -156,13 +156,13 @@ def test_a_file_that_contradicts_the_script_is_named(tmp_path, monkeypatch, file
 @pytest.mark.parametrize(("offload", "stage", "least"), [("offload_optimizer", 0, 1), ("offload_param", 2, 3)])
 def test_an_offload_that_the_stage_does_not_have_is_refused(offload, stage, least):
     training_config(arguments(zero_stage=least, **{offload: True}), 2)
-    with pytest.raises(SystemExit, match=f"{offload} is for ZeRO stage {least} or more, not {stage}"):
+    with pytest.raises(ValueError, match=f"{offload} is for ZeRO stage {least} or more, not {stage}"):
         training_config(arguments(zero_stage=stage, **{offload: True}), 2)
 
 
 def test_stages_that_are_for_training_are_refused_to_the_reference(tmp_path):
     path = write(tmp_path, {"zero_optimization": {"stage": 2}})
-    with pytest.raises(SystemExit, match="the reference isn't trained, so its ZeRO stage is 0 or 3"):
+    with pytest.raises(ValueError, match="the reference isn't trained, so its ZeRO stage is 0 or 3"):
         evaluation_config(path, training_config(arguments(), 1), "the reference")
 
 
@@ -413,7 +413,7 @@ def test_a_run_of_one_rank_goes_on_with_two(one, two):
 
 
 def test_what_deepspeed_makes_no_universal_checkpoint_of_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=f"no universal checkpoint of {tmp_path}.*use as many ranks as before"):
+    with pytest.raises(ValueError, match=f"no universal checkpoint of {tmp_path}.*use as many ranks as before"):
         _make_universal(tmp_path, tmp_path / "universal")
 
 
@@ -519,8 +519,8 @@ def test_a_rank_that_fails_ends_the_job_with_its_own_error(flags, jobs):
     assert time.monotonic() - start < 60
     assert code != 0
     assert "RuntimeError: a fault of rank 1" in output
-    (last,) = (jobs.folder / "runs/faulty/checkpoints").iterdir()
-    assert last.name == "000002"
+    first, last = sorted((jobs.folder / "runs/faulty/checkpoints").iterdir())
+    assert (first.name, last.name) == ("000001", "000002")
     assert isinstance(DialogueAgent.load(str(last / "agent")).chat("Hello ."), str)
 
 
@@ -562,7 +562,7 @@ import numpy as np
 calls = []
 def dying(episodes):
     calls.append(len(episodes))
-    if os.environ["RANK"] == "1" and len(calls) == 3:
+    if os.environ["RANK"] == "1" and len(calls) == 4:  # the first is a trial
         raise RuntimeError("a fault of rank 1")
     return np.zeros(len(episodes))
 """

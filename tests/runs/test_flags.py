@@ -105,7 +105,7 @@ def test_a_file_sets_flags_and_flags_win(yaml_file):
 )
 def test_what_is_wrong_in_a_file_is_named_in_one_place(yaml_file, tmp_path, capfd, text, message):
     file = str(tmp_path / "missing.yaml") if text is None else yaml_file(text)
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(ValueError) as error:
         parse("--config", file)
     assert file in str(error.value)
     assert message in str(error.value)
@@ -134,7 +134,7 @@ def test_a_resumed_run_has_its_own_flags(run_folder):
     ],
 )
 def test_a_resumed_run_refuses_other_flags_and_a_folder_without_a_run(run_folder, flags, message):
-    with pytest.raises(SystemExit, match=re.escape(message.format(run=run_folder))):
+    with pytest.raises(ValueError, match=re.escape(message.format(run=run_folder))):
         parse("--resume", run_folder, *flags)
 
 

@@ -86,6 +86,8 @@ def test_a_resumed_run_goes_on_in_weights_and_biases_under_its_id(script, no_log
 @dataclass
 class Args(RunArgs):
     model: str = "builtin"
+    intent_model: str = "builtin"
+    dataset: str = "builtin"
     seed: int = 1
 
 
