@@ -49,7 +49,9 @@ class Args:
     host: str = "127.0.0.1"
     """the address to listen on; 0.0.0.0 is all networks of this machine"""
     port: int = 7860
-    """the port to listen on"""
+    """the port to listen on, or the next one that is free"""
+    root_path: str | None = None
+    """the URL under which a proxy shows the page, such as https://example.org/chat"""
     share: bool = False
     """open a public link through Gradio's servers"""
     auth: str | None = None
@@ -116,7 +118,7 @@ def main(args: Args) -> None:
     intent = IntentMatch(args.intent_model, device, args.intent_labels) if args.intent_model else None
     chat = Chat(agent, start, intent, votes)
     print(f"votes     {votes}" if start else "compare   nothing to compare with; name a model with --baseline")
-    launch(build_page(chat, trained), args.host, args.port, args.share, args.auth)
+    launch(build_page(chat, trained), args.host, args.port, args.share, args.auth, args.root_path)
 
 
 if __name__ == "__main__":

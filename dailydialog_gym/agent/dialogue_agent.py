@@ -14,6 +14,7 @@ from dailydialog_gym.env.tokenizer import ReplyTokenizer, load_tokenizer
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.models.loading import check_positions, check_vocabulary, load_model, resolve
+from dailydialog_gym.templates import InTime, check_template
 from dailydialog_gym.text import join_punctuation, space_punctuation
 
 
@@ -62,6 +63,7 @@ class DialogueAgent:
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.context_size, self.max_prompt_length, self.max_new_tokens = context_size, max_prompt_length, max_new_tokens
+        self._in_time = InTime("the chat template")
         check_vocabulary(model, tokenizer.vocab_size)
         check_positions(model, max_prompt_length, max_new_tokens)
         eos = model.generation_config.eos_token_id
@@ -95,6 +97,7 @@ class DialogueAgent:
             )
         if template is None or not template.chat_template:
             return cls(model, tokenizer, **kwargs)
+        check_template(name, template.get_chat_template())
         # Templates, and the texts that such models are made for, are longer than the environment's prompts.
         return cls(
             model, tokenizer, template=template, **{"max_prompt_length": min(1024, _positions(model) // 2), **kwargs}
@@ -183,11 +186,13 @@ class DialogueAgent:
         """A reply to a conversation, the last utterance of which is to be answered, ready for a batch.
 
         Raises:
-            ValueError: the reply would not fit into the model's positions.
+            ValueError: the reply would not fit into the model's positions, or the chat template does not end in time.
         """
         if decoding.max_new_tokens > self.longest_reply:
             raise ValueError(f"max_new_tokens is {decoding.max_new_tokens}: expected at most {self.longest_reply}")
-        return Reply(self._prompt_ids(list(utterances)[-self.context_size :]), decoding, self._is_whole)
+        utterances = list(utterances)[-self.context_size :]
+        ids = self._in_time(self._prompt_ids, utterances) if self.template else self._prompt_ids(utterances)
+        return Reply(ids, decoding, self._is_whole)
 
     @property
     def longest_reply(self) -> int:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,10 +13,10 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect, sync_playwright
+from served import Served
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat
-from dailydialog_gym.chat.page import build_page, launch
 from dailydialog_gym.chat.trained import TrainedAgent
 from dailydialog_gym.reports.tables import LABELS
 
@@ -26,21 +25,6 @@ browser_test = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium"
 )
 NASTY = "<img src=x onerror=alert(1)> <b>bold</b> **stars** ${alert(2)} {{value}} $x^2$ \u202eback"
-
-
-class Served:
-    """A page on a local server. `delay` is the time, in seconds, by which every forward pass of its model is slowed."""
-
-    def __init__(self, chat: Chat, trained: TrainedAgent, **options):
-        self.chat, self.delay = chat, 0.0
-        chat.trained.model.register_forward_pre_hook(lambda *_: time.sleep(self.delay))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.page = build_page(chat, trained)
-        options = {"share": False, "auth": None, **options}
-        launch(self.page, "127.0.0.1", port, prevent_thread_lock=True, quiet=True, **options)
-        self.url = f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture(scope="module")
