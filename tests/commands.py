@@ -25,7 +25,7 @@ def parse(command, monkeypatch):
     if script == "-m":
         module, *flags = flags
         run = partial(runpy.run_module, module, alter_sys=True)
-    elif "tyro.cli" not in (ROOT / script).read_text():
+    elif "tyro.cli" not in (ROOT / script).read_text(encoding="utf-8"):
         assert not flags  # it takes none
         return
     cli = tyro.cli

@@ -133,7 +133,8 @@ def test_a_second_process_is_refused_with_the_first_ones_number(server, script, 
     first = server.start(tmp_path, SCRIPT, *small, "--run-name", "run", "--update-epochs", "1000000", log="first.txt")
     holder = tmp_path / "runs/run/.lock-holder"
     server.wait_until(
-        lambda: (tmp_path / "first.txt").exists() and "0/8" in (tmp_path / "first.txt").read_text(), "bar"
+        lambda: (tmp_path / "first.txt").exists() and "0/8" in (tmp_path / "first.txt").read_text(encoding="utf-8"),
+        "bar",
     )
     assert f"process {first} " in holder.read_text(encoding="utf-8")
     for flags in ("--resume", "runs/run"), ("--run-name", "run"):
@@ -142,7 +143,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number(server, script, 
     assert server.wait(first) == -signal.SIGKILL
     server.start(tmp_path, SCRIPT, "--resume", "runs/run")
     log = tmp_path / "log.txt"
-    server.wait_until(lambda: "0/8" in log.read_text(), "bar")  # the lock has ended with its process
+    server.wait_until(lambda: "0/8" in log.read_text(encoding="utf-8"), "bar")  # the lock has ended with its process
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +181,8 @@ def _append_line(path: Path, line: str) -> int:
             if file.write(new) < len(new):
                 raise OSError(f"no room for a vote in {path}")
         except OSError:
-            file.truncate(size)
+            with suppress(OSError):  # the first error is the one to report
+                file.truncate(size)
             raise
         file.seek(0)
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))

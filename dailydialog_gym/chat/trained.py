@@ -75,7 +75,7 @@ def _of_run(folder: Path, story: str) -> TrainedAgent:
     if not (folder / "agent").is_dir():
         raise ValueError(f"run {folder} has no folder agent/: it has not saved an agent yet")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         baseline = config["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -108,7 +108,7 @@ def _part(path: Path, draw: Callable[[str], str]) -> str:
     if not path.exists():
         return f'<p class="page-note">The run has not written {escape(path.name)} yet.</p>'
     try:
-        return draw(path.read_text())
+        return draw(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         return f'<p class="page-note">Cannot read {escape(str(path))}: {escape(repr(error))}</p>'
 

@@ -104,7 +104,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> ReplyTokenizer
     if name == "builtin":
         with asset("policy") as folder:
             backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            config = json.loads((folder / "tokenizer_config.json").read_text())
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         eos_id, pad_id = (backend.token_to_id(config[key]) for key in ("eos_token", "pad_token"))
         return ReplyTokenizer(name, backend, eos_id, pad_id, [])
 

@@ -105,7 +105,7 @@ def main(args: Args) -> None:
     rows = {name: evaluation.scores for name, evaluation in evaluations.items()}
     print(f"{table(rows)}\n\n{evaluations[args.agent].manner}")
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def soft_targets(args: Args, train: Sequence[Dialogue]) -> tuple[list[tuple[str,
         soft = soft or [teachers.soft_labels(train)]
         probabilities = torch.stack(soft).mean(0).tolist()
         write_text(file, "\n".join(json.dumps([*pair, p]) for pair, p in zip(pairs, probabilities, strict=True)))
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [(last, reply) for last, reply, _ in rows], torch.tensor([probabilities for _, _, probabilities in rows])
 
 

@@ -103,7 +103,7 @@ def read_flags(cls: type, path: Path, parse: Callable[[str], Any]) -> dict[str, 
         ValueError: the file can't be read, a key is not a field, or a value does not have the field's type.
     """
     try:
-        values = parse(path.read_text())
+        values = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read flags from {path}: {error}") from error
     if not isinstance(values, dict):

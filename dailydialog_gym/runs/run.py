@@ -216,7 +216,7 @@ class Run:
         if self.args.track:
             self._wandb = _start_wandb(self.args, self.folder, self._wandb_id)
             self._wandb_id = self._wandb.id
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in stop_signals(sys.platform)}
         self._bar = tqdm(
             total=self._total_episodes,
             initial=self._episodes,
@@ -369,6 +369,11 @@ class Run:
             self._wandb.finish()
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
+
+
+def stop_signals(platform: str) -> tuple[signal.Signals, ...]:
+    """The signals that ask a run to stop. Windows never sends SIGTERM: there it ends a process at once."""
+    return (signal.SIGINT,) if platform == "win32" else (signal.SIGINT, signal.SIGTERM)
 
 
 def _describe_amp(device: torch.device, dtype: torch.dtype) -> str:

@@ -152,7 +152,7 @@ def test_a_busy_port_is_replaced_by_the_next_one():
 
 def test_requests_that_nobody_listens_to_keep_nobody_waiting(served, monkeypatch):
     monkeypatch.setattr(guard, "PATIENCE", 2.0)
-    served.delay = 0.2  # for each token
+    served.delay = 0.3  # for each token
     data = ["Hi.", [], True, 1.0, 20, 1.0, 128, 1]
 
     async def flood() -> float:
@@ -166,13 +166,10 @@ def test_requests_that_nobody_listens_to_keep_nobody_waiting(served, monkeypatch
             async with client.stream("GET", f"{call}/about/{event}") as lines:
                 assert "event: complete" in [line async for line in lines.aiter_lines()]
             assert (await client.get(served.url)).status_code == 200
-            waited = time.perf_counter() - start
-            listened = (await client.post(f"{call}/about", json={"data": []})).json()["event_id"]
-            assert listened
-            return waited
+            return time.perf_counter() - start
 
     assert asyncio.run(flood()) < 5
-    deadline = time.monotonic() + 15  # 128 tokens of 0.2 s would take longer
+    deadline = time.monotonic() + 30  # the 200 replies would take two minutes
     while served.chat.worker.load:
         assert time.monotonic() < deadline, served.chat.worker.load
         time.sleep(0.1)

@@ -135,4 +135,4 @@ def main(jobs):
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[-1]).read_text()))
+    main(json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8")))

@@ -69,7 +69,7 @@ FLAGS |= {
 
 
 def test_it_is_the_plain_script_but_for_few_lines():
-    plain, script = (path.read_text().splitlines() for path in (PLAIN, SCRIPT))
+    plain, script = (path.read_text(encoding="utf-8").splitlines() for path in (PLAIN, SCRIPT))
     diff = [line for line in difflib.unified_diff(plain, script, n=0) if not line.startswith(("---", "+++", "@@"))]
     assert sum(line.startswith("-") for line in diff) <= 54
     assert sum(line.startswith("+") for line in diff) <= 73
@@ -78,7 +78,11 @@ def test_it_is_the_plain_script_but_for_few_lines():
 def test_its_classes_and_rollout_are_the_plain_script_s_to_the_letter():
     """Advantages and loss differ in means over the ranks."""
     blocks = [
-        {node.name: ast.unparse(node) for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
+        {
+            node.name: ast.unparse(node)
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if hasattr(node, "name")
+        }
         for path in (PLAIN, SCRIPT)
     ]
     assert blocks[1].keys() == blocks[0].keys()
@@ -105,7 +109,7 @@ def arguments(**changes):
 
 def write(folder, config):
     path = folder / "ds_config.json"
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config), encoding="utf-8")
     return str(path)
 
 
@@ -217,7 +221,7 @@ class Jobs:
     def forked(self, processes, *program):
         """Run the command in forks of the server. Returns: its exit code and output."""
         self.server.start(self.folder, *self.command("--num_gpus", str(processes), program=program), **self.environment)
-        return self.server.wait(), (self.folder / "log.txt").read_text()
+        return self.server.wait(), (self.folder / "log.txt").read_text(encoding="utf-8")
 
     def write(self, processes, jobs):
         """Write the jobs, with the settings that most of them share, to a file. Returns: the driver and the file."""
@@ -232,7 +236,7 @@ class Jobs:
             else:
                 job["flags"] = [*map(str, job["flags"]), "--run-name", f"{name}-{processes}"]
         path = self.folder / f"{next(iter(jobs))}-{processes}.json"
-        path.write_text(json.dumps([*jobs.values()]))
+        path.write_text(json.dumps([*jobs.values()]), encoding="utf-8")
         return Path(__file__).with_name("deepspeed_driver.py"), path
 
     def out(self, name, processes):
@@ -270,10 +274,10 @@ def jobs(tiny_models, tmp_path_factory):
         "untested": {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}},
         "fp16": {"fp16": {"enabled": True, "initial_scale_power": 21, "hysteresis": 1}},
     }.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    (folder / "spoilt.py").write_text(SPOILT)
-    (folder / "faulty.py").write_text(FAULTY)
-    (folder / "hosts").write_text("machine-1 slots=1\nmachine-2 slots=1\n")
+        (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "spoilt.py").write_text(SPOILT, encoding="utf-8")
+    (folder / "faulty.py").write_text(FAULTY, encoding="utf-8")
+    (folder / "hosts").write_text("machine-1 slots=1\nmachine-2 slots=1\n", encoding="utf-8")
     server = Server(SCRIPT, tiny_models["gpt2"])
     yield Jobs(folder, server)
     server.close()
@@ -454,7 +458,7 @@ def test_agents_of_all_stages_are_plain_folders(two, jobs, name):
 
 def test_only_rank_0_writes_and_talks(two, jobs):
     folder = jobs.folder / "runs/stage2-2"
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     assert len([*folder.glob("events.*")]) == 1
     assert two["output"].count("runs/stage2-2/agent\n") == 1
     assert ", 0 parameters" not in two["output"]  # the policy's, where rank 0 has only a partition of it
@@ -483,7 +487,7 @@ def test_presets_train_in_bfloat16(two, jobs, preset):
     (row,) = two[preset]["rows"]
     assert all(np.isfinite(value) for value in row.values())
     assert bool(two[preset]["partitioned"]) == (preset == "opt")
-    config = json.loads((jobs.folder / f"runs/{preset}-2/config.json").read_text())
+    config = json.loads((jobs.folder / f"runs/{preset}-2/config.json").read_text(encoding="utf-8"))
     assert (config["use_amp"], config["critic"]) == (True, "shared" if preset == "opt" else "separate")
     assert isinstance(DialogueAgent.load(str(jobs.folder / f"runs/{preset}-2/agent")).chat("Hello ."), str)
 
@@ -508,7 +512,7 @@ def test_two_machines_of_one_rank_each_are_one_of_two(flags, jobs, two):
     for rank in "01":
         command[command.index("--node_rank") + 1] = rank
         pids.append(jobs.server.start(jobs.folder, *command, log=f"machine{rank}.txt", **jobs.environment))
-    assert [jobs.server.wait(pid) for pid in pids] == [0, 0], (jobs.folder / "machine0.txt").read_text()
+    assert [jobs.server.wait(pid) for pid in pids] == [0, 0], (jobs.folder / "machine0.txt").read_text(encoding="utf-8")
     assert_same_rows(torch.load(jobs.out("machine", 2))["rows"], two["stage2"]["rows"][:1], 1e-6)
 
 

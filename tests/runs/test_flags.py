@@ -56,7 +56,7 @@ def parse(*argv: str):
 @pytest.fixture
 def yaml_file(tmp_path):
     def write(text: str) -> str:
-        (tmp_path / "flags.yaml").write_text(text)
+        (tmp_path / "flags.yaml").write_text(text, encoding="utf-8")
         return str(tmp_path / "flags.yaml")
 
     return write
@@ -65,7 +65,7 @@ def yaml_file(tmp_path):
 @pytest.fixture
 def run_folder(tmp_path) -> str:
     config = asdict(Args(learning_rate=0.5, run_name="run", labels=("a", "b")))
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return str(tmp_path)
 
 
@@ -166,7 +166,7 @@ def test_the_presets_are_valid(preset):
 
 
 def test_what_a_flag_names_is_imported_from_the_current_folder(tmp_path, monkeypatch):
-    (tmp_path / "a_module_of_mine.py").write_text("class Thing: pass")
+    (tmp_path / "a_module_of_mine.py").write_text("class Thing: pass", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere"])
     assert import_object("a_module_of_mine:Thing", "--flag").__name__ == "Thing"
