@@ -57,7 +57,7 @@ def load_model(
     local_files_only = only_local_files(name)
     _check_kind(name, local_files_only)
     try:
-        check_files(name)
+        check_files(name, model_class if model_class is AutoModelForCausalLM else None, trust_remote_code)
         model, report = model_class.from_pretrained(
             name,
             output_loading_info=True,
@@ -137,7 +137,7 @@ def load_classifier(model: str, **config: object) -> tuple[PreTrainedModel, PreT
     is no such classifier; loads no pickle from a folder."""
     source = {"local_files_only": only_local_files(model)}
     try:
-        check_files(model)
+        check_files(model, AutoModelForSequenceClassification)
         classifier = AutoModelForSequenceClassification.from_pretrained(
             model, dtype=torch.float32, use_safetensors=True if Path(model).is_dir() else None, **source, **config
         )
