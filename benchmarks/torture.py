@@ -279,7 +279,7 @@ def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         report(
-            "models with a senseless configuration, refused or loaded",
+            "models with a senseless configuration that load or are refused within 10 s",
             *misconfigured(folder, args.configurations, chance),
         )
         trainings = Trainings(folder)

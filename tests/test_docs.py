@@ -98,7 +98,10 @@ def check_other(program, arguments):
     """Check a command that is no Python script of this repository."""
     if program == "pip":
         (extra,) = re.fullmatch(r"install -c constraints.txt -e \.\[(\w+)\]", " ".join(arguments)).groups()
-        assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        assert (
+            extra
+            in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        )
     elif program == "deepspeed":
         from deepspeed.launcher.runner import parse_args as parse_launcher
 
@@ -152,7 +155,9 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(train, tmp_path):
     write_files(README, tmp_path)
     rewards = ["--reward", "my_rewards:brevity=0.2", "--reward", "dailydialog_gym.rewards:Meteor=0.1"]
     script = train("--replies-per-prompt=1", "--intent-model=builtin", *rewards)
-    rows = [json.loads(row) for row in (script["run"].folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(row) for row in (script["run"].folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     infos = script["batch"].infos
     assert rows[-1]["reward/brevity"] == pytest.approx(infos["reward/brevity"].mean())
     assert rows[-1]["reward/Meteor"] == pytest.approx(rows[-1]["reward/meteor"])
@@ -170,7 +175,9 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(train, tmp_path):
 
 def test_every_logged_metric_is_defined_and_every_file_listed(finished_run):
     page = PPO.read_text(encoding="utf-8")
-    logged = set(json.loads((finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])) - {"episodes"}
+    logged = set(json.loads((finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])) - {
+        "episodes"
+    }
     rows = re.findall(r"^\| (`(?:charts|time|reward|metric|losses)/.*?) \|", page, re.MULTILINE)
     assert logged == set(re.findall(r"`(\w+/\w+)`", " ".join(rows)))
     rows = page.split("| file | content |")[1].split("\n\n")[0].splitlines()
@@ -199,7 +206,10 @@ def test_files_and_functions_that_a_page_names_exist(page):
     for path, name in re.findall(r"`([\w/]+\.(?:py|yaml|ipynb))(?:::(\w+))?`", page.read_text(encoding="utf-8")):
         file = ROOT / path
         assert file.exists() or any((folder / path).exists() for folder in (ROOT / "docs", ROOT / "benchmarks")), path
-        assert not name or re.search(rf"^(?:def|class) {name}\b", file.read_text(encoding="utf-8"), re.MULTILINE), (path, name)
+        assert not name or re.search(rf"^(?:def|class) {name}\b", file.read_text(encoding="utf-8"), re.MULTILINE), (
+            path,
+            name,
+        )
 
 
 def test_readmes_file_tree_is_the_repositorys():

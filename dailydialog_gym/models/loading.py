@@ -24,8 +24,9 @@ from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.masks import check_supported
 from dailydialog_gym.models.untrusted import check_files
 
-# safetensors, JSON and configurations raise their own errors for damaged files; torch's is of weights in other shapes
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
+# What transformers and safetensors raise for damaged files, weights in other shapes, and senseless configurations
+LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
+LOADING_ERRORS += (StrictDataclassError,)
 
 
 def resolve(name: str) -> str:

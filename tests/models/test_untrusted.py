@@ -57,6 +57,8 @@ BAD = {
     "12 GB of weights": (configure(n_inner=10**6), "of a model of 3,0"),
     "a large vocabulary": (configure(vocab_size=10**12), ""),
     "many positions": (configure(n_positions=10**12), ""),
+    "a number for a type": (configure(dtype=2**40), ""),
+    "a large number for a type": (configure(dtype=1e308), ""),
     "a word for a number": (configure(n_layer="many"), "n_layer"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"), "expected a JSON object"),
 }
