@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 import transformers
-import tyro
 from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent, find_agent_folder
 from dailydialog_gym.chat.conversation import Chat, check_message, choose_threads
 from dailydialog_gym.chat.trained import find_agent
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.text import escape_invisible
 
@@ -49,7 +49,9 @@ class Args:
     host: str = "127.0.0.1"
     """the address to listen on; 0.0.0.0 is all networks of this machine"""
     port: int = 7860
-    """the port to listen on"""
+    """the port to listen on, or the next one that is free"""
+    root_path: str | None = None
+    """the URL under which a proxy shows the page, such as https://example.org/chat"""
     share: bool = False
     """open a public link through Gradio's servers"""
     auth: str | None = None
@@ -121,11 +123,8 @@ def main(args: Args) -> None:
         intent = IntentMatch(args.intent_model, device, args.intent_labels, spacing=agent.spacing)
     chat = Chat(agent, start, intent, votes)
     print(f"votes     {votes}" if start else "compare   nothing to compare with; name a model with --baseline")
-    launch(build_page(chat, trained), args.host, args.port, args.share, args.auth)
+    launch(build_page(chat, trained), args.host, args.port, args.share, args.auth, args.root_path)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

@@ -315,14 +315,14 @@ if __name__ == "__main__":
     P, T, K = args.max_prompt_length, args.max_new_tokens, args.replies_per_prompt
     num_contexts = args.num_envs // max(K, 1)
     if num_contexts * K != args.num_envs or not 1 <= args.num_minibatches <= num_contexts <= args.total_episodes // K:
-        raise SystemExit(
+        raise ValueError(
             f"expected a number of contexts, num_envs ({args.num_envs}) / replies_per_prompt ({K}), that is whole and "
             f"at least num_minibatches ({args.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
         )
     if args.critic_class and args.critic != "separate":
-        raise SystemExit("--critic-class is a critic of its own: add --critic separate")
+        raise ValueError("--critic-class is a critic of its own: add --critic separate")
     if K == 1 and (args.critic == "none" or args.normalize_groups):
-        raise SystemExit("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
+        raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)
@@ -340,7 +340,7 @@ if __name__ == "__main__":
     # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
     agent = Agent(args, samples.tokenizer.vocab_size).to(device)
     if not 0 <= args.top_k <= agent.vocab_size or args.update_epochs < 1 or kl_target <= 0:
-        raise SystemExit(f"--top-k must be 0 to {agent.vocab_size}, --update-epochs at least 1, --kl-target above 0")
+        raise ValueError(f"--top-k must be 0 to {agent.vocab_size}, --update-epochs at least 1, --kl-target above 0")
     self_check(agent, agent.vocab_size, P, T)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
     judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)

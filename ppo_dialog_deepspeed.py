@@ -319,7 +319,7 @@ def ppo_loss(agent, batch, rows, args, autocast):
 if __name__ == "__main__":
     args, resume = parse_args(Args, __doc__, ranks.flags())
     if args.compile:
-        raise SystemExit("--compile: DeepSpeed's hooks stand between the layers, so leave it out")
+        raise ValueError("--compile: DeepSpeed's hooks stand between the layers, so leave it out")
     rank, world, device = ranks.start()
     config = training_config(args, world)
     local = local_args(args, world, config)  # the share of this rank
@@ -329,15 +329,15 @@ if __name__ == "__main__":
         num_contexts * K * world != args.num_envs
         or not 1 <= local.num_minibatches <= num_contexts <= local.total_episodes // K
     ):
-        raise SystemExit(
+        raise ValueError(
             f"expected a number of contexts a rank, num_envs ({args.num_envs}) / ranks ({world}) / replies_per_prompt "
             f"({K}), that is whole and at least num_minibatches * gradient_accumulation_steps "
             f"({local.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
         )
     if args.critic_class and args.critic != "separate":
-        raise SystemExit("--critic-class is a critic of its own: add --critic separate")
+        raise ValueError("--critic-class is a critic of its own: add --critic separate")
     if K == 1 and (args.critic == "none" or args.normalize_groups):
-        raise SystemExit("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
+        raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     num_iterations = args.total_episodes // args.num_envs
     rng = np.random.default_rng(args.seed)  # the same on all ranks
     torch.manual_seed(args.seed + rank)
@@ -354,7 +354,7 @@ if __name__ == "__main__":
     # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
     agent = Agent(args, samples.tokenizer.vocab_size)
     if not 0 <= args.top_k <= agent.vocab_size or args.update_epochs < 1 or kl_target <= 0:
-        raise SystemExit(f"--top-k must be 0 to {agent.vocab_size}, --update-epochs at least 1, --kl-target above 0")
+        raise ValueError(f"--top-k must be 0 to {agent.vocab_size}, --update-epochs at least 1, --kl-target above 0")
     self_check(agent, agent.vocab_size, P, T)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
     judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)

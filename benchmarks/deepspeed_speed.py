@@ -93,7 +93,7 @@ def measured_run(script: str, out: str, *flags: str) -> None:
     Run.log = measured_log  # the scripts call it at the end of each iteration
     sys.argv = [script, *flags]
     rank = runpy.run_path(script, run_name="__main__").get("rank", 0)
-    Path(out, f"peak{rank}").write_text(str(needed[-1]))
+    Path(out, f"peak{rank}").write_text(str(needed[-1]), encoding="utf-8")
 
 
 def measure(args: Args, model: Path, stage: int | None, flags: list[str]) -> tuple[float, float]:
@@ -114,8 +114,10 @@ def measure(args: Args, model: Path, stage: int | None, flags: list[str]) -> tup
         done = subprocess.run(command, cwd=folder, env=environment(threads), **output)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}")
-        rows = [json.loads(line) for line in Path(folder, "runs/run/metrics.jsonl").read_text().splitlines()]
-        needed = max(int(path.read_text()) for path in Path(folder).glob("peak*"))
+        rows = [
+            json.loads(line) for line in Path(folder, "runs/run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        needed = max(int(path.read_text(encoding="utf-8")) for path in Path(folder).glob("peak*"))
     return statistics.median(row["charts/FPS"] for row in rows[1:]), needed / 1e9
 
 

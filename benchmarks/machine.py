@@ -10,7 +10,7 @@ from pathlib import Path
 def processor() -> str:
     """The name of the CPU, and the number of its cores."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{(names or [platform.processor()])[0]}, {os.cpu_count()} cores"
 

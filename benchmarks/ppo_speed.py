@@ -110,10 +110,10 @@ def random_gpt2_small(folder: Path) -> Path:
     config = GPT2Config(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    state = json.loads((folder / "tokenizer.json").read_text())
+    state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = state["model"]["vocab"]
     vocabulary |= {f"unused{i}": i for i in range(len(tokenizer), config.vocab_size)}
-    (folder / "tokenizer.json").write_text(json.dumps(state))
+    (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
     return folder
 
 
@@ -146,7 +146,9 @@ def has_trl(python: str) -> bool:
 def run(contestant: Contestant, job: dict, args: Args, folder: Path) -> dict | None:
     """What the contestant's `Meter.report` wrote, or None where it failed, whose last words are printed."""
     files = {name: folder / f"{name}.json" for name in ("job", "result")}
-    files["job"].write_text(json.dumps({**job, **contestant.settings, "result": str(files["result"])}))
+    files["job"].write_text(
+        json.dumps({**job, **contestant.settings, "result": str(files["result"])}), encoding="utf-8"
+    )
     python = args.trl_python if contestant.script == "trl_ppo.py" else sys.executable
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
     if python == sys.executable:
@@ -162,7 +164,7 @@ def run(contestant: Contestant, job: dict, args: Args, folder: Path) -> dict | N
     if done.returncode:
         print(f"{contestant.label} failed ({done.returncode}):\n{done.stderr[-2000:]}", file=sys.stderr)
         return None
-    return json.loads(files["result"].read_text())
+    return json.loads(files["result"].read_text(encoding="utf-8"))
 
 
 def summary(result: dict) -> dict:
@@ -195,7 +197,7 @@ def rollout_seconds(replies: int, model: str, precision: str, args: Args, folder
 def machine(threads: int) -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     there = {flag for flag, value in torch.cpu.get_capabilities().items() if value is True}
     bfloat16 = "with" if there & {"amx_bf16", "avx512_bf16", "bf16"} else "without"

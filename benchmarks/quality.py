@@ -57,7 +57,7 @@ def call(args: Args, name: str, command: list[str]) -> None:
     """Run a Python command in the output folder and append its output to a run's log."""
     log = args.out / f"{name}.log"
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    with log.open("a") as output:
+    with log.open("a", encoding="utf-8") as output:
         done = subprocess.run(
             [sys.executable, *command], cwd=args.out, stdout=output, stderr=output, env=environment(threads)
         )
@@ -75,7 +75,7 @@ def train(args: Args, seed: int) -> Path:
         started = time.time()
         again = ["--resume", f"runs/{run.name}"]
         call(args, run.name, [str(ROOT / "ppo_dialog.py"), *(again if run.exists() else new)])
-        with (run / "seconds").open("a") as file:
+        with (run / "seconds").open("a", encoding="utf-8") as file:
             file.write(f"{time.time() - started}\n")
     return run
 
@@ -89,7 +89,7 @@ def scores(args: Args, decoding: str, seed: int, run: Path) -> dict[str, dict[st
         words = [f"--{name}={value}" for name, value in flags.items()]
         command = ["-m", "dailydialog_gym.evaluate", f"runs/{run.name}/agent", *words, *DECODINGS[decoding]]
         call(args, run.name, command)
-    before, after = json.loads(file.read_text()).values()
+    before, after = json.loads(file.read_text(encoding="utf-8")).values()
     return {"before": before, "after": after}
 
 
@@ -105,7 +105,7 @@ def table(rows: list[dict[str, dict[str, float]]]) -> str:
 
 def plot(runs: list[Path], path: Path) -> None:
     """Rewards and divergence over training."""
-    rows = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in runs]
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")] for run in runs]
     plot_curves(rows, ["reward/meteor", "reward/intent", "metric/kl_per_token"]).savefig(path, dpi=120)
 
 
@@ -118,7 +118,7 @@ def main(args: Args) -> None:
     print("\n".join(f"seed {seed}: {args.out}/seed-{seed}.log" for seed in args.seeds), flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = list(pool.map(partial(train, args), args.seeds))
-    minutes = [sum(map(float, (run / "seconds").read_text().split())) / 60 for run in runs]
+    minutes = [sum(map(float, (run / "seconds").read_text(encoding="utf-8").split())) / 60 for run in runs]
     lines = []
     for decoding in DECODINGS:
         with ThreadPoolExecutor(args.jobs) as pool:
@@ -127,7 +127,7 @@ def main(args: Args) -> None:
     took = f"{np.mean(minutes):.1f} minutes a seed, {args.jobs} at a time"
     lines += [f"{args.total_episodes:,} replies, {len(runs)} seeds, {took}"]
     lines += [f"{os.cpu_count()} cores, {datetime.date.today()}; flags: {' '.join(args.flags) or 'none'}"]
-    (args.out / "table.md").write_text("\n".join(lines) + "\n")
+    (args.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot(runs, args.out / "curves.png")
     print("\n".join(["", *lines, "", f"table     {args.out}/table.md", f"figure    {args.out}/curves.png"]))
 

@@ -16,7 +16,7 @@ def damaged(name: str = "") -> list[str]:
     Args:
         name: a file or folder in `ASSETS`. By default, all files are checked.
     """
-    entries = (line.split("  ") for line in (ASSETS / "MANIFEST").read_text().splitlines())
+    entries = (line.split("  ") for line in (ASSETS / "MANIFEST").read_text(encoding="utf-8").splitlines())
     return [
         file
         for checksum, file in entries

@@ -42,7 +42,7 @@ class Block:
 
 def blocks_of(page: Path) -> list[Block]:
     """The fenced blocks of a Markdown file, in order."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     return [
         Block(page, text[: m.start()].count("\n") + 1, m["language"], m["title"], m["why"], m["text"])
         for m in _FENCE.finditer(text)
@@ -53,4 +53,4 @@ def write_files(page: Path, folder: Path) -> None:
     """Save the blocks of a page that have a title, as a reader does."""
     for block in blocks_of(page):
         if block.title:
-            (folder / block.title).write_text(block.text)
+            (folder / block.title).write_text(block.text, encoding="utf-8")

@@ -1,5 +1,6 @@
 """Reads the flags of a command line with the script's own parser, without running the script."""
 
+import re
 import runpy
 import sys
 from functools import partial
@@ -25,7 +26,7 @@ def parse(command, monkeypatch):
     if script == "-m":
         module, *flags = flags
         run = partial(runpy.run_module, module, alter_sys=True)
-    elif "tyro.cli" not in (ROOT / script).read_text():
+    elif not re.search(r"tyro\.cli|run_script", (ROOT / script).read_text(encoding="utf-8")):
         assert not flags  # it takes none
         return
     cli = tyro.cli

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from pathlib import Path
 
 from paths import ROOT
@@ -38,10 +37,15 @@ class Server:
         )
         self._pid = None
 
-    def start(self, cwd: Path, *command: str, log: str = "log.txt", file_size: int = 0, **environment: str) -> int:
-        """Start a program in a folder, where no file may become larger than ``file_size`` bytes, if not 0; its pid."""
+    def start(
+        self, cwd: Path, *command: str, log: str = "log.txt", file_size: int = 0, before: str = "", **environment: str
+    ) -> int:
+        """Start a program in a folder; its pid.
+
+        No file may become larger than ``file_size`` bytes, if not 0. The Python code ``before`` runs first.
+        """
         request = {"command": [*map(str, command)], "cwd": str(cwd), "log": log, "file_size": file_size}
-        self._pid = int(self._ask(request | {"environment": environment}))
+        self._pid = int(self._ask(request | {"before": before, "environment": environment}))
         return self._pid
 
     def wait_until(self, condition, what: str) -> None:
@@ -92,14 +96,17 @@ def run(command):
     sys.argv = command[command[0] == "-m" :]
     code = 0
     try:
-        (runpy.run_path if sys.argv == command else runpy.run_module)(sys.argv[0], run_name="__main__")
+        if sys.argv == command:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except SystemExit as error:
         code = error.code
         if isinstance(code, str):
             print(code, file=sys.stderr)
             code = 1
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         code = 1
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code or 0)
@@ -116,6 +123,7 @@ def start(request):
     if request["file_size"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
     os.environ.update(request["environment"])
+    exec(request["before"], {})
     return run(request["command"])
 
 

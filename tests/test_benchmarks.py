@@ -74,10 +74,10 @@ def contest(tiny_model, tmp_path, monkeypatch):
             "result": "result.json",
             **settings,
         }
-        Path("job.json").write_text(json.dumps(job))
+        Path("job.json").write_text(json.dumps(job), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", [script, "job.json"])
         runpy.run_path(str(BENCHMARKS / "contestants" / script), run_name="__main__")["meter"].hook.remove()
-        result = json.loads(Path("result.json").read_text())
+        result = json.loads(Path("result.json").read_text(encoding="utf-8"))
         assert benchmark["summary"](result)["fps"] > 0
         return result["iterations"]
 
@@ -95,7 +95,7 @@ def test_the_per_token_loop_does_the_forwards_of_openrl(contest):
 
 def test_fps_is_that_of_the_script(contest):
     iterations = contest("ours.py", replies_per_prompt=4)
-    rows = [json.loads(row) for row in Path("runs/speed/metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(row) for row in Path("runs/speed/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for iteration, row in zip(iterations, rows, strict=True):
         assert iteration["tokens"] == round(8 * row["charts/episodic_length"])
         assert all(iteration["seconds"][phase] > 0 for phase in ("rollout", "rewards", "update"))

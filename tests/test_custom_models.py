@@ -40,7 +40,7 @@ def train(tmp_path, tiny_intent_model, monkeypatch):
 
 
 def read_metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "llama"])
@@ -62,7 +62,9 @@ def my_models(tmp_path, monkeypatch):
 
 
 def test_the_documented_classes_train_and_are_evaluated(train, my_models, tiny_model, tiny_intent_model, capsys):
-    commands = re.findall(r"(--policy-class \S+)(?: (--critic-class \S+ --critic separate))?", YOUR_OWN.read_text())
+    commands = re.findall(
+        r"(--policy-class \S+)(?: (--critic-class \S+ --critic separate))?", YOUR_OWN.read_text(encoding="utf-8")
+    )
     (training,) = [" ".join(command) for command in commands if command[1]]
     folder = train("--model", tiny_model, *training.split(), "--learning-rate", "0", "--critic-learning-rate", "1e-2")
     my_models = sys.modules["my_models"]
@@ -107,7 +109,7 @@ class Critic(GPT2Model):
 
 
 def test_a_critic_of_another_width_than_the_policy_trains(train, tiny_model, tmp_path, monkeypatch):
-    (tmp_path / "narrow.py").write_text(NARROW)
+    (tmp_path / "narrow.py").write_text(NARROW, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     folder = train("--model", tiny_model, "--critic", "separate", "--critic-class", "narrow:Critic")
     state = torch.load(folder / "checkpoints/000002/state.pt", weights_only=True)["parts"]["agent"]
@@ -142,7 +144,7 @@ def spoilt(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
 
     def spoilt(bad: str):
-        (tmp_path / "spoilt.py").write_text(NAN.replace("BAD", f"(lambda step: {bad})"))
+        (tmp_path / "spoilt.py").write_text(NAN.replace("BAD", f"(lambda step: {bad})"), encoding="utf-8")
         return "--policy-class", "spoilt:Policy"
 
     yield spoilt

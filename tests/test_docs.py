@@ -68,7 +68,7 @@ def readers_folder(finished_run, tmp_path, monkeypatch):
 
 def test_every_block_is_of_a_kind_that_is_tested():
     blocks = [block for page in PAGES for block in blocks_of(page)]
-    fences = sum(page.read_text().count("\n```") for page in PAGES)
+    fences = sum(page.read_text(encoding="utf-8").count("\n```") for page in PAGES)
     assert fences == 2 * len(blocks)  # nothing escapes the pattern
     assert {block.language for block in blocks} == {"python", "bash", "json", "text", "bibtex"}
     assert not [str(block) for block in blocks if block.language == "python" and block.why_not_run]
@@ -98,7 +98,10 @@ def check_other(program, arguments):
     """Check a command that is no Python script of this repository."""
     if program == "pip":
         (extra,) = re.fullmatch(r"install -c constraints.txt -e \.\[(\w+)\]", " ".join(arguments)).groups()
-        assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert (
+            extra
+            in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        )
     elif program == "deepspeed":
         from deepspeed.launcher.runner import parse_args as parse_launcher
 
@@ -152,7 +155,9 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(train, tmp_path):
     write_files(README, tmp_path)
     rewards = ["--reward", "my_rewards:brevity=0.2", "--reward", "dailydialog_gym.rewards:Meteor=0.1"]
     script = train("--replies-per-prompt=1", "--intent-model=builtin", *rewards)
-    rows = [json.loads(row) for row in (script["run"].folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(row) for row in (script["run"].folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     infos = script["batch"].infos
     assert rows[-1]["reward/brevity"] == pytest.approx(infos["reward/brevity"].mean())
     assert rows[-1]["reward/Meteor"] == pytest.approx(rows[-1]["reward/meteor"])
@@ -169,8 +174,10 @@ def test_a_reward_and_a_metric_of_the_users_own_are_logged(train, tmp_path):
 
 
 def test_every_logged_metric_is_defined_and_every_file_listed(finished_run):
-    page = PPO.read_text()
-    logged = set(json.loads((finished_run / "metrics.jsonl").read_text().splitlines()[0])) - {"episodes"}
+    page = PPO.read_text(encoding="utf-8")
+    logged = set(json.loads((finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])) - {
+        "episodes"
+    }
     rows = re.findall(r"^\| (`(?:charts|time|reward|metric|losses)/.*?) \|", page, re.MULTILINE)
     assert logged == set(re.findall(r"`(\w+/\w+)`", " ".join(rows)))
     rows = page.split("| file | content |")[1].split("\n\n")[0].splitlines()
@@ -180,14 +187,14 @@ def test_every_logged_metric_is_defined_and_every_file_listed(finished_run):
 
 
 def test_the_layout_has_the_two_commands_on_the_first_screen():
-    first_screen = "\n".join(README.read_text().splitlines()[:24])
+    first_screen = "\n".join(README.read_text(encoding="utf-8").splitlines()[:24])
     assert '-e ".[train]" && python ppo_dialog.py' in first_screen
     assert "&& ruff check . && ruff format --check . && pytest" in first_screen
     assert "mkdocs build --strict" in first_screen
 
 
 def test_readme_is_short_and_its_links_lead_somewhere():
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
     targets = [target for target in re.findall(r"\]\((.*?)\)", text) if not target.startswith("http")]
     assert len(targets) > 10
@@ -196,10 +203,13 @@ def test_readme_is_short_and_its_links_lead_somewhere():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_functions_that_a_page_names_exist(page):
-    for path, name in re.findall(r"`([\w/]+\.(?:py|yaml|ipynb))(?:::(\w+))?`", page.read_text()):
+    for path, name in re.findall(r"`([\w/]+\.(?:py|yaml|ipynb))(?:::(\w+))?`", page.read_text(encoding="utf-8")):
         file = ROOT / path
         assert file.exists() or any((folder / path).exists() for folder in (ROOT / "docs", ROOT / "benchmarks")), path
-        assert not name or re.search(rf"^(?:def|class) {name}\b", file.read_text(), re.MULTILINE), (path, name)
+        assert not name or re.search(rf"^(?:def|class) {name}\b", file.read_text(encoding="utf-8"), re.MULTILINE), (
+            path,
+            name,
+        )
 
 
 def test_readmes_file_tree_is_the_repositorys():
@@ -215,6 +225,6 @@ def test_readmes_file_tree_is_the_repositorys():
 
 
 def test_the_citation_is_of_this_version():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == dailydialog_gym.__version__
-    assert f"version = {{{dailydialog_gym.__version__}}}" in README.read_text()
+    assert f"version = {{{dailydialog_gym.__version__}}}" in README.read_text(encoding="utf-8")

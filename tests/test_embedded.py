@@ -25,7 +25,7 @@ LOADERS = {
 
 
 def test_the_manifest_lists_every_file_with_its_checksum():
-    listed = [line.split("  ")[1] for line in (ASSETS / "MANIFEST").read_text().splitlines()]
+    listed = [line.split("  ")[1] for line in (ASSETS / "MANIFEST").read_text(encoding="utf-8").splitlines()]
     assert listed == [file for file in FILES if file not in ("MANIFEST", "README.md")]
     assert damaged() == []
 
@@ -65,4 +65,4 @@ def test_the_card_shows_the_replies_that_its_code_draws():
     prompts = [samples.prompts[i] for i in evenly_spread(samples, 20)]
     replies = DialogueAgent.load("builtin").reply(prompts, sample=True, top_k=20, seed=1)
     rows = [f"| {prompt.split(EOU)[-2].strip()} | {reply} |" for prompt, reply in zip(prompts, replies, strict=True)]
-    assert "\n".join(rows) in (ASSETS / "README.md").read_text()
+    assert "\n".join(rows) in (ASSETS / "README.md").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ def test_the_notebook_trains_an_agent(tmp_path, monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "docs")}}).execute()
     (run,) = (tmp_path / "docs/runs").iterdir()
-    asks = [json.loads(row)["reward/asks"] for row in (run / "metrics.jsonl").read_text().splitlines()]
+    asks = [json.loads(row)["reward/asks"] for row in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert asks[0] < 0.5 < 0.9 < asks[-1]
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     replies = [line for line in printed.splitlines() if line.startswith("after: ")]

@@ -9,7 +9,7 @@ import pytest
 from paths import ROOT
 
 PACKAGE = ROOT / "dailydialog_gym"
-GROUND = {"hub", "embedded", "objects", "text"}
+GROUND = {"hub", "embedded", "errors", "objects", "templates", "text"}
 # From the lowest floor to the highest; rooms of one floor do not import each other.
 FLOORS = [
     GROUND,
@@ -32,7 +32,7 @@ def room_of(module: str) -> str:
 def imports_of(path: Path) -> set[str]:
     """The modules of the package that a file imports, at its top or inside a function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
@@ -76,7 +76,7 @@ def test_the_light_rooms_import_neither_torch_nor_transformers(module):
 
 def test_every_room_says_what_it_is_for():
     for init in PACKAGE.rglob("__init__.py"):
-        assert ast.get_docstring(ast.parse(init.read_text())), init
+        assert ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))), init
 
 
 def test_tests_mirror_the_rooms():

@@ -8,7 +8,7 @@ from dailydialog_gym.text import join_punctuation, space_punctuation
 
 UTTERANCES = [
     utterance
-    for line in (ASSETS / "dialogues.jsonl").read_text().splitlines()
+    for line in (ASSETS / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()
     for utterance in json.loads(line)["dialog"]
 ]
 # Signs and letters that the rules of both functions look at, so that random texts reach them.

@@ -58,7 +58,7 @@ class Meter:
         """Write what was measured, the peak memory and the machine's matmul rate now, to ``job["result"]``."""
         dtype = getattr(torch, job["amp"] or "float32")
         result = {"iterations": self.iterations, "peak_bytes": _peak_bytes(), "matmul_flops": matmul_rate(dtype)}
-        Path(job["result"]).write_text(json.dumps(result))
+        Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
 
     def _count(self, module, inputs, output):
         if not isinstance(module, (nn.Linear, Conv1D)):
@@ -74,7 +74,7 @@ class Meter:
 
 def read_job() -> dict:
     """The job that `ppo_speed.py` wrote for a contestant."""
-    return json.loads(Path(sys.argv[1]).read_text())
+    return json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 
 
 def matmul_rate(dtype: torch.dtype, repeats: int = 5) -> float:
@@ -96,5 +96,5 @@ def _peak_bytes() -> int:
     """The largest size that this process, or its memory on the GPU, ever had (Linux)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return int(status["VmHWM"].removesuffix(" kB")) * 1024

@@ -14,6 +14,7 @@ from dailydialog_gym.env.samples import left_pad
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, as_messages, format_prompt, load_tokenizer, split_prompt
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.models.loading import check_positions, check_vocabulary, load_model, resolve
+from dailydialog_gym.templates import InTime, check_template
 from dailydialog_gym.text import Spacing, convert_spacing
 
 
@@ -72,6 +73,7 @@ class DialogueAgent:
     ):
         self.model, self.tokenizer, self.template, self.spacing = model, tokenizer, tokenizer.template, spacing
         self.context_size, self.max_prompt_length, self.max_new_tokens = context_size, max_prompt_length, max_new_tokens
+        self._in_time = InTime("the chat template")
         check_vocabulary(model, tokenizer.vocab_size)
         check_positions(model, max_prompt_length, max_new_tokens)
         eos = model.generation_config.eos_token_id
@@ -115,6 +117,8 @@ class DialogueAgent:
         model = load_model(name, model_class, trust_remote_code).to(device)
         has_template = record.chat_template if record else None if use_template else False
         tokenizer = load_tokenizer(name, trust_remote_code, has_template)
+        if tokenizer.template:
+            check_template(name, tokenizer.template.get_chat_template())
         settings: dict[str, Any] = {}
         if record:
             names = ("context_size", "max_prompt_length", "max_new_tokens", "spacing")
@@ -223,11 +227,13 @@ class DialogueAgent:
         """A reply to a conversation, the last utterance of which is to be answered, ready for a batch.
 
         Raises:
-            ValueError: the reply would not fit into the model's positions.
+            ValueError: the reply would not fit into the model's positions, or the chat template does not end in time.
         """
         if decoding.max_new_tokens > self.longest_reply:
             raise ValueError(f"max_new_tokens is {decoding.max_new_tokens}: expected at most {self.longest_reply}")
-        return Reply(self._prompt_ids(list(utterances)[-self.context_size :]), decoding, self._is_whole)
+        utterances = list(utterances)[-self.context_size :]
+        ids = self._in_time(self._prompt_ids, utterances) if self.template else self._prompt_ids(utterances)
+        return Reply(ids, decoding, self._is_whole)
 
     @property
     def longest_reply(self) -> int:

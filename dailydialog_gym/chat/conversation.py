@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from dailydialog_gym.text import escape_invisible
 if TYPE_CHECKING:
     from dailydialog_gym.rewards.intent import IntentMatch
 
+MAX_REPLIES = 200  # that are being written or waiting; who comes then is asked to come again
 MAX_MESSAGE = 1000  # characters; the embedded policy only reads the last 128 tokens
 SIDES = ("start", "trained")
 
@@ -46,6 +48,10 @@ class Chat:
         self._pairs: OrderedDict[str, dict[str, Any]] = OrderedDict()  # by ticket: pairs of replies without a vote
         self._votes_lock = threading.Lock()
 
+    async def open_reply(self, agent: DialogueAgent, utterances: Sequence[str], decoding: Decoding) -> Reply:
+        """`DialogueAgent.open_reply` in a thread, because a chat template may be slow."""
+        return await asyncio.to_thread(agent.open_reply, utterances, decoding)
+
     async def stream(self, reply: Reply, agent: DialogueAgent | None = None) -> AsyncIterator[None]:
         """Generate a reply, and yield each time it has changed. The last yield is after it is done.
 
@@ -56,8 +62,11 @@ class Chat:
             agent: the agent that opened it, by default the trained one.
 
         Raises:
+            ValueError: too many replies are being written.
             Exception: the exception that the model raised.
         """
+        if self.worker.load >= MAX_REPLIES:
+            raise ValueError(f"{MAX_REPLIES} replies are being written: try again in a moment")
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         reply.on_change = lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)
         self.worker.submit(self._batches[agent or self.trained], reply)
@@ -81,7 +90,7 @@ class Chat:
         The last yield is after both are done.
         """
         agents: dict[str, DialogueAgent] = {"start": self.start, "trained": self.trained}
-        replies = {side: agent.open_reply(utterances, decoding) for side, agent in agents.items()}
+        replies = {side: await self.open_reply(agent, utterances, decoding) for side, agent in agents.items()}
         changes: asyncio.Queue[Exception | None] = asyncio.Queue()
 
         async def forward_changes(side: str) -> None:
@@ -141,9 +150,15 @@ class Chat:
         """
         if preferred not in SIDES:
             raise ValueError(f"preferred is {preferred!r}: expected 'trained' or 'start'")
-        pair = self._pairs.pop(ticket, None) if isinstance(ticket, str) else None
-        if pair is None:
-            raise ValueError("these replies have been voted on already, or are too old")
+        with self._votes_lock:
+            pair = self._pairs.get(ticket) if isinstance(ticket, str) else None
+            if pair is None:
+                raise ValueError("these replies have been voted on already, or are too old")
+            count = _append_line(self.votes, json.dumps(self._preference(pair, preferred), ensure_ascii=False))
+            del self._pairs[ticket]  # not before the vote is in the file
+            return count
+
+    def _preference(self, pair: dict[str, Any], preferred: str) -> dict[str, Any]:
         replies = [pair[preferred], pair["start" if preferred == "trained" else "trained"]]
         said, replies = ([self.trained.own_text(text) for text in texts] for texts in (pair["utterances"], replies))
         if self.trained.template:
@@ -152,12 +167,25 @@ class Chat:
         else:
             prompt = format_prompt(said[-self.trained.context_size :])
             replies = [f" {text} {EOU}" for text in replies]
-        row = {"prompt": prompt, "chosen": replies[0], "rejected": replies[1], "preferred": preferred}
-        with self._votes_lock:
-            with open(self.votes, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            with open(self.votes, encoding="utf-8") as file:
-                return sum(1 for _ in file)
+        return {"prompt": prompt, "chosen": replies[0], "rejected": replies[1], "preferred": preferred}
+
+
+def _append_line(path: Path, line: str) -> int:
+    """Append a line to a file, which keeps what it has even if the disk is full. Returns: the number of lines."""
+    with open(path, "ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        begin = b"" if file.read(1) in (b"", b"\n") else b"\n"  # another program's last line may lack its end
+        new = begin + line.encode() + b"\n"
+        try:
+            if file.write(new) < len(new):
+                raise OSError(f"no room for a vote in {path}")
+        except OSError:
+            with suppress(OSError):  # the first error is the one to report
+                file.truncate(size)
+            raise
+        file.seek(0)
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def choose_threads(model: PreTrainedModel) -> None:

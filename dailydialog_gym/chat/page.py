@@ -1,20 +1,26 @@
 """The chat page, a Gradio app, and its API endpoints. static/talk.js draws the conversations."""
 
+import errno
 import os
 import random
+import socket
+import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
+from starlette.middleware import Middleware
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import (
     MAX_MESSAGE,
+    MAX_REPLIES,
     SIDES,
     Chat,
     apply_request,
@@ -23,6 +29,7 @@ from dailydialog_gym.chat.conversation import (
     make_decoding,
     reply_turn,
 )
+from dailydialog_gym.chat.guard import LOCAL, Guard
 from dailydialog_gym.chat.trained import TrainedAgent, training_page
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.text import escape_invisible
@@ -71,7 +78,7 @@ def conversation(chat: Chat, empty: str, composer: bool, **kwargs: Any) -> gr.HT
         # Gradio evaluates templates as JavaScript, so a value inside the template would run as code.
         html_template='<div class="talk"><ol class="talk-list" role="log" tabindex="0" aria-label="Conversation"></ol>'
         '<div class="talk-foot"></div></div>',
-        js_on_load=(STATIC / "talk.js").read_text(),
+        js_on_load=(STATIC / "talk.js").read_text(encoding="utf-8"),
         apply_default_css=False,
         server_functions=[read_act] if chat.intent else None,
         empty=empty,
@@ -138,7 +145,7 @@ def chat_tab(chat: Chat, settings: list) -> None:
             question = {"role": "user", "text": message}
             now = [*before, question, {"role": "agent", "text": ""}]
             yield now, {"turns": now, "busy": True}
-            reply = chat.trained.open_reply(conversation_so_far(before, message), decoding)
+            reply = await chat.open_reply(chat.trained, conversation_so_far(before, message), decoding)
             unfinished[session.session_hash] = reply
             async with aclosing(chat.stream(reply)) as updates:
                 async for _ in updates:
@@ -266,7 +273,7 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
         """Answer a message. The history holds the utterances before it. Streams the reply so far."""
         utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
         try:
-            reply = chat.trained.open_reply(utterances, decoding)
+            reply = await chat.open_reply(chat.trained, utterances, decoding)
             async with aclosing(chat.stream(reply)) as updates:
                 async for _ in updates:
                     yield escape_invisible(chat.trained.reply_text(reply.ids))
@@ -358,23 +365,69 @@ def make_theme() -> gr.Theme:
     )
 
 
-def launch(page: gr.Blocks, host: str, port: int, share: bool, auth: str | None, **options: Any) -> None:
+def launch(
+    page: gr.Blocks, host: str, port: int, share: bool, auth: str | None, root_path: str | None = None, **options: Any
+) -> int:
     """Serve the page.
 
     Args:
         page: the page from `build_page`.
-        host, port: the address to listen on.
+        host, port: the address to listen on; a busy port is replaced by the next free one.
         share: open a public link through Gradio's servers.
         auth: ``NAME:PASSWORD`` that visitors must enter, or None.
+        root_path: the URL under which a proxy shows the page, or None.
         options: more options of `gradio.Blocks.launch`.
+
+    Returns: the port.
+
+    Raises:
+        ValueError: ``auth`` has not this form, ``root_path`` is no URL, or no port is free.
     """
-    page.queue(max_size=200).launch(
+    name, _, password = (auth or "").partition(":")
+    if auth is not None and not (name and password):
+        raise ValueError("--auth: expected NAME:PASSWORD, such as me:secret")
+    proxy = urlsplit(root_path or "")
+    if root_path is not None and not (proxy.scheme in ("http", "https") and proxy.hostname):
+        raise ValueError(f"--root-path {root_path}: expected a URL, such as https://example.org/chat")
+    free = free_port(host, port)
+    if free != port:
+        print(f"port {port} is in use, so the page is on port {free}")
+    local = not share and (host in LOCAL or host.startswith("127."))
+    guard = Middleware(
+        Guard,
+        names={*LOCAL, host, *([proxy.hostname] if proxy.hostname else [])} if local else None,
+        public=proxy.netloc or None,
+        give_up=page._queue.clean_events,
+    )
+    # Gradio's own queue never fills: all events begin at once, and `Chat` limits the replies that are being written
+    page.queue(max_size=None).launch(
         server_name=host,
-        server_port=port,
+        server_port=free,
         share=share,
-        auth=tuple(auth.split(":", 1)) if auth else None,
+        auth=(name, password) if auth else None,
+        max_threads=2 * MAX_REPLIES,
+        root_path=root_path,
+        app_kwargs={"middleware": [guard]},
         theme=make_theme(),
-        css=(STATIC / "style.css").read_text(),
+        css=(STATIC / "style.css").read_text(encoding="utf-8"),
         footer_links=[],
         **options,
     )
+    return free
+
+
+def free_port(host: str, port: int) -> int:
+    """The first of the 100 ports from ``port`` on that nobody listens on."""
+    for candidate in range(port, min(port + 100, 65536)):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            if sys.platform != "win32":  # there this option would share a port that is in use
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise ValueError(f"--host {host} --port {candidate}: {error.strerror}") from error
+                continue
+            return candidate
+    raise ValueError(f"--port {port}: it is in use, and so are the next 99")

@@ -47,12 +47,12 @@ def training_config(args: Any, ranks: int) -> dict[str, Any]:
         ranks: the number of ranks.
 
     Raises:
-        SystemExit: the file can't be read, contradicts the flags, or needs a precision that the device doesn't have.
+        ValueError: the file can't be read, contradicts the flags, or needs a precision that the device doesn't have.
     """
     name = args.deepspeed_config or "DeepSpeed"
     given = _read(args.deepspeed_config)
     if "scheduler" in given:
-        raise SystemExit(f"{name}: the script itself lowers the learning rate (--anneal-lr): take 'scheduler' out")
+        raise ValueError(f"{name}: the script itself lowers the learning rate (--anneal-lr): take 'scheduler' out")
     # DeepSpeed's default is a buffer of 5e8 gradients for each engine, four times GPT-2 small; OpenRL uses 5e7 too
     zero = {"stage": args.zero_stage, "reduce_bucket_size": 50_000_000}
     zero |= {offload: {"device": "cpu"} for offload in OFFLOADS if getattr(args, offload)}
@@ -66,7 +66,7 @@ def training_config(args: Any, ranks: int) -> dict[str, Any]:
     zero = config["zero_optimization"]
     for offload, least in OFFLOADS.items():
         if offload in zero and zero.get("stage", 0) < least:
-            raise SystemExit(f"{name}: {offload} is for ZeRO stage {least} or more, not {zero.get('stage', 0)}")
+            raise ValueError(f"{name}: {offload} is for ZeRO stage {least} or more, not {zero.get('stage', 0)}")
     return config | _batch(args, ranks, given, name)
 
 
@@ -97,14 +97,14 @@ def evaluation_config(path: str | None, training: dict[str, Any], name: str) -> 
         name: the model's name in error messages.
 
     Raises:
-        SystemExit: the file can't be read, or has a ZeRO stage that makes sense in training only.
+        ValueError: the file can't be read, or has a ZeRO stage that makes sense in training only.
     """
     given = _read(path)
     precision = {key: training[key] for key in ("bf16", "fp16") if key in training and not {"bf16", "fp16"} & {*given}}
     config = {"zero_optimization": {"stage": 0}, **precision, **given}
     stage = config["zero_optimization"].get("stage", 0)
     if stage not in (0, 3):
-        raise SystemExit(f"{path}: {name} isn't trained, so its ZeRO stage is 0 or 3, not {stage}")
+        raise ValueError(f"{path}: {name} isn't trained, so its ZeRO stage is 0 or 3, not {stage}")
     # DeepSpeed wants a batch size, which has no meaning without training
     return {key: value for key, value in config.items() if key not in BATCH_KEYS} | {BATCH_KEYS[1]: 1}
 
@@ -120,7 +120,7 @@ def engine(module: torch.nn.Module, config: dict[str, Any], groups: Sequence[dic
         groups: the optimizer's parameter groups; none for a model that isn't trained.
 
     Raises:
-        SystemExit: DeepSpeed refuses the configuration; the message quotes DeepSpeed's reason.
+        ValueError: DeepSpeed refuses the configuration; the message quotes DeepSpeed's reason.
     """
     optimizer = None
     if groups and "optimizer" not in config:
@@ -133,7 +133,7 @@ def engine(module: torch.nn.Module, config: dict[str, Any], groups: Sequence[dic
             config=config,
         )[0]
     except (AssertionError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise SystemExit(f"DeepSpeed refuses its configuration {json.dumps(config)}: {error}") from error
+        raise ValueError(f"DeepSpeed refuses its configuration {json.dumps(config)}: {error}") from error
 
 
 class CheckedSteps:
@@ -201,18 +201,18 @@ def _read(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        config = json.loads(Path(path).read_text())
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"cannot read DeepSpeed's configuration {path}: {error}") from error
+        raise ValueError(f"cannot read DeepSpeed's configuration {path}: {error}") from error
     if not isinstance(config, dict):
-        raise SystemExit(f"{path}: expected a JSON object, as in https://www.deepspeed.ai/docs/config-json")
+        raise ValueError(f"{path}: expected a JSON object, as in https://www.deepspeed.ai/docs/config-json")
     return config
 
 
 def _precision(use_amp: bool, given: dict[str, Any], name: str) -> dict[str, Any]:
     accelerator = get_accelerator()
     if given.get("fp16", {}).get("enabled") and not accelerator.is_fp16_supported():
-        raise SystemExit(f'{name}: fp16 doesn\'t work on {accelerator.device_name()}: set "bf16": {{"enabled": true}}')
+        raise ValueError(f'{name}: fp16 doesn\'t work on {accelerator.device_name()}: set "bf16": {{"enabled": true}}')
     if not use_amp or any(given.get(key, {}).get("enabled") for key in ("bf16", "fp16")):
         return {}
     # DeepSpeed's own question, is_bf16_supported, also says yes for GPUs that only emulate bfloat16
@@ -233,7 +233,7 @@ def _batch(args: Any, ranks: int, given: dict[str, Any], name: str) -> dict[str,
     micro = batch / (steps * ranks) if micro is None else micro
     batch = micro * steps * ranks if batch is None else batch
     if not batch == micro * steps * ranks == minibatch:
-        raise SystemExit(
+        raise ValueError(
             f"{name}: a step's batch is train_batch_size {batch} = train_micro_batch_size_per_gpu {micro:g} * "
             f"gradient_accumulation_steps {steps} * ranks {ranks} = {micro * steps * ranks:g}, and must be the "
             f"script's minibatch, num_envs {args.num_envs} / num_minibatches {args.num_minibatches} = {minibatch:g}"

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
     if error.name != "deepspeed":
         raise
     raise SystemExit(
-        "ppo_dialog_deepspeed.py needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]' "
+        "error: ppo_dialog_deepspeed.py needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]' "
         "(ppo_dialog.py trains on one device without it)"
     ) from error
 
@@ -34,7 +34,7 @@ def start() -> tuple[int, int, torch.device]:
             ``LOCAL_RANK`` and ``WORLD_SIZE``.
     """
     if "RANK" not in os.environ:
-        raise SystemExit(f"start it with the deepspeed command: deepspeed {' '.join(sys.argv)}")
+        raise SystemExit(f"error: start it with the deepspeed command: deepspeed {' '.join(sys.argv)}")
     # Without this, DeepSpeed compiles an extension for inference on CPUs for minutes
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed itself selects the device only when it builds an engine; until then it is cuda:0 on every rank

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from deepspeed.checkpoint import ds_to_universal
 from torch import distributed
 from transformers import PreTrainedModel
 
-from dailydialog_gym.agent import AgentRecord, save_agent
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.engines import gathered
 from dailydialog_gym.env.samples import Samples
@@ -35,18 +33,12 @@ class RankedCheckpoints(Checkpoints):
     ranks.
 
     Args:
-        folder, write_agent, parts: as for `Checkpoints`, on each rank.
+        folder, write_agent, parts, fingerprint, keep: as for `Checkpoints`, on each rank.
         engines: the engines that train; the first one has the policy.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        write_agent: Callable[[Path], None],
-        parts: Mapping[str, Stateful],
-        engines: Sequence[DeepSpeedEngine],
-    ):
-        super().__init__(folder, write_agent, parts)
+    def __init__(self, *args: Any, engines: Sequence[DeepSpeedEngine]):
+        super().__init__(*args)
         self._engines = engines
 
     def save(self, iteration: int, progress: dict[str, Any]) -> Path:
@@ -54,7 +46,7 @@ class RankedCheckpoints(Checkpoints):
         if distributed.get_rank() == 0:
             target = super().save(iteration, progress)
         else:
-            target = self.folder / f"{iteration:06}"
+            target = self.last = self.folder / f"{iteration:06}"
             self._write(target.with_name(f".{target.name}.new"), iteration, progress)
         distributed.barrier()
         return target
@@ -70,27 +62,26 @@ class RankedCheckpoints(Checkpoints):
                 with open(folder / "state.pt", "wb") as file:
                     torch.save({"iteration": iteration, "progress": progress, "parts": parts}, file)
 
-    def load(self) -> tuple[int, dict[str, Any]]:
-        """`Checkpoints.load` on all ranks at the same time.
+    def load(self, check: Callable[[dict[str, Any]], None] = lambda fingerprint: None) -> tuple[int, dict[str, Any]]:
+        """`Checkpoints.load` on all ranks at the same time; rank 0 checks the files and the fingerprint.
 
         If the number of ranks has changed, DeepSpeed converts its part to a universal checkpoint. Each rank then keeps
         the torch generators that its own seed has given it, since rank 0's would give all ranks the same tokens.
 
         Raises:
-            SystemExit: DeepSpeed can't convert the checkpoint to a universal one.
+            ValueError: as `Checkpoints.load`, or DeepSpeed can't convert the checkpoint to a universal one.
         """
-        last = ranks.broadcast(self.last)
-        if last is None:
+        if distributed.get_rank() == 0:
+            self._find(check)
+        self.last = ranks.broadcast(self.last)
+        if self.last is None:
             return 0, {}
-        # weights_only admits tensors and plain data, but no code
-        saved = torch.load(last / "state.pt", map_location="cpu", weights_only=True)
+        saved = self._read_state()
         resized = len(saved["parts"]) != distributed.get_world_size()
-        self._load_engines(last / "engines", universal=resized)
-        parts = saved["parts"][0 if resized else distributed.get_rank()]
+        self._load_engines(self.last / "engines", universal=resized)
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(gpus, enabled=resized):
-            for name, part in self._parts.items():
-                part.load_state_dict(parts[name])
+            self._load_parts(saved["parts"][0 if resized else distributed.get_rank()])
         return saved["iteration"], saved["progress"]
 
     def _load_engines(self, folder: Path, universal: bool) -> None:
@@ -99,7 +90,7 @@ class RankedCheckpoints(Checkpoints):
             if not universal or engine.zero_optimization_stage() == 0:  # at stage 0 each rank has all weights
                 engine.load_checkpoint(folder, tag)
                 continue
-            converted = self.folder / ".universal"  # the next `save` removes it
+            converted = self.last.with_name(f".{self.last.name}.universal")  # the next `save` removes it
             if distributed.get_rank() == 0:
                 _make_universal(folder / tag, converted / tag)
             distributed.barrier()
@@ -115,7 +106,7 @@ def _make_universal(source: Path, target: Path) -> None:
         with redirect_stdout(StringIO()):
             ds_to_universal.main(Namespace(**options))
     except Exception as error:  # DeepSpeed documents no particular error
-        raise SystemExit(
+        raise ValueError(
             f"cannot resume on another number of ranks: DeepSpeed makes no universal checkpoint of {source} "
             f"({error}); use as many ranks as before"
         ) from error
@@ -144,8 +135,7 @@ class DistributedRun(Run):
             super().print_setup(policy, *args, **more)
 
     def restore(self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful) -> None:
-        write_agent = partial(save_agent, policy, self.args.model, record=AgentRecord.of(self.args))
-        self._load(RankedCheckpoints(self.folder / "checkpoints", write_agent, parts, engines))
+        self._load(RankedCheckpoints, policy, parts, engines=engines)
 
     def evaluate(self, policy: PreTrainedModel, samples: Samples, intent: IntentMatch | None) -> Evaluation | None:
         with gathered(policy, *([intent.classifier] if intent else [])):

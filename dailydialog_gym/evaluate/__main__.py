@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import AgentRecord, DialogueAgent, find_agent_folder
 from dailydialog_gym.env.samples import load_samples
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.evaluate.evaluation import Evaluation, FixedReplies, evenly_spread
 from dailydialog_gym.evaluate.metrics import floor_replies
 from dailydialog_gym.objects import import_object
@@ -74,6 +75,8 @@ class Args:
 
 
 def main(args: Args) -> None:
+    if args.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {args.seed}")
     folder, own = find_agent_folder(args.agent)
     given = {name: getattr(args, name) for name in ("dataset", "test_share", *SHAPE)}
     record = replace(own or AgentRecord(), **{name: value for name, value in given.items() if value is not None})
@@ -125,7 +128,4 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

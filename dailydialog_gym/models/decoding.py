@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -53,30 +53,43 @@ class Decoding:
                 raise ValueError(f"{name} is {value}: expected {low} to {high}")
 
 
-def choose(logits: torch.Tensor, decoding: Decoding, uniform: torch.Tensor) -> torch.Tensor:
+def choose(logits: torch.Tensor, decodings: Sequence[Decoding], uniform: torch.Tensor) -> torch.Tensor:
     """The next token of every row, ``(n,)``.
 
     Drawing is inverse transform sampling: the first token at which the cumulative probability exceeds a random number.
-    `torch.multinomial` has one generator for all rows, and takes twice as long on a CPU.
+    `torch.multinomial` has one generator for all rows, and takes twice as long on a CPU. All rows that draw from a part
+    of the vocabulary are drawn together, whatever their settings.
 
     Args:
         logits: ``(n, vocabulary)``. A token with the logit -inf is never drawn.
-        decoding: how to choose; the same for all rows.
+        decodings: how to choose the token of each row.
         uniform: ``(n,)`` float64, a random number in [0, 1) for each row.
     """
-    if not decoding.sample:
-        return logits.argmax(-1)
-    logits, vocabulary, tokens = logits / decoding.temperature, logits.shape[-1], None
-    if 0 < decoding.top_k < vocabulary or decoding.top_p < 1:
-        logits, tokens = logits.topk(min(decoding.top_k or vocabulary, vocabulary))  # in descending order
-    probabilities = logits.softmax(-1)
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    if decoding.top_p < 1:  # a token is left out if the likelier ones together have this probability
-        probabilities = probabilities.masked_fill(cumulative - probabilities >= decoding.top_p, 0)
+    tokens, vocabulary = logits.argmax(-1), logits.shape[-1]
+    whole, part = [], []  # rows that draw from the whole vocabulary, or from a part of it
+    for row, decoding in enumerate(decodings):
+        if decoding.sample:
+            (part if 0 < decoding.top_k < vocabulary or decoding.top_p < 1 else whole).append(row)
+    for rows in filter(None, (whole, part)):
+        temperature = logits.new_tensor([decodings[row].temperature for row in rows])
+        scaled, candidates = logits[rows] / temperature[:, None], None
+        if rows is part:
+            counts = [min(decodings[row].top_k or vocabulary, vocabulary) for row in rows]
+            scaled, candidates = scaled.topk(max(counts))  # in descending order
+            if min(counts) < max(counts):
+                columns = torch.arange(max(counts), device=logits.device)
+                scaled = scaled.masked_fill(columns >= columns.new_tensor(counts)[:, None], -torch.inf)
+        probabilities = scaled.softmax(-1)
         cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
-    drawn.clamp_(max=cumulative.shape[-1] - 1)  # logits that are not finite are reported elsewhere
-    return (drawn if tokens is None else tokens.gather(1, drawn)).squeeze(1)
+        if any(decodings[row].top_p < 1 for row in rows):
+            # A token is left out if the likelier ones together have the probability top_p
+            top_p = cumulative.new_tensor([[decodings[row].top_p if decodings[row].top_p < 1 else 2.0] for row in rows])
+            probabilities = probabilities.masked_fill(cumulative - probabilities >= top_p, 0)
+            cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+        drawn = torch.searchsorted(cumulative, uniform[rows, None] * cumulative[:, -1:], right=True)
+        drawn.clamp_(max=cumulative.shape[-1] - 1)  # logits that are not finite are reported elsewhere
+        tokens[rows] = (drawn if candidates is None else candidates.gather(1, drawn)).squeeze(1)
+    return tokens
 
 
 @dataclass(eq=False)
@@ -203,13 +216,7 @@ class DecodingBatch:
     def _choose(replies: list[Reply], logits: torch.Tensor) -> torch.Tensor:
         """Give each reply its next token, from ``(rows, vocabulary)`` logits; returns all of them, ``(rows, 1)``."""
         uniform = torch.tensor([reply.random.random() for reply in replies], dtype=torch.float64, device=logits.device)
-        tokens = torch.zeros(len(replies), dtype=torch.long, device=logits.device)
-        alike = defaultdict(list)  # rows, by how their tokens are chosen
-        for row, reply in enumerate(replies):
-            how = reply.decoding
-            alike[how.sample, how.temperature, how.top_k, how.top_p].append(row)
-        for rows in alike.values():
-            tokens[rows] = choose(logits[rows], replies[rows[0]].decoding, uniform[rows])
+        tokens = choose(logits, [reply.decoding for reply in replies], uniform)
         probabilities = (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)).exp()
         # A policy may forbid tokens with -inf. NaN, +inf, or nothing but -inf is a fault, and then so is the maximum
         sound = logits.amax(1).isfinite()
@@ -248,7 +255,7 @@ class ReplyWorker:
         max_new_rows: the largest number that joins between two tokens, so that reading prompts delays others little.
     """
 
-    def __init__(self, max_rows: int = 32, max_new_rows: int = 8):
+    def __init__(self, max_rows: int = 64, max_new_rows: int = 32):
         self.max_rows, self.max_new_rows = max_rows, max_new_rows
         self._waiting: dict[DecodingBatch, deque[Reply]] = {}
         self._changed = threading.Condition()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -21,6 +22,11 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from dailydialog_gym.embedded import ASSETS, asset
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.masks import check_supported
+from dailydialog_gym.models.untrusted import check_files
+
+# What transformers and safetensors raise for damaged files, weights in other shapes, and senseless configurations
+LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
+LOADING_ERRORS += (StrictDataclassError,)
 
 
 def resolve(name: str) -> str:
@@ -52,6 +58,7 @@ def load_model(
     local_files_only = only_local_files(name)
     _check_kind(name, local_files_only)
     try:
+        check_files(name, model_class if model_class is AutoModelForCausalLM else None, trust_remote_code)
         model, report = model_class.from_pretrained(
             name,
             output_loading_info=True,
@@ -63,8 +70,7 @@ def load_model(
         # transformers initialises missing weights at random; only a class of the user's own may want that
         if report["missing_keys"] and model_class is AutoModelForCausalLM:
             raise ValueError(f"the weights lack {len(report['missing_keys'])} tensors of a {type(model).__name__}")
-    # safetensors and JSON raise their own errors for half a file; torch's is of weights in other shapes
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(
             f"cannot load model {name!r}: expected 'builtin', a folder with config.json and model.safetensors, or a "
             f"hub id ({error})"
@@ -90,14 +96,15 @@ def _check_kind(name: str, local_files_only: bool) -> None:
     try:
         adapter = find_adapter_config_file(name, local_files_only=local_files_only)
         config = {} if adapter else PreTrainedConfig.get_config_dict(name, local_files_only=local_files_only)[0]
-    except (OSError, ValueError):  # loading the model will report it
+        encoder_decoder = config.get("is_encoder_decoder")
+    except (OSError, ValueError, AttributeError):  # loading the model will report it
         return
     if adapter:
         raise ValueError(
             f"{name!r} is an adapter (adapter_config.json), not a whole model: merge it into its base model "
             "(merge_and_unload of peft) and save the result"
         )
-    if config.get("is_encoder_decoder"):
+    if encoder_decoder:
         raise ValueError(
             f"{name!r} is an encoder-decoder model ({config.get('model_type')}): expected a causal language model, "
             "which has a decoder only"
@@ -131,11 +138,12 @@ def load_classifier(model: str, **config: object) -> tuple[PreTrainedModel, PreT
     is no such classifier; loads no pickle from a folder."""
     source = {"local_files_only": only_local_files(model)}
     try:
+        check_files(model, AutoModelForSequenceClassification)
         classifier = AutoModelForSequenceClassification.from_pretrained(
             model, dtype=torch.float32, use_safetensors=True if Path(model).is_dir() else None, **source, **config
         )
         tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", **source)
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(
             f"cannot load intent classifier {model!r}: expected 'builtin', a folder or a hub id ({error})"
         ) from error

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 import transformers
-import tyro
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU, load_tokenizer
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.models.loading import load_model, resolve
@@ -174,7 +174,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

@@ -30,7 +30,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
-import tyro
 from tokenizers import normalizers, processors
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, one_hot
@@ -44,6 +43,7 @@ from transformers import (
 
 from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import load_tokenizer
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.recipes import teachers
 from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length, pad, train_bpe
@@ -223,7 +223,7 @@ def soft_targets(args: Args, train: Sequence[Dialogue]) -> tuple[list[tuple[str,
         soft = soft or [teachers.soft_labels(train)]
         probabilities = torch.stack(soft).mean(0).tolist()
         write_text(file, "\n".join(json.dumps([*pair, p]) for pair, p in zip(pairs, probabilities, strict=True)))
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [(last, reply) for last, reply, _ in rows], torch.tensor([probabilities for _, _, probabilities in rows])
 
 
@@ -418,7 +418,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

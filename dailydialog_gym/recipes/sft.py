@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 import transformers
-import tyro
 from tokenizers import AddedToken
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -40,6 +39,7 @@ from transformers import (
 
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU, load_tokenizer
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.forward import forward_packed
 from dailydialog_gym.models.last_block import head_on_predicting
@@ -339,7 +339,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

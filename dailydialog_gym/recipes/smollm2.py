@@ -28,7 +28,6 @@ from typing import Literal
 
 import torch
 import transformers
-import tyro
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -40,6 +39,7 @@ from transformers import (
 )
 
 from dailydialog_gym.embedded import asset
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.recipes.sft import end_by_eou
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
 
@@ -172,7 +172,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

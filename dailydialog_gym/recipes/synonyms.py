@@ -16,7 +16,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from dailydialog_gym.errors import run_script
 
 PARTS = ("noun", "verb", "adj", "adv")
 HEADER = """\
@@ -68,7 +68,7 @@ def read_exceptions(path: Path) -> dict[str, str]:
 
 def main(args: Args) -> None:
     if not args.wordnet.is_dir():
-        raise SystemExit(f"--wordnet {args.wordnet} is not a folder: install Debian's package wordnet-base")
+        raise ValueError(f"--wordnet {args.wordnet} is not a folder: install Debian's package wordnet-base")
     blocks = [HEADER]
     for part in PARTS:
         exceptions = read_exceptions(args.wordnet / f"{part}.exc")
@@ -84,4 +84,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    run_script(main, Args, __doc__)

@@ -62,7 +62,7 @@ def check_flags(args: TrainingArgs) -> None:
     if any(path != file for path in args.out.glob("*")):
         if not file.exists():
             raise ValueError(f"{args.out} holds files, but no flags.json of a run: choose another --out")
-        for name, before in json.loads(file.read_text()).items():
+        for name, before in json.loads(file.read_text(encoding="utf-8")).items():
             if flags.get(name) != before:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is {json.dumps(flags.get(name))}, but {json.dumps(before)} in the run "

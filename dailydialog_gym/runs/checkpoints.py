@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+_MANIFEST = "checkpoint.json"
 
 
 class Stateful(Protocol):
@@ -78,37 +84,56 @@ def write_file(target: Path, write: Callable[[Path], Any]) -> None:
 
 def write_text(target: Path, text: str) -> None:
     """Replace the content of the file ``target``, see `write_file`."""
-    write_file(target, lambda fresh: fresh.write_text(text))
+    write_file(target, lambda fresh: fresh.write_text(text, encoding="utf-8"))
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32" and path.is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what can be written
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Checkpoints:
-    """The last checkpoint of a run, ``<folder>/<iteration>``, with the agent folder ``agent/`` and ``state.pt``.
+    """The last checkpoints of a run, folders ``<folder>/<iteration>`` of which each is complete at any moment.
+
+    A checkpoint holds the agent folder ``agent/``, ``state.pt``, and ``checkpoint.json``: the iteration, the checksum
+    of every other file, and the fingerprint. What else is in the folder is the user's, and is left alone.
 
     Args:
         folder: the folder for the checkpoints.
         write_agent: writes the policy as an agent folder.
         parts: by name, all objects whose state the run depends on.
+        fingerprint: what the run depends on besides its flags, see `dailydialog_gym.runs.fingerprint`.
+        keep: the number of checkpoints that are kept.
+
+    Attributes:
+        last: the folder of the newest checkpoint; None before `load` and `save` have found or written one.
     """
 
-    def __init__(self, folder: Path, write_agent: Callable[[Path], None], parts: Mapping[str, Stateful]):
+    def __init__(
+        self,
+        folder: Path,
+        write_agent: Callable[[Path], None],
+        parts: Mapping[str, Stateful],
+        fingerprint: Mapping[str, Any] | None = None,
+        keep: int = 2,
+    ):
         self.folder, self._write_agent, self._parts = folder, write_agent, parts
-
-    @property
-    def last(self) -> Path | None:
-        """The folder of the newest checkpoint, None if there is none."""
-        numbers = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
-        return self.folder / f"{max(numbers):06}" if numbers else None
+        self._fingerprint, self._keep = fingerprint, keep
+        self.last: Path | None = None
 
     def save(self, iteration: int, progress: dict[str, Any]) -> Path:
-        """Write a checkpoint, then remove the previous one. Returns: the checkpoint's folder.
+        """Write a checkpoint, then remove all but the last ones. Returns: the checkpoint's folder.
 
         Args:
             iteration: the number of iterations that are done.
@@ -117,21 +142,45 @@ class Checkpoints:
         Raises:
             SystemExit: the disk is full or fails; the message names the previous checkpoint, which stays complete.
         """
-        last, target = self.last, self.folder / f"{iteration:06}"
+        target = self.folder / f"{iteration:06}"
+
+        def write(folder: Path) -> None:
+            self._write(folder, iteration, progress)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            checksums = {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+            manifest = {"iteration": iteration, "files": checksums, "fingerprint": self._fingerprint}
+            (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
         try:
-            write_folder(target, lambda folder: self._write(folder, iteration, progress))
+            write_folder(target, write)
         except Exception as error:  # a full disk is an OSError, a RuntimeError or a SafetensorError, by library
-            rest = f"the last checkpoint, {last}, is whole" if last else "there is no earlier checkpoint"
+            rest = f"the last checkpoint, {self.last}, is whole" if self.last else "there is no earlier checkpoint"
             # torch replaces the system's error by one of its own
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
-            raise SystemExit(f"cannot save checkpoint {target}: {reason}; {rest}") from error
-        self._remove_all_but(target)
+            raise SystemExit(f"error: cannot save checkpoint {target}: {reason}; {rest}") from error
+        self.last = target
+        self._remove_old()
         return target
 
-    def _remove_all_but(self, kept: Path) -> None:
-        for path in self.folder.iterdir():
-            if path != kept:
-                shutil.rmtree(path)
+    def _remove_old(self) -> None:
+        """Remove all but the last checkpoints, and what a killed process has left while it wrote or removed one."""
+        for path in self._all()[: -self._keep]:
+            path.rename(path.with_name(f".{path.name}.old"))  # a kill never leaves a part of a checkpoint
+        for path in self.folder.glob(".*"):
+            if re.fullmatch(r"\.\d{6,}\.(new|old|universal)", path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        """The checkpoints from the oldest to the newest, damaged ones too, but no copy under another number."""
+        numbered = sorted(
+            (path for path in self.folder.glob("*") if re.fullmatch(r"\d{6,}", path.name)), key=lambda p: int(p.name)
+        )
+        return [
+            path
+            for path in numbered
+            if any((path / name).exists() for name in ("state.pt", _MANIFEST))
+            and _manifest(path).get("iteration", int(path.name)) == int(path.name)
+        ]
 
     def _write(self, folder: Path, iteration: int, progress: dict[str, Any]) -> None:
         self._write_agent(folder / "agent")
@@ -139,16 +188,63 @@ class Checkpoints:
         with open(folder / "state.pt", "wb") as file:
             torch.save({"iteration": iteration, "progress": progress, "parts": state}, file)
 
-    def load(self) -> tuple[int, dict[str, Any]]:
+    def load(self, check: Callable[[dict[str, Any]], None] = lambda fingerprint: None) -> tuple[int, dict[str, Any]]:
         """Load the newest checkpoint into the parts, and remove incomplete ones that a killed run has left.
 
+        Args:
+            check: gets the checkpoint's fingerprint, and raises an error if the run must not go on from it.
+
         Returns: the checkpoint's iteration and progress; 0 and {} if there is no checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is damaged or of another run. The message names the file, and the checkpoint
+                before it.
         """
+        self._find(check)
         if self.last is None:
             return 0, {}
-        # weights_only admits tensors and plain data, but no code
-        saved = torch.load(self.last / "state.pt", map_location="cpu", weights_only=True)
-        for name, part in self._parts.items():
-            part.load_state_dict(saved["parts"][name])
-        self._remove_all_but(self.last)
+        saved = self._read_state()
+        self._load_parts(saved["parts"])
+        self._remove_old()
         return saved["iteration"], saved["progress"]
+
+    def _find(self, check: Callable[[dict[str, Any]], None]) -> None:
+        """Find the newest checkpoint, and compare its files with their checksums."""
+        found = self._all()
+        if not found:
+            return
+        self.last = found[-1]
+        manifest = _manifest(self.last)
+        if not manifest:
+            raise self._unusable(_MANIFEST, "is missing or damaged")
+        for name, expected in manifest["files"].items():
+            if not (self.last / name).is_file():
+                raise self._unusable(name, "is missing")
+            if checksum(self.last / name) != expected:
+                raise self._unusable(name, f"is damaged (its SHA-256 is not the one in {_MANIFEST})")
+        check(manifest["fingerprint"])
+
+    def _read_state(self) -> dict[str, Any]:
+        # weights_only admits tensors and plain data, but no code
+        return torch.load(self.last / "state.pt", map_location="cpu", weights_only=True)
+
+    def _load_parts(self, states: dict[str, Any]) -> None:
+        try:
+            for name, part in self._parts.items():
+                part.load_state_dict(states[name])
+        except (KeyError, RuntimeError, ValueError) as error:  # torch has no error of its own for another model's state
+            raise self._unusable("state.pt", f"does not fit this run ({error})") from error
+
+    def _unusable(self, name: str, fault: str) -> ValueError:
+        before = [path for path in self._all() if path != self.last]
+        cure = f"to go on from {before[-1]}, move {self.last} away" if before else "there is no earlier checkpoint"
+        return ValueError(f"{self.last / name} {fault}; {cure}")
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    """The content of checkpoint.json; empty if it is missing or damaged."""
+    try:
+        manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) and manifest.keys() == {"iteration", "files", "fingerprint"} else {}

@@ -16,9 +16,11 @@ import transformers
 import tyro
 import yaml
 
+from dailydialog_gym.errors import report_in_one_line
+
 T = TypeVar("T")
 # The flags that may change when a run is resumed, because they do not influence its result
-CHANGEABLE = {"checkpoint_every", "sample_every"}
+CHANGEABLE = {"checkpoint_every", "keep_checkpoints", "resume_anyway", "sample_every"}
 
 
 @dataclass
@@ -27,13 +29,15 @@ class StartArgs:
     """a YAML file of flags by name, such as configs/openrl.yaml; flags on the command line override it"""
     resume: Path | None = None
     """the folder of an unfinished run, which continues from its last checkpoint with its own flags"""
+    traceback: bool = False
+    """show where an error occurred, instead of one line"""
 
 
 def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None) -> tuple[T, Path | None]:
     """Parse the command line of a training script. With --config or --resume, the file's values are the defaults.
 
-    transformers' progress bars are switched off, since a run shows its own. Until `Run.start`, a ValueError or OSError
-    that nobody catches is a mistake of the user, which ends the script in one line instead of a traceback.
+    transformers' progress bars are switched off, since a run shows its own. A ValueError (until `Run.start`) or OSError
+    that nobody catches is a mistake of the user, which ends the script in one line, or with --traceback in a traceback.
 
     Args:
         cls: a dataclass whose base classes are the groups of ``--help``: ``RewardArgs`` becomes "reward options".
@@ -43,16 +47,18 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
     Returns: the arguments, and the folder of the run to resume, or None.
 
     Raises:
-        SystemExit: a flag is wrong, a key or value of the file is wrong, or a flag contradicts the resumed run. The
+        ValueError: a flag is wrong, a key or value of the file is wrong, or a flag contradicts the resumed run. The
             message names it.
     """
     transformers.utils.logging.disable_progress_bar()
-    sys.excepthook = _print_in_one_line
     argv = sys.argv[1:] if argv is None else list(argv)
-    # The defaults of the other flags depend on these two
+    # The defaults of the other flags depend on these
     start, _ = tyro.cli(StartArgs, args=argv, add_help=False, return_unknown_args=True)
+    sys.excepthook = sys.__excepthook__
+    if not start.traceback:
+        report_in_one_line(ValueError, OSError)
     if start.config and start.resume:
-        raise SystemExit("--config and --resume contradict each other: a resumed run keeps its own flags")
+        raise ValueError("--config and --resume contradict each other: a resumed run keeps its own flags")
     given: dict[str, Any] = {}
     if start.config:
         given = read_flags(cls, start.config, yaml.safe_load)
@@ -74,22 +80,17 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
     )
     values = {key: value for name in groups if name != "start" for key, value in vars(getattr(parsed, name)).items()}
     args = cls(**values)
+    if values.get("seed", 0) not in range(2**63):
+        raise ValueError(f"--seed {args.seed}: expected a number from 0 to 2**63 - 1")
     if start.resume:
         _refuse_changes(cls(**given), args, start.resume)
     return args, start.resume
 
 
-def _print_in_one_line(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-    if issubclass(kind, (ValueError, OSError)):
-        print(f"error: {error}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
-
-
 def _refuse_changes(run: Any, asked: Any, folder: Path) -> None:
     for key, value in asdict(run).items():
         if key not in CHANGEABLE and getattr(asked, key) != value:
-            raise SystemExit(
+            raise ValueError(
                 f"--{key.replace('_', '-')} {getattr(asked, key)} contradicts {folder}, which runs with {value}: leave "
                 f"the flag out, or start a new run (a resumed run may change only {', '.join(sorted(CHANGEABLE))})"
             )
@@ -99,19 +100,19 @@ def read_flags(cls: type, path: Path, parse: Callable[[str], Any]) -> dict[str, 
     """Read fields of the dataclass ``cls`` from a YAML or JSON file.
 
     Raises:
-        SystemExit: the file can't be read, a key is not a field, or a value does not have the field's type.
+        ValueError: the file can't be read, a key is not a field, or a value does not have the field's type.
     """
     try:
-        values = parse(path.read_text())
+        values = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SystemExit(f"cannot read flags from {path}: {error}") from error
+        raise ValueError(f"cannot read flags from {path}: {error}") from error
     if not isinstance(values, dict):
-        raise SystemExit(f"{path}: expected a flag and its value on each line, such as 'learning_rate: 1.0e-6'")
+        raise ValueError(f"{path}: expected a flag and its value on each line, such as 'learning_rate: 1.0e-6'")
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, 1, cutoff=0)
-            raise SystemExit(f"{path}: unknown key {key!r}: did you mean {near[0]!r}?")
+            raise ValueError(f"{path}: unknown key {key!r}: did you mean {near[0]!r}?")
     return {key: _parse_value(value, hints[key], f"{path}: {key}") for key, value in values.items()}
 
 
@@ -123,4 +124,4 @@ def _parse_value(value: Any, hint: Any, where: str) -> Any:
         with redirect_stderr(StringIO()), suppress(SystemExit):
             return tyro.cli(hint, args=[str(word) for word in words], add_help=False)
     expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-    raise SystemExit(f"{where}: expected {expected}, got {value!r}")
+    raise ValueError(f"{where}: expected {expected}, got {value!r}")

@@ -24,12 +24,15 @@ from transformers import PreTrainedModel
 from dailydialog_gym.agent import AgentRecord, DialogueAgent, save_agent
 from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import split_prompt
+from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.memory import keep_freed_memory
 from dailydialog_gym.reports.curves import curve_keys, plot_curves
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder, write_text
+from dailydialog_gym.runs.fingerprint import changes, fingerprint
+from dailydialog_gym.runs.folder import lock, make_folder
 from dailydialog_gym.runs.samples import markdown_samples, side_by_side
 
 MAX_BAD_STEPS = 3
@@ -42,6 +45,10 @@ class RunArgs:
     """name of the run's folder under runs/"""
     checkpoint_every: int = 10
     """save a checkpoint every so many iterations; one is also saved at the end and on Ctrl-C"""
+    keep_checkpoints: int = 2
+    """number of checkpoints that are kept, the last ones"""
+    resume_anyway: bool = False
+    """with --resume: go on although the dataset's rows or a model's files are no longer those of the checkpoint"""
     sample_every: int = 10
     """print two replies every so many iterations"""
     eval_split: str = "test"
@@ -78,8 +85,9 @@ class Run:
         history: the metrics of each iteration.
 
     Raises:
-        SystemExit: ``checkpoint_every`` or ``sample_every`` is less than 1, or ``eval_samples`` or ``eval_top_k`` is
-            negative.
+        ValueError: ``checkpoint_every``, ``keep_checkpoints`` or ``sample_every`` is less than 1, ``eval_samples`` or
+            ``eval_top_k`` is negative, ``resume_anyway`` is set for a new run, the name isn't one of a folder, or
+            another process trains this run.
         FileExistsError: a run of this name exists.
     """
 
@@ -88,11 +96,15 @@ class Run:
     _stop_notice = "stopping after this iteration and a checkpoint; once more to quit at once"
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None, is_main: bool = True):
-        for flag, least in (("checkpoint_every", 1), ("sample_every", 1), ("eval_samples", 0), ("eval_top_k", 0)):
-            if getattr(args, flag) < least:
-                raise SystemExit(f"--{flag.replace('_', '-')} must be at least {least}, got {getattr(args, flag)}")
+        least = {"checkpoint_every": 1, "keep_checkpoints": 1, "sample_every": 1, "eval_samples": 0, "eval_top_k": 0}
+        for flag, number in least.items():
+            if getattr(args, flag) < number:
+                raise ValueError(f"--{flag.replace('_', '-')} must be at least {number}, got {getattr(args, flag)}")
+        if args.resume_anyway and not resume:
+            raise ValueError("--resume-anyway is for a run that goes on: add --resume runs/NAME")
         self.args, self._total_episodes, self.is_main = args, total_episodes, is_main
         self.folder = self._broadcast((resume or self._make_folder()) if is_main else None)
+        self._lock = lock(self.folder) if is_main else None
         self.iteration, self.before = 0, None
         self.history: list[dict[str, float]] = []
         self._wandb, self._wandb_id = None, None
@@ -100,15 +112,8 @@ class Run:
         self._training, self._signal = False, 0
 
     def _make_folder(self) -> Path:
-        name = self.args.run_name or f"ppo_dialog__{self.args.seed}__{int(time.time())}"
-        folder = Path("runs") / name
-        if folder.exists():
-            raise FileExistsError(
-                f"{folder} exists: choose another --run-name, continue that run with --resume {folder}, or remove it"
-            )
-        config = json.dumps(asdict(replace(self.args, run_name=name)), indent=2) + "\n"
-        write_folder(folder, lambda new: (new / "config.json").write_text(config))
-        return folder
+        name = f"ppo_dialog__{self.args.seed}__{int(time.time())}" if self.args.run_name is None else self.args.run_name
+        return make_folder(Path("runs"), name, json.dumps(asdict(replace(self.args, run_name=name)), indent=2) + "\n")
 
     def _broadcast(self, value: Any) -> Any:
         """The main process's value. A class for several processes overrides it."""
@@ -167,18 +172,31 @@ class Run:
             policy: the model that each checkpoint also holds as an agent folder.
             parts: everything else that the run depends on.
         """
-        write_agent = partial(save_agent, policy, self.args.model, record=AgentRecord.of(self.args))
-        self._load(Checkpoints(self.folder / "checkpoints", write_agent, parts))
+        self._load(Checkpoints, policy, parts)
 
-    def _load(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
-        self.iteration, progress = checkpoints.load()
+    def _load(self, kind: type[Checkpoints], policy: torch.nn.Module, parts: dict[str, Stateful], **more: Any) -> None:
+        write_agent = partial(save_agent, policy, self.args.model, record=AgentRecord.of(self.args))
+        made_from = fingerprint(self.args) if self.is_main else None
+        folder, keep = self.folder / "checkpoints", self.args.keep_checkpoints
+        checkpoints = self._checkpoints = kind(folder, write_agent, parts, made_from, keep, **more)
+        self.iteration, progress = checkpoints.load(partial(self._compare, made_from))
         if progress:
             self.before = Evaluation.restore(progress["before"])
             self.history, self._bad_steps = progress["history"], Counter(progress["bad_steps"])
             self._wandb_id = progress["wandb_id"]
             if self.is_main:
                 print(f"resumed   {checkpoints.last}, after {self._episodes:,} replies")
+
+    def _compare(self, now: dict[str, Any], before: dict[str, Any]) -> None:
+        """Refuse to go on with other data or models than the checkpoint's; warn of other versions and threads."""
+        severe, slight = changes(before, now)
+        if severe and not self.args.resume_anyway:
+            raise ValueError(
+                f"{', '.join(severe)} changed since {self._checkpoints.last}, so the run would not go on as it began: "
+                "restore what changed, or add --resume-anyway"
+            )
+        if severe or slight:
+            print(f"warning: since {self._checkpoints.last} changed: {', '.join(severe + slight)}", file=sys.stderr)
 
     @property
     def _episodes(self) -> int:
@@ -188,7 +206,8 @@ class Run:
     def start(self, before: Evaluation | None) -> None:
         """Open the logs and the progress bar. From now on a signal to stop takes effect after an iteration."""
         keep_freed_memory()
-        sys.excepthook = sys.__excepthook__  # an error from here on is not a mistake in the flags, see `parse_args`
+        if sys.excepthook is not sys.__excepthook__:  # without --traceback, see `parse_args`
+            report_in_one_line(OSError)  # from here on a ValueError is not a mistake in the flags
         self.before = before
         self._training = True
         if not self.is_main:  # the terminal sends Ctrl-C to every process, but only the main one decides to stop
@@ -201,7 +220,7 @@ class Run:
         if self.args.track:
             self._wandb = _start_wandb(self.args, self.folder, self._wandb_id)
             self._wandb_id = self._wandb.id
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in stop_signals(sys.platform)}
         self._bar = tqdm(
             total=self._total_episodes,
             initial=self._episodes,
@@ -252,7 +271,7 @@ class Run:
         self.history.append(row)
         if not self.is_main:
             return
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(_line(row))
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, episodes)
@@ -350,10 +369,16 @@ class Run:
     def _close(self) -> None:
         if self.is_main:
             self._writer.close()
+            self._lock.release()
         if self._wandb:
             self._wandb.finish()
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
+
+
+def stop_signals(platform: str) -> tuple[signal.Signals, ...]:
+    """The signals that ask a run to stop. Windows never sends SIGTERM: there it ends a process at once."""
+    return (signal.SIGINT,) if platform == "win32" else (signal.SIGINT, signal.SIGTERM)
 
 
 def _describe_amp(device: torch.device, dtype: torch.dtype) -> str:

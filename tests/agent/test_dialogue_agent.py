@@ -217,7 +217,7 @@ def cut_in_half(file):
 
 def change_config(folder, **entries):
     file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | entries), encoding="utf-8")
 
 
 def pickle_weights(folder):
@@ -235,7 +235,7 @@ BROKEN = {
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "cannot load .*FOLDER"),
     "another architecture": (
         lambda folder: (folder / "config.json").write_text(
-            json.dumps({"model_type": "gpt_neox", "hidden_size": 16, "num_attention_heads": 2})
+            json.dumps({"model_type": "gpt_neox", "hidden_size": 16, "num_attention_heads": 2}), encoding="utf-8"
         ),
         "cannot load .*FOLDER",
     ),

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from contextlib import aclosing
+from pathlib import Path
 
 import datasets
 import pytest
@@ -211,7 +212,7 @@ def test_votes_are_preference_pairs_in_the_training_format(chat):
 def test_votes_of_an_agent_with_a_template_are_messages(chat, monkeypatch):
     monkeypatch.setattr(chat.trained, "template", AutoTokenizer.from_pretrained(ASSETS / "policy"))
     chat.vote(chat.add_pair(["Hi!"], {"trained": "Yes.", "start": "No."}), "trained")
-    row = json.loads(chat.votes.read_text())
+    row = json.loads(chat.votes.read_text(encoding="utf-8"))
     assert row["prompt"] == [{"role": "user", "content": "Hi!"}]
     assert row["chosen"] == [{"role": "assistant", "content": "Yes."}]
 
@@ -224,7 +225,40 @@ def test_a_vote_counts_once_and_for_one_of_the_two(chat):
     for used in (ticket, "guessed", None, ["x"]):
         with pytest.raises(ValueError, match="voted on already"):
             chat.vote(used, "trained")
-    assert len(chat.votes.read_text().splitlines()) == 1
+    assert len(chat.votes.read_text(encoding="utf-8").splitlines()) == 1
+
+
+WORKING = b'{"prompt": "a"}\n'
+FILES = {
+    "none": (None, b"", 1),
+    "empty": (b"", b"", 1),
+    "whole lines": (WORKING * 2, WORKING * 2, 3),
+    "half a line": (WORKING + b'{"prompt": "b', WORKING + b'{"prompt": "b\n', 3),
+    "no text": (b"\xff\xfe\x00" * 9, b"\xff\xfe\x00" * 9 + b"\n", 2),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_vote_is_a_line_of_its_own_whatever_is_before_it(chat, kind):
+    before, kept, count = FILES[kind]
+    if before is not None:
+        chat.votes.write_bytes(before)
+    ticket = chat.add_pair(["Hello ."], {"start": "Hi .", "trained": "Bye ."})
+    assert chat.vote(ticket, "start") == count
+    content = chat.votes.read_bytes()
+    assert content.startswith(kept)
+    assert json.loads(content[len(kept) :])["chosen"] == " Hi . <EOU>"
+
+
+def test_a_vote_that_could_not_be_written_can_be_repeated(chat, tmp_path):
+    votes = chat.votes
+    ticket = chat.add_pair(["Hello ."], {"start": "Hi .", "trained": "Bye ."})
+    for path in ("/dev/full", tmp_path / "no" / "folder", tmp_path):
+        chat.votes = Path(path)
+        with pytest.raises(OSError, match=r"No space|No such file|Is a directory"):
+            chat.vote(ticket, "start")
+    chat.votes = votes
+    assert chat.vote(ticket, "start") == 1
 
 
 def test_the_intent_model_reads_the_reply_after_the_message(agents, intent, tmp_path, monkeypatch):
@@ -240,14 +274,14 @@ def make_run(folder, finished=True, model="builtin"):
     (folder / "agent").mkdir(parents=True)
     save_agent(load_model("builtin"), "builtin", folder / "agent")
     flags = {"model": model, "context_size": 3, "max_prompt_length": 64, "max_new_tokens": 12}
-    (folder / "config.json").write_text(json.dumps(flags))
+    (folder / "config.json").write_text(json.dumps(flags), encoding="utf-8")
     rows = [{"episodes": 64 * i, "charts/episodic_return": 0.1 * i, "reward/meteor": 0.1} for i in range(1, 4)]
-    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"episodes": 25')
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"episodes": 25', encoding="utf-8")
     if finished:
         scores = {"before": {"meteor": 0.125, "length": 9.0}, "after": {"meteor": 0.25, "length": 8.0}}
-        (folder / "evaluation.json").write_text(json.dumps(scores))
+        (folder / "evaluation.json").write_text(json.dumps(scores), encoding="utf-8")
         sample = {"context": ["Hi <b>"], "before": "*No* .", "after": "<i>Yes</i> .", "people": "Ok"}
-        (folder / "samples.json").write_text(json.dumps([sample]))
+        (folder / "samples.json").write_text(json.dumps([sample]), encoding="utf-8")
     return folder
 
 
@@ -270,7 +304,7 @@ def test_a_run_without_an_agent_or_with_a_broken_configuration_is_a_clear_error(
     with pytest.raises(ValueError, match="has not saved an agent yet"):
         find_agent(str(tmp_path))
     (tmp_path / "agent").mkdir()
-    (tmp_path / "config.json").write_text('{"mod')
+    (tmp_path / "config.json").write_text('{"mod', encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot read .*config\.json"):
         find_agent(str(tmp_path))
 
@@ -286,7 +320,7 @@ def test_the_training_page_shows_a_run_as_text(tmp_path):
 def test_the_training_page_tells_what_is_not_there_yet(tmp_path):
     html = training_page(make_run(tmp_path / "run", finished=False))
     assert "has not written evaluation.json yet" in html
-    (tmp_path / "run" / "metrics.jsonl").write_text("[]\n")
+    (tmp_path / "run" / "metrics.jsonl").write_text("[]\n", encoding="utf-8")
     assert "Cannot read" in training_page(tmp_path / "run")
 
 

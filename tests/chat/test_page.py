@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,10 +13,10 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect, sync_playwright
+from served import Served
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat
-from dailydialog_gym.chat.page import build_page, launch
 from dailydialog_gym.chat.trained import TrainedAgent
 from dailydialog_gym.reports.tables import LABELS
 
@@ -28,25 +27,12 @@ browser_test = pytest.mark.skipif(
 NASTY = "<img src=x onerror=alert(1)> <b>bold</b> **stars** ${alert(2)} {{value}} $x^2$ \u202eback"
 
 
-class Served:
-    """A page on a local server. `delay` is the time, in seconds, by which every forward pass of its model is slowed."""
-
-    def __init__(self, chat: Chat, trained: TrainedAgent, **options):
-        self.chat, self.delay = chat, 0.0
-        chat.trained.model.register_forward_pre_hook(lambda *_: time.sleep(self.delay))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.page = build_page(chat, trained)
-        options = {"share": False, "auth": None, **options}
-        launch(self.page, "127.0.0.1", port, prevent_thread_lock=True, quiet=True, **options)
-        self.url = f"http://127.0.0.1:{port}/"
-
-
 @pytest.fixture(scope="module")
 def served(tiny_model, intent, tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
-    (run / "metrics.jsonl").write_text(json.dumps({"episodes": 64, "charts/episodic_return": 0.5, "reward/a<b>": 1}))
+    (run / "metrics.jsonl").write_text(
+        json.dumps({"episodes": 64, "charts/episodic_return": 0.5, "reward/a<b>": 1}), encoding="utf-8"
+    )
     trained = TrainedAgent("builtin", "runs/demo <i>", "The newest finished run.", run, run, tiny_model)
     chat = Chat(DialogueAgent.load("builtin"), DialogueAgent.load(tiny_model), intent, run / "votes.jsonl")
     served = Served(chat, trained)
@@ -236,7 +222,7 @@ def test_two_replies_are_compared_blindly_and_voted_on(served, open_page):
     names = panes.locator(".talk-who:not(:text('You'))").all_inner_texts()
     assert sorted(names) == ["After training", "Before training"]
     expect(left).to_be_disabled()
-    (row,) = map(json.loads, served.chat.votes.read_text().splitlines())
+    (row,) = map(json.loads, served.chat.votes.read_text(encoding="utf-8").splitlines())
     assert row["preferred"] == ("trained" if names[0] == "After training" else "start")
     assert row["prompt"] == "What would you like to eat ? <EOU>"
     assert "".join(row["chosen"].removesuffix("<EOU>").split()) == "".join(said[0].split())
@@ -255,7 +241,9 @@ def test_the_training_tab_shows_the_run_as_text(open_page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_all_without_scrolling_sideways(open_page, served, request, scheme):
     evaluation = served.chat.votes.with_name("evaluation.json")
-    evaluation.write_text(json.dumps({side: dict.fromkeys(LABELS, 0.5) for side in ("before", "after")}))
+    evaluation.write_text(
+        json.dumps({side: dict.fromkeys(LABELS, 0.5) for side in ("before", "after")}), encoding="utf-8"
+    )
     request.addfinalizer(evaluation.unlink)
     page = open_page(viewport={"width": 360, "height": 700}, color_scheme=scheme)
     send(page, "a" * 300)
@@ -330,7 +318,7 @@ def test_the_chat_endpoint_streams_what_the_agent_says(client, served):
 
 
 def test_comparing_and_voting_through_the_api(client, served):
-    before = len(served.chat.votes.read_text().splitlines()) if served.chat.votes.exists() else 0
+    before = len(served.chat.votes.read_text(encoding="utf-8").splitlines()) if served.chat.votes.exists() else 0
     pair = client.predict("How are you?", seed=3, api_name="/compare")
     assert pair["trained"] == served.chat.trained.chat("How are you?", sample=True, top_k=20, seed=3)
     assert client.predict(pair["ticket"], "start", api_name="/vote") == before + 1

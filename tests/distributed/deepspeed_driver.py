@@ -127,7 +127,7 @@ def main(jobs):
         try:
             script = runpy.run_path(job["script"], run_name="__main__")
             result = outcome(script)
-        except SystemExit as error:
+        except (SystemExit, ValueError) as error:
             result = {"error": str(error)}
         if rank == 0:
             torch.save(result, job["out"])
@@ -135,4 +135,4 @@ def main(jobs):
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[-1]).read_text()))
+    main(json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8")))

@@ -69,7 +69,7 @@ FLAGS |= {
 
 
 def test_it_is_the_plain_script_but_for_few_lines():
-    plain, script = (path.read_text().splitlines() for path in (PLAIN, SCRIPT))
+    plain, script = (path.read_text(encoding="utf-8").splitlines() for path in (PLAIN, SCRIPT))
     diff = [line for line in difflib.unified_diff(plain, script, n=0) if not line.startswith(("---", "+++", "@@"))]
     assert sum(line.startswith("-") for line in diff) <= 54
     assert sum(line.startswith("+") for line in diff) <= 73
@@ -78,7 +78,11 @@ def test_it_is_the_plain_script_but_for_few_lines():
 def test_its_classes_and_rollout_are_the_plain_script_s_to_the_letter():
     """Advantages and loss differ in means over the ranks."""
     blocks = [
-        {node.name: ast.unparse(node) for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
+        {
+            node.name: ast.unparse(node)
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if hasattr(node, "name")
+        }
         for path in (PLAIN, SCRIPT)
     ]
     assert blocks[1].keys() == blocks[0].keys()
@@ -91,7 +95,7 @@ def test_its_classes_and_rollout_are_the_plain_script_s_to_the_letter():
 
 def test_compile_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--compile"])
-    with pytest.raises(SystemExit, match="--compile: DeepSpeed's hooks stand between the layers"):
+    with pytest.raises(ValueError, match="--compile: DeepSpeed's hooks stand between the layers"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
@@ -105,7 +109,7 @@ def arguments(**changes):
 
 def write(folder, config):
     path = folder / "ds_config.json"
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config), encoding="utf-8")
     return str(path)
 
 
@@ -148,7 +152,7 @@ def test_the_tutorial_s_files_are_accepted_as_they_are(tmp_path, world, steps):
 def test_a_file_that_contradicts_the_script_is_named(tmp_path, monkeypatch, file, changes, message):
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)  # some processors support it
     path = write(tmp_path, file)
-    with pytest.raises(SystemExit, match=path) as error:
+    with pytest.raises(ValueError, match=path) as error:
         training_config(arguments(deepspeed_config=path, **changes), 2)
     assert message in str(error.value)
 
@@ -156,13 +160,13 @@ def test_a_file_that_contradicts_the_script_is_named(tmp_path, monkeypatch, file
 @pytest.mark.parametrize(("offload", "stage", "least"), [("offload_optimizer", 0, 1), ("offload_param", 2, 3)])
 def test_an_offload_that_the_stage_does_not_have_is_refused(offload, stage, least):
     training_config(arguments(zero_stage=least, **{offload: True}), 2)
-    with pytest.raises(SystemExit, match=f"{offload} is for ZeRO stage {least} or more, not {stage}"):
+    with pytest.raises(ValueError, match=f"{offload} is for ZeRO stage {least} or more, not {stage}"):
         training_config(arguments(zero_stage=stage, **{offload: True}), 2)
 
 
 def test_stages_that_are_for_training_are_refused_to_the_reference(tmp_path):
     path = write(tmp_path, {"zero_optimization": {"stage": 2}})
-    with pytest.raises(SystemExit, match="the reference isn't trained, so its ZeRO stage is 0 or 3"):
+    with pytest.raises(ValueError, match="the reference isn't trained, so its ZeRO stage is 0 or 3"):
         evaluation_config(path, training_config(arguments(), 1), "the reference")
 
 
@@ -217,7 +221,7 @@ class Jobs:
     def forked(self, processes, *program):
         """Run the command in forks of the server. Returns: its exit code and output."""
         self.server.start(self.folder, *self.command("--num_gpus", str(processes), program=program), **self.environment)
-        return self.server.wait(), (self.folder / "log.txt").read_text()
+        return self.server.wait(), (self.folder / "log.txt").read_text(encoding="utf-8")
 
     def write(self, processes, jobs):
         """Write the jobs, with the settings that most of them share, to a file. Returns: the driver and the file."""
@@ -232,7 +236,7 @@ class Jobs:
             else:
                 job["flags"] = [*map(str, job["flags"]), "--run-name", f"{name}-{processes}"]
         path = self.folder / f"{next(iter(jobs))}-{processes}.json"
-        path.write_text(json.dumps([*jobs.values()]))
+        path.write_text(json.dumps([*jobs.values()]), encoding="utf-8")
         return Path(__file__).with_name("deepspeed_driver.py"), path
 
     def out(self, name, processes):
@@ -270,10 +274,10 @@ def jobs(tiny_models, tmp_path_factory):
         "untested": {"optimizer": {"type": "SGD", "params": {"lr": 0.1}}},
         "fp16": {"fp16": {"enabled": True, "initial_scale_power": 21, "hysteresis": 1}},
     }.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    (folder / "spoilt.py").write_text(SPOILT)
-    (folder / "faulty.py").write_text(FAULTY)
-    (folder / "hosts").write_text("machine-1 slots=1\nmachine-2 slots=1\n")
+        (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "spoilt.py").write_text(SPOILT, encoding="utf-8")
+    (folder / "faulty.py").write_text(FAULTY, encoding="utf-8")
+    (folder / "hosts").write_text("machine-1 slots=1\nmachine-2 slots=1\n", encoding="utf-8")
     server = Server(SCRIPT, tiny_models["gpt2"])
     yield Jobs(folder, server)
     server.close()
@@ -413,7 +417,7 @@ def test_a_run_of_one_rank_goes_on_with_two(one, two):
 
 
 def test_what_deepspeed_makes_no_universal_checkpoint_of_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=f"no universal checkpoint of {tmp_path}.*use as many ranks as before"):
+    with pytest.raises(ValueError, match=f"no universal checkpoint of {tmp_path}.*use as many ranks as before"):
         _make_universal(tmp_path, tmp_path / "universal")
 
 
@@ -454,7 +458,7 @@ def test_agents_of_all_stages_are_plain_folders(two, jobs, name):
 
 def test_only_rank_0_writes_and_talks(two, jobs):
     folder = jobs.folder / "runs/stage2-2"
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     assert len([*folder.glob("events.*")]) == 1
     assert two["output"].count("runs/stage2-2/agent\n") == 1
     assert ", 0 parameters" not in two["output"]  # the policy's, where rank 0 has only a partition of it
@@ -483,7 +487,7 @@ def test_presets_train_in_bfloat16(two, jobs, preset):
     (row,) = two[preset]["rows"]
     assert all(np.isfinite(value) for value in row.values())
     assert bool(two[preset]["partitioned"]) == (preset == "opt")
-    config = json.loads((jobs.folder / f"runs/{preset}-2/config.json").read_text())
+    config = json.loads((jobs.folder / f"runs/{preset}-2/config.json").read_text(encoding="utf-8"))
     assert (config["use_amp"], config["critic"]) == (True, "shared" if preset == "opt" else "separate")
     assert isinstance(DialogueAgent.load(str(jobs.folder / f"runs/{preset}-2/agent")).chat("Hello ."), str)
 
@@ -508,7 +512,7 @@ def test_two_machines_of_one_rank_each_are_one_of_two(flags, jobs, two):
     for rank in "01":
         command[command.index("--node_rank") + 1] = rank
         pids.append(jobs.server.start(jobs.folder, *command, log=f"machine{rank}.txt", **jobs.environment))
-    assert [jobs.server.wait(pid) for pid in pids] == [0, 0], (jobs.folder / "machine0.txt").read_text()
+    assert [jobs.server.wait(pid) for pid in pids] == [0, 0], (jobs.folder / "machine0.txt").read_text(encoding="utf-8")
     assert_same_rows(torch.load(jobs.out("machine", 2))["rows"], two["stage2"]["rows"][:1], 1e-6)
 
 
@@ -519,8 +523,8 @@ def test_a_rank_that_fails_ends_the_job_with_its_own_error(flags, jobs):
     assert time.monotonic() - start < 60
     assert code != 0
     assert "RuntimeError: a fault of rank 1" in output
-    (last,) = (jobs.folder / "runs/faulty/checkpoints").iterdir()
-    assert last.name == "000002"
+    first, last = sorted((jobs.folder / "runs/faulty/checkpoints").iterdir())
+    assert (first.name, last.name) == ("000001", "000002")
     assert isinstance(DialogueAgent.load(str(last / "agent")).chat("Hello ."), str)
 
 
@@ -562,7 +566,7 @@ import numpy as np
 calls = []
 def dying(episodes):
     calls.append(len(episodes))
-    if os.environ["RANK"] == "1" and len(calls) == 3:
+    if os.environ["RANK"] == "1" and len(calls) == 4:  # the first is a trial
         raise RuntimeError("a fault of rank 1")
     return np.zeros(len(episodes))
 """

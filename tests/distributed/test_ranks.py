@@ -1,5 +1,7 @@
 """What differs between the ranks of a job: the device, and the random generators of a run that is resumed."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,8 @@ def test_on_another_number_of_ranks_each_rank_keeps_its_own_torch_generators(
     parts = [{"random": RandomState(saved).state_dict()}] * ranks_before
     (tmp_path / "000003").mkdir()
     torch.save({"iteration": 3, "progress": {}, "parts": parts}, tmp_path / "000003/state.pt")
+    manifest = {"iteration": 3, "files": {}, "fingerprint": None}
+    (tmp_path / "000003/checkpoint.json").write_text(json.dumps(manifest), encoding="utf-8")
     gpus.states = [torch.tensor(20), torch.tensor(21)]
     rng = np.random.default_rng(6)
     torch.manual_seed(6)

@@ -33,7 +33,9 @@ def bytes_samples(tmp_path_factory) -> Samples:
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator([*builtin().references, *[f"Oh ?{EOU}"] * 50], trainer)
     backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8"
+    )
     return load_samples("builtin", "train", str(folder), 5, PROMPT, False, False)
 
 
@@ -272,7 +274,9 @@ def test_reply_ends_at_the_first_eou_of_its_text(bytes_samples, text):
 
 def test_transcript_shows_context_reply_and_ending(tmp_path):
     path = tmp_path / "dialogues.jsonl"
-    path.write_text(json.dumps({"dialog": ["Is it far ?", "No , two stops .", "Thanks !"], "act": [2, 1, 1]}))
+    path.write_text(
+        json.dumps({"dialog": ["Is it far ?", "No , two stops .", "Thanks !"], "act": [2, 1, 1]}), encoding="utf-8"
+    )
     samples = load_samples(str(path), "train", "builtin", 5, PROMPT, False, False)
     mdp = TokenMDP(samples, 1, NEW)
     mdp.reset(np.array([0]), np.array([1]))
@@ -285,7 +289,9 @@ def test_transcript_shows_context_reply_and_ending(tmp_path):
 
 def test_final_info_holds_texts_and_acts(tmp_path):
     path = tmp_path / "dialogues.jsonl"
-    path.write_text(json.dumps({"dialog": ["Is it far ?", "No , two stops .", "Thanks !"], "act": [2, 1, 4]}))
+    path.write_text(
+        json.dumps({"dialog": ["Is it far ?", "No , two stops .", "Thanks !"], "act": [2, 1, 4]}), encoding="utf-8"
+    )
     samples = load_samples(str(path), "train", "builtin", 5, PROMPT, False, False)
     mdp = begun(samples, 2)
     assert mdp.final_info(np.array([0, 1])) == {

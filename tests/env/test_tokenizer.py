@@ -260,7 +260,9 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_not_applied(tmp_path)
     backend.enable_truncation(4)
     backend.enable_padding(length=6)
     other = load_tokenizer(saved(tmp_path / "other", backend, eos_token="<|end|>"))
-    assert "null" not in json.dumps(json.loads((tmp_path / "other" / "tokenizer.json").read_text())["truncation"])
+    assert "null" not in json.dumps(
+        json.loads((tmp_path / "other" / "tokenizer.json").read_text(encoding="utf-8"))["truncation"]
+    )
     texts = ["Yes", "Well , that is a long story , and a dull one ."]
     assert other.encode(texts) == plain.encode(texts)
 
@@ -300,7 +302,7 @@ def test_the_advice_for_a_tokenizer_without_the_marker_works(tmp_path, kind):
 
 def save_damaged_tokenizer(folder):
     saved(folder, byte_level_bpe(MARKED, ["<|end|>"]), eos_token="<|end|>")
-    (folder / "tokenizer.json").write_text("{")
+    (folder / "tokenizer.json").write_text("{", encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,7 @@ def save_damaged_tokenizer(folder):
             r"tokenizer 'FOLDER' \(ByT5Tokenizer\) has no fast \(Rust\) backend",
         ),
         (
-            lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
+            lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8"),
             r"tokenizer 'FOLDER' has no vocabulary: expected tokenizer\.json",
         ),
         (lambda folder: None, "cannot load tokenizer 'FOLDER': expected 'builtin', a folder with"),
@@ -336,10 +338,10 @@ def test_without_a_network_a_tokenizer_downloaded_before_still_loads(no_network,
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     cached = tmp_path / "models--someone--small"
     (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text("a" * 40)
+    (cached / "refs" / "main").write_text("a" * 40, encoding="utf-8")
     snapshot = cached / "snapshots" / ("a" * 40)
     saved(snapshot, byte_level_bpe(MARKED, ["<|end|>"]), eos_token="<|end|>")
-    (snapshot / "config.json").write_text('{"model_type": "gpt2"}')
+    (snapshot / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     assert load_tokenizer("someone/small").name == "someone/small"
 
 

@@ -60,7 +60,7 @@ def test_command_compares_an_agent_with_its_baseline(tiny_model, tmp_path, capsy
     )
     evaluate.main(args)
     output = capsys.readouterr().out
-    rows = json.loads((tmp_path / "e.json").read_text())
+    rows = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
     assert list(rows) == ["builtin", tiny_model]
     assert table(rows) in output
     assert "12 replies to 12 contexts of builtin, test; sampled, top-k 20" in output

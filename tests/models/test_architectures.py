@@ -122,7 +122,9 @@ def test_an_encoder_decoder_model_is_called_one(config_class, tmp_path):
 def test_an_adapter_is_called_one(whole, tmp_path):
     if whole:
         tiny_model(tiny_config("gpt2")).save_pretrained(tmp_path)
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
+    (tmp_path / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}', encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"is an adapter \(adapter_config.json\).*merge"):
         load_model(str(tmp_path))
 

@@ -70,6 +70,17 @@ def test_equal_prompts_are_read_once(agent, monkeypatch):
     assert together == [write(agent.decoding_batch(), open_reply(agent, MESSAGES[i % 2], seed=i))[0] for i in range(6)]
 
 
+def test_rows_of_all_settings_are_drawn_as_each_would_be_alone():
+    torch.manual_seed(0)
+    logits, uniform = torch.randn(200, 50), torch.rand(200, dtype=torch.float64)
+    decodings = [
+        Decoding(row % 5 > 0, 0.5 + row % 7 / 4, (0, 1, 5, 20, 99)[row % 11 % 5], (1.0, 0.5, 0.9)[row % 3])
+        for row in range(200)
+    ]
+    alone = [choose(logits[row : row + 1], [decodings[row]], uniform[row : row + 1]).item() for row in range(200)]
+    assert choose(logits, decodings, uniform).tolist() == alone
+
+
 def logits_of(*probabilities):
     return torch.tensor(probabilities).log()
 
@@ -77,7 +88,7 @@ def logits_of(*probabilities):
 def draw_many(logits, count=1000, **how):
     """What random numbers that are spread evenly over [0, 1) draw."""
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return choose(logits.expand(count, -1), Decoding(sample=True, **how), uniform)
+    return choose(logits.expand(count, -1), [Decoding(sample=True, **how)] * count, uniform)
 
 
 @pytest.mark.parametrize("how", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 2.0}])
@@ -138,7 +149,7 @@ def test_probabilities_are_the_models_own_whatever_the_drawing():
 @settings(max_examples=200, deadline=None)
 def test_any_decoding_of_any_logits_chooses_a_token_that_is_not_forbidden(how, logits, uniform):
     assume(max(logits) > -math.inf)
-    (token,) = choose(torch.tensor([logits]), how, torch.tensor([uniform], dtype=torch.float64))
+    (token,) = choose(torch.tensor([logits]), [how], torch.tensor([uniform], dtype=torch.float64))
     assert logits[token] > -math.inf
 
 

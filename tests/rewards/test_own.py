@@ -8,7 +8,8 @@ def test_load_scorer_finds_functions_and_classes(tmp_path, monkeypatch):
     (tmp_path / "scorers_of_mine.py").write_text(
         "import numpy as np\n"
         "def brevity(episodes):\n    return np.array([-len(text) for text in episodes.responses])\n"
-        "class Ones:\n    def __call__(self, episodes):\n        return np.ones(len(episodes))\n"
+        "class Ones:\n    def __call__(self, episodes):\n        return np.ones(len(episodes))\n",
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     scorer, weight, name = load_scorer("scorers_of_mine:brevity=-0.25")

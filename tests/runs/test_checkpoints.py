@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -39,7 +40,7 @@ def dialogues(tmp_path_factory) -> str:
         for split in ("train", "test")
     ]
     path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
     return str(path)
 
 
@@ -58,13 +59,13 @@ def uninterrupted(server, flags, tmp_path_factory) -> tuple[dict, float]:
     cwd = tmp_path_factory.mktemp("uninterrupted")
     server.start(cwd, SCRIPT, *flags, "--run-name", "run")
     start = time.perf_counter()
-    assert server.wait() == 0, (cwd / "log.txt").read_text()
+    assert server.wait() == 0, (cwd / "log.txt").read_text(encoding="utf-8")
     return contents(cwd / "runs/run"), time.perf_counter() - start
 
 
 def contents(folder: Path) -> dict:
     """All that the folder of a finished run holds, except for timings and the picture of the curves."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     timed = {"charts/FPS", "time/rollout"}
     events = EventAccumulator(str(folder)).Reload()
     state = torch.load(folder / "checkpoints/000008/state.pt", weights_only=True)
@@ -79,7 +80,8 @@ def contents(folder: Path) -> dict:
         },
         "parts": plain(state["parts"]),
         "texts": [
-            (folder / name).read_text() for name in ("evaluation.json", "samples.json", "samples.md", "config.json")
+            (folder / name).read_text(encoding="utf-8")
+            for name in ("evaluation.json", "samples.json", "samples.md", "config.json")
         ],
         "agent": (folder / "agent/model.safetensors").read_bytes(),
     }
@@ -95,7 +97,7 @@ def plain(state):
 
 
 def lines(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, flags, uninterrupted, tmp_path):
@@ -116,7 +118,7 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, fla
             assert contents(cwd / "runs/run") == expected
             finished += 1
         else:
-            assert code == -signal.SIGKILL, (cwd / "log.txt").read_text()
+            assert code == -signal.SIGKILL, (cwd / "log.txt").read_text(encoding="utf-8")
             kills += 1
 
 
@@ -126,7 +128,7 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags
     server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
     os.kill(pid, signum)
     assert server.wait() == 128 + signum
-    log = (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     (checkpoint,) = (tmp_path / "runs/run/checkpoints").iterdir()
     assert lines(tmp_path / "runs/run/metrics.jsonl") == int(checkpoint.name)
     assert f"stopped after {4 * int(checkpoint.name)} of 32 replies" in log
@@ -143,9 +145,9 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags
 def test_asked_twice_it_quits_at_once(server, flags, tmp_path):
     pid = server.start(tmp_path, SCRIPT, *flags, "--run-name", "run", "--update-epochs", "1000000")
     log = tmp_path / "log.txt"
-    server.wait_until(lambda: log.exists() and "0/32" in log.read_text(), "progress bar")
+    server.wait_until(lambda: log.exists() and "0/32" in log.read_text(encoding="utf-8"), "progress bar")
     os.kill(pid, signal.SIGINT)
-    server.wait_until(lambda: "once more to quit at once" in log.read_text(), "message")
+    server.wait_until(lambda: "once more to quit at once" in log.read_text(encoding="utf-8"), "message")
     os.kill(pid, signal.SIGINT)
     assert server.wait() == -signal.SIGINT
 
@@ -155,39 +157,39 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(server, flags, uninterrupt
     server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
     os.kill(pid, signal.SIGTERM)
     server.wait()
-    (last,) = (tmp_path / "runs/run/checkpoints").iterdir()
+    *_, last = before = sorted((tmp_path / "runs/run/checkpoints").iterdir())
     size = (last / "state.pt").stat().st_size
     server.start(tmp_path, SCRIPT, "--resume", "runs/run", file_size=size // 2)
     assert server.wait() == 1
-    log = (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert "cannot save checkpoint" in log
     assert "File too large" in log
     assert f"the last checkpoint, runs/run/checkpoints/{last.name}, is whole" in log
-    assert list(last.parent.iterdir()) == [last]
+    assert sorted(last.parent.iterdir()) == before
     server.start(tmp_path, SCRIPT, "--resume", "runs/run")
-    assert server.wait() == 0, (tmp_path / "log.txt").read_text()
+    assert server.wait() == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert contents(tmp_path / "runs/run") == uninterrupted[0]
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     target = tmp_path / "parent/folder"
-    write_folder(target, lambda folder: (folder / "a").write_text("old"))
+    write_folder(target, lambda folder: (folder / "a").write_text("old", encoding="utf-8"))
 
     def fail(folder):
-        (folder / "b").write_text("new")
+        (folder / "b").write_text("new", encoding="utf-8")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         write_folder(target, fail)
     assert [path.name for path in target.parent.iterdir()] == ["folder"]
     assert [path.name for path in target.iterdir()] == ["a"]
-    write_folder(target, lambda folder: (folder / "b").write_text("new"))
+    write_folder(target, lambda folder: (folder / "b").write_text("new", encoding="utf-8"))
     assert [path.name for path in target.iterdir()] == ["b"]
     with pytest.raises(UnicodeEncodeError):
         write_text(target / "b", "half a character: \ud800")
-    assert [path.read_text() for path in target.iterdir()] == ["new"]
+    assert [path.read_text(encoding="utf-8") for path in target.iterdir()] == ["new"]
     write_text(target / "b", "newer")
-    assert [path.read_text() for path in target.iterdir()] == ["newer"]
+    assert [path.read_text(encoding="utf-8") for path in target.iterdir()] == ["newer"]
 
 
 def test_only_the_current_gpu_s_generator_is_saved_and_restored(monkeypatch):
@@ -210,10 +212,130 @@ def test_random_states_go_on_where_they_were():
     assert (rng.integers(10, size=3).tolist(), torch.rand(3).tolist()) == first
 
 
+KILLED = "lambda *args, **options: os.kill(os.getpid(), 9)"
+PLACES = {
+    "before the lock": f"dailydialog_gym.runs.run.lock = {KILLED}",
+    "in the lock": f"dailydialog_gym.runs.folder.socket.gethostname = {KILLED}",
+    "in the fingerprint": f"dailydialog_gym.runs.run.fingerprint = {KILLED}",
+    "before the checksums": f"dailydialog_gym.runs.checkpoints.checksum = {KILLED}",
+    "before a folder gets its name": f"Path.rename = {KILLED}",
+    "before an old checkpoint is put aside": "rename = Path.rename\n"
+    f"Path.rename = lambda path, new: (({KILLED}) if new.name.endswith('.old') else rename)(path, new)",
+    "in the removal of an old checkpoint": "remove = shutil.rmtree\n"
+    "shutil.rmtree = lambda path, **options: "
+    f"[(path / 'state.pt').unlink(missing_ok=True), ({KILLED})()] if str(path).endswith('.old') and path.exists() "
+    "else remove(path, **options)",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_in_a_certain_place_it_ends_as_if_nothing_had_happened(server, flags, uninterrupted, tmp_path, place):
+    imports = "import os, shutil\nfrom pathlib import Path\nimport dailydialog_gym.runs.run\n"
+    for _ in range(2):  # in the new run, and once it is resumed
+        begun = (tmp_path / "runs/run").exists()
+        command = ("--resume", "runs/run") if begun else (*flags, "--run-name", "run")
+        server.start(tmp_path, SCRIPT, *command, before=imports + PLACES[place])
+        assert server.wait() == -signal.SIGKILL, (tmp_path / "log.txt").read_text(encoding="utf-8")
+    begun = (tmp_path / "runs/run").exists()
+    assert begun == (place != "before a folder gets its name")
+    server.start(tmp_path, SCRIPT, *(("--resume", "runs/run") if begun else (*flags, "--run-name", "run")))
+    assert server.wait() == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert contents(tmp_path / "runs/run") == uninterrupted[0]
+
+
+class Part:
+    """A part of a run whose state is one number."""
+
+    def __init__(self):
+        self.number = 0
+
+    def state_dict(self):
+        return {"number": self.number}
+
+    def load_state_dict(self, state):
+        self.number = state["number"]
+
+
+def checkpoints_in(folder: Path, *iterations: int, keep: int = 2) -> Checkpoints:
+    part = Part()
+    checkpoints = Checkpoints(folder, lambda agent: agent.mkdir(), {"part": part}, {"a": 1}, keep)
+    for part.number in iterations:
+        checkpoints.save(part.number, {})
+    return checkpoints
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_checkpoints_are_kept(tmp_path, keep):
+    checkpoints = checkpoints_in(tmp_path, 2, 4, 6, 8, keep=keep)
+    assert names(tmp_path) == ["000002", "000004", "000006", "000008"][-keep:]
+    assert checkpoints.last.name == "000008"
+
+
 def test_what_a_kill_left_of_an_older_checkpoint_is_removed(tmp_path):
-    checkpoints = Checkpoints(tmp_path, lambda folder: folder.mkdir(), {})
-    checkpoints.save(6, {})
-    (tmp_path / "000004/agent").mkdir(parents=True)  # half removed
-    (tmp_path / ".000008.new").mkdir()  # half written
-    assert checkpoints.load() == (6, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["000006"]
+    checkpoints_in(tmp_path, 6)
+    for leftover in (".000004.old/agent", ".000008.new/agent", ".000006.universal/engine0"):
+        (tmp_path / leftover).mkdir(parents=True)
+    assert checkpoints_in(tmp_path).load() == (6, {})
+    assert names(tmp_path) == ["000006"]
+
+
+def test_what_the_user_keeps_there_stays_and_does_not_disturb(tmp_path):
+    checkpoints_in(tmp_path, 2, 4)
+    shutil.copytree(tmp_path / "000004", tmp_path / "000004-good")
+    shutil.copytree(tmp_path / "000004", tmp_path / "999999")  # a copy, with a larger number
+    (tmp_path / ".DS_Store").write_bytes(b"macOS")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    for folder in ("123456", "2024", "mine.old", ".mine.old", "agents"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "notes.txt").write_text("mine", encoding="utf-8")
+    users = set(names(tmp_path)) - {"000002", "000004"}
+    before = {path: path.read_bytes() for name in users for path in (tmp_path / name).rglob("*") if path.is_file()}
+    assert checkpoints_in(tmp_path).load() == (4, {})
+    checkpoints_in(tmp_path, 6, 8, 10)
+    assert set(names(tmp_path)) == users | {"000008", "000010"}
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "a flipped bit": (flip_a_bit, "state.pt", "is damaged"),
+    "truncated": (lambda path: os.truncate(path, path.stat().st_size - 1), "state.pt", "is damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "state.pt", "is damaged"),
+    "missing": (Path.unlink, "state.pt", "is missing"),
+    "foreign": (lambda path: torch.save({"parts": {}}, path), "state.pt", "is damaged"),
+    "no list of files": (Path.unlink, "checkpoint.json", "is missing or damaged"),
+    "half a list of files": (lambda path: os.truncate(path, 9), "checkpoint.json", "is missing or damaged"),
+    "another list": (lambda path: path.write_text("[]", encoding="utf-8"), "checkpoint.json", "is missing or damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_named_with_the_one_before_it(tmp_path, kind):
+    damage, file, fault = DAMAGE[kind]
+    checkpoints_in(tmp_path, 2, 4)
+    damage(tmp_path / "000004" / file)
+    message = f"{tmp_path}/000004/{file} {fault}.*; to go on from {tmp_path}/000002, move {tmp_path}/000004 away$"
+    with pytest.raises(ValueError, match=message):
+        checkpoints_in(tmp_path).load()
+    assert names(tmp_path) == ["000002", "000004"]
+    shutil.rmtree(tmp_path / "000004")
+    assert checkpoints_in(tmp_path).load() == (2, {})
+    damage(tmp_path / "000002" / file)
+    with pytest.raises(ValueError, match=f"{fault}.*; there is no earlier checkpoint$"):
+        checkpoints_in(tmp_path).load()
+
+
+def test_a_whole_checkpoint_of_something_else_is_named(tmp_path):
+    checkpoints_in(tmp_path, 2)
+    checkpoints = Checkpoints(tmp_path, lambda agent: agent.mkdir(), {"other": Part()})
+    with pytest.raises(ValueError, match=r"000002/state.pt does not fit this run \('other'\); there is no earlier"):
+        checkpoints.load()

@@ -56,7 +56,7 @@ def parse(*argv: str):
 @pytest.fixture
 def yaml_file(tmp_path):
     def write(text: str) -> str:
-        (tmp_path / "flags.yaml").write_text(text)
+        (tmp_path / "flags.yaml").write_text(text, encoding="utf-8")
         return str(tmp_path / "flags.yaml")
 
     return write
@@ -65,7 +65,7 @@ def yaml_file(tmp_path):
 @pytest.fixture
 def run_folder(tmp_path) -> str:
     config = asdict(Args(learning_rate=0.5, run_name="run", labels=("a", "b")))
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return str(tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_a_file_sets_flags_and_flags_win(yaml_file):
 )
 def test_what_is_wrong_in_a_file_is_named_in_one_place(yaml_file, tmp_path, capfd, text, message):
     file = str(tmp_path / "missing.yaml") if text is None else yaml_file(text)
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(ValueError) as error:
         parse("--config", file)
     assert file in str(error.value)
     assert message in str(error.value)
@@ -134,7 +134,7 @@ def test_a_resumed_run_has_its_own_flags(run_folder):
     ],
 )
 def test_a_resumed_run_refuses_other_flags_and_a_folder_without_a_run(run_folder, flags, message):
-    with pytest.raises(SystemExit, match=re.escape(message.format(run=run_folder))):
+    with pytest.raises(ValueError, match=re.escape(message.format(run=run_folder))):
         parse("--resume", run_folder, *flags)
 
 
@@ -167,7 +167,7 @@ def test_the_presets_are_valid(preset):
 
 
 def test_what_a_flag_names_is_imported_from_the_current_folder(tmp_path, monkeypatch):
-    (tmp_path / "a_module_of_mine.py").write_text("class Thing: pass")
+    (tmp_path / "a_module_of_mine.py").write_text("class Thing: pass", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere"])
     assert import_object("a_module_of_mine:Thing", "--flag").__name__ == "Thing"

@@ -49,11 +49,11 @@ def no_login(tmp_path, monkeypatch):
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_what_a_users_own_reward_says_reaches_every_log(script, no_login, tmp_path, capsys):
-    (tmp_path / "run_rewards.py").write_text(MINE)
+    (tmp_path / "run_rewards.py").write_text(MINE, encoding="utf-8")
     script("--reward", "run_rewards:brevity=0.5", "--track", "--wandb-project-name", "talk")
     folder = tmp_path / "runs/run"
     rows = read_metrics(folder)
@@ -88,6 +88,7 @@ def test_a_resumed_run_goes_on_in_weights_and_biases_under_its_id(script, no_log
 class Args(RunArgs, DataArgs):
     model: str = "builtin"
     policy_class: str = "transformers:AutoModelForCausalLM"
+    intent_model: str = "builtin"
     seed: int = 1
 
 
@@ -139,7 +140,7 @@ def test_a_number_that_is_not_finite_is_null_in_json(run):
 
 
 def test_a_new_run_begins_with_its_folder_and_flags_whole(run):
-    assert json.loads((run.folder / "config.json").read_text()) == vars(run.args)
+    assert json.loads((run.folder / "config.json").read_text(encoding="utf-8")) == vars(run.args)
     assert [path.name for path in run.folder.parent.iterdir()] == ["run"]
 
 

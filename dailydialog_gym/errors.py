@@ -1,0 +1,47 @@
+"""How a script ends after a mistake of its user: with one line instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def one_line(error: BaseException) -> str:
+    """``error: `` and the exception's message in one line."""
+    return f"error: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def report_in_one_line(*kinds: type[BaseException]) -> None:
+    """Let an exception of these kinds that nobody catches end the process with `one_line` instead of a traceback."""
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if issubclass(kind, kinds):
+            print(one_line(error), file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, traceback)
+
+    sys.excepthook = hook
+
+
+def run_script(main: Callable[[T], None], args: type[T], description: str) -> None:
+    """Parse the command line of a script into the dataclass ``args``, and call ``main`` with it.
+
+    A ValueError or OSError is a mistake of the user: it ends the script with `one_line`, or with a traceback if the
+    command line has ``--traceback``.
+
+    Raises:
+        SystemExit: the command line is wrong, or ``main`` raised such an error.
+    """
+    import tyro
+
+    argv = [word for word in sys.argv[1:] if word != "--traceback"]
+    parsed = tyro.cli(args, args=argv, description=f"{description}\n--traceback shows where an error occurred.")
+    try:
+        main(parsed)
+    except (ValueError, OSError) as error:
+        if len(argv) < len(sys.argv) - 1:
+            raise
+        raise SystemExit(one_line(error)) from error

@@ -1,0 +1,66 @@
+"""What a run's result depends on besides its flags, so that a run is not resumed with something else by mistake."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import cached_file
+
+from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.env.dialogues import load_dialogues
+from dailydialog_gym.runs.checkpoints import checksum
+
+# The files of a model folder that are read: configuration, weights, tokenizer, and code of its own
+_READ = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", "*.py")
+_READ += ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+_PACKAGES = ("dailydialog-gym", "torch", "transformers", "tokenizers", "numpy", "nltk", "gymnasium")
+
+
+def fingerprint(args: Any) -> dict[str, Any]:
+    """SHA-256 of the dataset's rows and of the models' files, package versions, and the number of threads.
+
+    Args:
+        args: the script's arguments: ``dataset``, ``test_share``, ``eval_split``, ``model`` and ``intent_model``.
+    """
+    return {
+        "dataset": {
+            f"{split} split": _rows(args.dataset, split, args.test_share) for split in ("train", args.eval_split)
+        },
+        "model": _files(args.model, "policy"),
+        "intent model": _files(args.intent_model, "intent"),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What differs between two fingerprints, in words.
+
+    Returns: what makes another result, and what may change its last digits: versions and the number of threads.
+    """
+    severe, slight = [], []
+    for name in ("dataset", "model", "intent model"):
+        differing = [key for key in sorted(before[name] | now[name]) if before[name].get(key) != now[name].get(key)]
+        severe += [f"the {name}'s {key}" for key in differing]
+    for package, new in now["versions"].items():
+        if (old := before["versions"].get(package)) != new:
+            slight.append(f"{package} {new} instead of {old}")
+    if before["threads"] != now["threads"]:
+        slight.append(f"{now['threads']} threads instead of {before['threads']}")
+    return severe, slight
+
+
+def _rows(dataset: str, split: str, test_share: float) -> str:
+    return hashlib.sha256(repr(load_dialogues(dataset, split, False, test_share)).encode()).hexdigest()
+
+
+def _files(model: str, embedded: str) -> dict[str, str]:
+    folder = ASSETS / embedded if model == "builtin" else Path(model)
+    if not folder.is_dir():  # a hub id, which has been loaded before, so its files are in the cache
+        folder = Path(cached_file(model, "config.json", local_files_only=True)).parent
+    paths = sorted({path for pattern in _READ for path in folder.glob(pattern) if path.is_file()})
+    return {path.name: checksum(path) for path in paths}

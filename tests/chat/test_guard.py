@@ -1,0 +1,191 @@
+"""Who gets in: names and origins, bodies, passwords; and who leaves the queue."""
+
+import asyncio
+import socket
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from gradio_client import Client
+from served import Served
+
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.chat import conversation, guard
+from dailydialog_gym.chat.conversation import Chat
+from dailydialog_gym.chat.page import free_port, launch
+from dailydialog_gym.chat.trained import TrainedAgent
+
+ABOUT = TrainedAgent("builtin", "it", "It.")
+
+
+@pytest.fixture(scope="module")
+def agent():
+    return DialogueAgent.load("builtin")
+
+
+@pytest.fixture(scope="module")
+def served(agent, tmp_path_factory):
+    served = Served(Chat(agent, None, None, tmp_path_factory.mktemp("votes") / "votes.jsonl"), ABOUT)
+    yield served
+    served.page.close()
+
+
+@pytest.fixture(scope="module")
+def behind_proxy(agent, tmp_path_factory):
+    chat = Chat(agent, None, None, tmp_path_factory.mktemp("votes") / "votes.jsonl")
+    served = Served(chat, ABOUT, root_path="https://talk.example.org/chat")
+    yield served
+    served.page.close()
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "localhost:99", "[::1]:7860", "LOCALHOST"])
+def test_the_page_answers_to_the_names_of_this_machine(served, name):
+    assert httpx.get(served.url + "config", headers={"Host": name}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", ""]
+)
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/info"])
+def test_under_another_name_it_tells_nothing(served, name, path):
+    answer = httpx.get(served.url + path, headers={"Host": name})
+    assert answer.status_code == 403
+    assert "does not answer to the name" in answer.text
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://127.0.0.1:1", "http://localhost", "null", "", "file://"]
+)
+@pytest.mark.parametrize("call", ["gradio_api/call/about", "gradio_api/run/about", "gradio_api/queue/join", "config"])
+def test_a_script_of_another_site_gets_nothing(served, origin, call):
+    answer = httpx.post(served.url + call, json={"data": []}, headers={"Origin": origin})
+    assert answer.status_code == 403
+    assert "does not answer requests of" in answer.text
+
+
+def test_the_pages_own_scripts_get_an_answer(served):
+    for origin in (served.url.rstrip("/"), None):
+        headers = {"Origin": origin} if origin else {}
+        assert httpx.post(served.url + "gradio_api/run/about", json={"data": []}, headers=headers).status_code == 200
+
+
+def test_behind_a_proxy_it_answers_to_the_proxys_name(behind_proxy):
+    call = behind_proxy.url + "gradio_api/run/about"
+    for host in ("talk.example.org", urlsplit(behind_proxy.url).netloc):
+        headers = {"Host": host, "Origin": "https://talk.example.org"}
+        assert httpx.post(call, json={"data": []}, headers=headers).status_code == 200
+    assert httpx.post(call, json={"data": []}, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert httpx.get(behind_proxy.url + "config", headers={"Host": "evil.example"}).status_code == 403
+    assert httpx.get(behind_proxy.url + "config").json()["root"].startswith("https://talk.example.org/chat")
+
+
+@pytest.mark.parametrize("path", ["gradio_api/upload", "upload", "gradio_api/upload/", "gradio_api/upload_progress"])
+def test_nothing_can_be_uploaded(served, path):
+    assert httpx.post(served.url + path, files={"files": b"x" * 1000}).status_code == 404
+
+
+def chunks(size: int):
+    for _ in range(size // 1000):
+        yield b"x" * 1000
+
+
+@pytest.mark.parametrize(
+    "path", ["gradio_api/call/chat", "gradio_api/queue/join", "gradio_api/component_server", "login"]
+)
+@pytest.mark.parametrize("content", [b"x" * 50_000_000, None], ids=["of known length", "of unknown length"])
+def test_a_large_body_is_refused_unread(served, capfd, path, content):
+    try:
+        answer = httpx.post(served.url + path, content=content or chunks(50_000_000), timeout=60)
+        assert answer.status_code == 413
+    except httpx.WriteError:  # the page has hung up while the body was sent
+        pass
+    assert sum(map(len, capfd.readouterr())) < 10_000
+
+
+def test_a_broken_body_is_not_logged_at_length(served, capfd):
+    for content in (b"{" * 900_000, b"[" + b"1," * 400_000 + b"1]", b"\xff" * 900_000):
+        assert httpx.post(served.url + "gradio_api/call/chat", content=content).status_code in (400, 422, 500)
+    assert sum(map(len, capfd.readouterr())) < 2_000_000
+
+
+def test_a_password_cannot_be_guessed_quickly(agent, tmp_path):
+    served = Served(Chat(agent, None, None, tmp_path / "votes.jsonl"), ABOUT, auth="me:sec:ret")
+
+    async def guess() -> list[int]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            forms = [{"username": "me", "password": str(n)} for n in range(4)]
+            answers = await asyncio.gather(*(client.post(served.url + "login", data=form) for form in forms))
+            return [answer.status_code for answer in answers]
+
+    try:
+        start = time.perf_counter()
+        assert asyncio.run(guess()) == [400] * 4
+        assert time.perf_counter() - start > 4 * guard.SLOW
+        assert Client(served.url, auth=("me", "sec:ret"), verbose=False).predict("Hi", api_name="/chat")
+    finally:
+        served.page.close()
+
+
+@pytest.mark.parametrize("auth", ["secret", "", ":", "me:", ":secret"])
+def test_a_name_without_a_password_is_refused(auth):
+    with pytest.raises(ValueError, match=r"^--auth: expected NAME:PASSWORD"):
+        launch(None, "127.0.0.1", 7860, share=False, auth=auth)
+
+
+@pytest.mark.parametrize("path", ["/chat", "example.org/chat", "ftp://example.org", ""])
+def test_a_root_path_that_is_no_url_is_refused(path):
+    with pytest.raises(ValueError, match=r"^--root-path .*: expected a URL"):
+        launch(None, "127.0.0.1", 7860, share=False, auth=None, root_path=path)
+
+
+def test_a_busy_port_is_replaced_by_the_next_one():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        assert port < free_port("127.0.0.1", port) < port + 100
+    assert free_port("127.0.0.1", port) == port
+    with pytest.raises(ValueError, match=r"--host 203\.0\.113\.1 --port 7860"):
+        free_port("203.0.113.1", 7860)
+
+
+def test_requests_that_nobody_listens_to_keep_nobody_waiting(served, monkeypatch):
+    monkeypatch.setattr(guard, "PATIENCE", 2.0)
+    served.delay = 0.3  # for each token
+    data = ["Hi.", [], True, 1.0, 20, 1.0, 128, 1]
+
+    async def flood() -> float:
+        async with httpx.AsyncClient(timeout=60) as client:
+            call = served.url + "gradio_api/call"
+            posts = [client.post(f"{call}/chat", json={"data": data}) for _ in range(300)]
+            assert {answer.status_code for answer in await asyncio.gather(*posts)} == {200}
+            assert served.chat.worker.load > 0
+            start = time.perf_counter()
+            event = (await client.post(f"{call}/about", json={"data": []})).json()["event_id"]
+            async with client.stream("GET", f"{call}/about/{event}") as lines:
+                assert "event: complete" in [line async for line in lines.aiter_lines()]
+            assert (await client.get(served.url)).status_code == 200
+            return time.perf_counter() - start
+
+    assert asyncio.run(flood()) < 5
+    deadline = time.monotonic() + 30  # the 200 replies would take two minutes
+    while served.chat.worker.load:
+        assert time.monotonic() < deadline, served.chat.worker.load
+        time.sleep(0.1)
+    served.delay = 0.0
+
+
+def test_a_listener_may_wait_longer_than_that(served, monkeypatch):
+    monkeypatch.setattr(guard, "PATIENCE", 0.5)
+    served.delay = 0.1
+    answer = Client(served.url, verbose=False).predict("How are you?", longest=15, sample=False, api_name="/chat")
+    served.delay = 0.0
+    assert answer == served.chat.trained.chat("How are you?", max_new_tokens=15)
+
+
+def test_too_many_replies_at_once_are_refused_with_a_sentence(served, monkeypatch):
+    monkeypatch.setattr(conversation, "MAX_REPLIES", 0)
+    call = served.url + "gradio_api/call/chat"
+    event = httpx.post(call, json={"data": ["Hi.", [], True, 1.0, 20, 1.0, 20, 1]}).json()["event_id"]
+    assert "0 replies are being written: try again in a moment" in httpx.get(f"{call}/{event}").text

@@ -1,0 +1,105 @@
+"""Model folders that would run code, read pickles, or never finish loading, are refused in a moment."""
+
+import json
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.models.loading import load_classifier, load_model
+
+LOADED = []
+
+
+class Bomb:
+    def __reduce__(self):
+        return LOADED.append, (1,)
+
+
+def configure(**entries):
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | entries), encoding="utf-8")
+
+    return change
+
+
+def index(name: str):
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "kept.safetensors")
+        torch.save({"a": torch.zeros(1)}, folder / "model.bin")
+        (folder / "bomb.bin").write_bytes(pickle.dumps(Bomb()))
+        weights = {"weight_map": {"a": "kept.safetensors", "b": name}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(weights), encoding="utf-8")
+
+    return change
+
+
+BAD = {
+    "a pickle": (index("bomb.bin"), "index.json names 'bomb.bin'"),
+    "weights in a pickle": (index("model.bin"), "index.json names 'model.bin'"),
+    "weights elsewhere": (index("../x.safetensors"), "index.json names '../x.safetensors'"),
+    "absolute weights": (index("/x.safetensors"), "index.json names '/x.safetensors'"),
+    "a kernel": (configure(attn_implementation="kernels-community/flash-attn"), "which is code from the hub"),
+    "an inner kernel": (configure(_attn_implementation="some/kernel:name"), "names 'some/kernel:name'"),
+    "a kernel of a part": (configure(text_config={"attn_implementation": "some/kernel"}), "names 'some/kernel'"),
+    "kernels of parts": (configure(attn_implementation={"": "some/kernel"}), "names 'some/kernel'"),
+    "experts of the hub": (configure(experts_implementation="some/experts"), "names 'some/experts'"),
+    "a million layers": (configure(n_layer=10**6), "n_layer 1,000,000, but the weights have far fewer tensors"),
+    "layers in a part": (configure(text_config={"num_hidden_layers": 10**9}), "num_hidden_layers 1,000,000,000"),
+    "a thousand layers": (configure(n_layer=1000), "n_layer 1,000"),
+    "ten million labels": (configure(num_labels=10**7), "num_labels 10,000,000"),
+    "a wide model": (configure(n_embd=10**9), ""),
+    "12 GB of weights": (configure(n_inner=10**6), "of a model of 3,0"),
+    "a large vocabulary": (configure(vocab_size=10**12), ""),
+    "many positions": (configure(n_positions=10**12), ""),
+    "a number for a type": (configure(dtype=2**40), ""),
+    "a large number for a type": (configure(dtype=1e308), ""),
+    "a word for a number": (configure(n_layer="many"), "n_layer"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"), "expected a JSON object"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(ASSETS / "policy", tmp_path / "model"))
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_folder_is_refused_soon(folder, kind):
+    change, message = BAD[kind]
+    change(folder)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"^cannot load model") as error:
+        load_model(str(folder))
+    assert message in str(error.value)
+    assert time.perf_counter() - start < 5  # a million layers would take hours
+    assert not LOADED
+
+
+def test_a_bad_classifier_too(tmp_path):
+    for kind in ("a pickle", "a kernel", "ten million labels"):
+        folder = Path(shutil.copytree(ASSETS / "intent", tmp_path / kind))
+        BAD[kind][0](folder)
+        with pytest.raises(ValueError, match=r"^cannot load intent classifier"):
+            load_classifier(str(folder))
+    assert not LOADED
+
+
+def test_a_good_model_in_several_files_loads(folder, tmp_path):
+    model = load_model(str(folder))
+    model.save_pretrained(tmp_path / "shards", max_shard_size="2MB")
+    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 2
+    start = time.perf_counter()
+    again = load_model(str(tmp_path / "shards"))
+    assert time.perf_counter() - start < 10
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_plain_names_of_attention_are_allowed(folder):
+    configure(attn_implementation="eager")(folder)
+    assert load_model(str(folder)).config._attn_implementation == "eager"

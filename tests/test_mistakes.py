@@ -1,0 +1,224 @@
+"""A user's mistake ends in one line that begins with `error:`, in every script; --traceback shows the rest."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from forks import Server
+from paths import ROOT
+
+SCRIPT = ROOT / "ppo_dialog.py"
+OFFLINE = "import huggingface_hub.constants as hub; hub.HF_HUB_OFFLINE = True\n"  # it was imported before the fork
+REWARDS = """
+import numpy as np
+def words(episodes): return [len(text.split()) for text in episodes.responses]
+def nothing(episodes): return None
+def two(episodes): return np.zeros(2)
+def nan(episodes): return np.full(len(episodes), np.nan)
+def failing(episodes): raise RuntimeError("no such luck")
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model):
+    server = Server(SCRIPT, tiny_model)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model, tiny_intent_model) -> list[str]:
+    flags = {"model": tiny_model, "intent-model": tiny_intent_model, "num-envs": 4, "total-episodes": 8}
+    flags |= {"replies-per-prompt": 2, "num-minibatches": 2, "eval-samples": 4, "checkpoint-every": 1}
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def script(server, small, tmp_path):
+    """Runs the script with some flags in a folder with rewards; its exit code and what it wrote."""
+    (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
+
+    def script(*flags: str, before: str = "") -> tuple[int, str]:
+        new = () if "--resume" in flags else small
+        server.start(tmp_path, SCRIPT, *new, *flags, before=OFFLINE + before)
+        return server.wait(), (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+    return script
+
+
+def error_line(code: int, log: str) -> str:
+    """The line of the error, which is the last one and the only one."""
+    assert code == 1, log
+    assert "Traceback" not in log
+    *before, last = log.splitlines()
+    assert last.startswith("error: "), log
+    assert not any(line.startswith("error: ") for line in before)
+    return last
+
+
+MISTAKES = {
+    ("--model", "no/such-model"): "cannot load tokenizer 'no/such-model'",
+    ("--dataset", "no-such-data"): "unknown dataset 'no-such-data'",
+    ("--dataset", "rewards.py"): "dataset 'rewards.py' is a file, but not a .jsonl",
+    ("--intent-model", "no/such-model"): "cannot load intent classifier 'no/such-model'",
+    ("--seed", "-1"): "--seed -1: expected a number from 0 to 2**63 - 1",
+    ("--seed", "99999999999999999999"): "--seed 99999999999999999999: expected",
+    ("--run-name", "../x"): "--run-name '../x': expected the name of a folder in runs/",
+    ("--run-name", "."): "--run-name '.': expected the name of a folder in runs/",
+    ("--run-name", "x" * 252): "at most 200 bytes",
+    ("--num-minibatches", "3"): "expected a number of contexts",
+    ("--critic", "none", "--replies-per-prompt", "1"): "--critic none and --normalize-groups need",
+    ("--top-k", "5000"): "--top-k must be 0 to 4096",
+    ("--eval-samples", "-1"): "--eval-samples must be at least 0, got -1",
+    ("--keep-checkpoints", "0"): "--keep-checkpoints must be at least 1, got 0",
+    ("--resume-anyway",): "--resume-anyway is for a run that goes on",
+    ("--resume", "no-run"): "cannot read flags from no-run/config.json",
+    ("--config", "no.yaml"): "cannot read flags from no.yaml",
+    ("--config", "rewards.py"): "cannot read flags from rewards.py",
+    ("--reward", "rewards:words"): "reward 'rewards:words' does not have the form module:callable=weight",
+    ("--reward", "rewards:no=1"): "--reward 'rewards:no': expected module:name",
+    ("--reward", "no_such_rewards:words=1"): "--reward 'no_such_rewards:words': expected module:name",
+    ("--reward", "rewards:number=1"): "expected a function or a class, got 3",
+    ("--reward", "os:system=1"): "reward 'os:system=1' does not score an episode: TypeError",
+    ("--reward", "rewards:nothing=1"): "scorer 'nothing' returned shape ()",
+    ("--reward", "rewards:two=1"): "scorer 'two' returned shape (2,)",
+    ("--reward", "rewards:nan=1"): "returned nan for the reply",
+    ("--reward", "rewards:failing=1"): "does not score an episode: RuntimeError: no such luck",
+}
+
+
+@pytest.mark.parametrize("flags", MISTAKES, ids=lambda flags: " ".join(flags)[:40])
+def test_a_mistake_in_the_flags_ends_in_one_line(script, tmp_path, flags):
+    assert MISTAKES[flags] in error_line(*script(*flags))
+    assert not [*tmp_path.glob("runs/*")]
+
+
+def test_traceback_shows_where_a_mistake_was_found(script):
+    code, log = script("--run-name", "../x", "--traceback")
+    assert code == 1
+    assert "Traceback" in log
+    assert "folder.py" in log
+
+
+def test_the_name_of_a_run_that_exists(script):
+    assert script("--run-name", "run")[0] == 0
+    assert "runs/run exists (locked by process" in error_line(*script("--run-name", "run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": ["os:system=1"]}, "reward 'os:system=1' does not score an episode"),
+        ({"reward": "os:system=1"}, "reward 'os:system=1' does not score an episode"),
+        ({"num_envs": "many"}, "num_envs: expected int, got 'many'"),
+        ({"seeds": 1}, "unknown key 'seeds'"),
+        ({"model": {"a": 1}}, "model: expected str, got {'a': 1}"),
+        ({"seed": -1}, "--seed -1"),
+    ],
+)
+def test_an_edited_config(script, tmp_path, change, message):
+    assert script("--run-name", "run", "--total-episodes", "4")[0] == 0
+    config = tmp_path / "runs/run/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    assert message in error_line(*script("--resume", "runs/run"))
+
+
+def test_a_second_process_is_refused_with_the_first_ones_number(server, script, small, tmp_path):
+    first = server.start(tmp_path, SCRIPT, *small, "--run-name", "run", "--update-epochs", "1000000", log="first.txt")
+    holder = tmp_path / "runs/run/.lock-holder"
+    server.wait_until(
+        lambda: (tmp_path / "first.txt").exists() and "0/8" in (tmp_path / "first.txt").read_text(encoding="utf-8"),
+        "bar",
+    )
+    assert f"process {first} " in holder.read_text(encoding="utf-8")
+    for flags in ("--resume", "runs/run"), ("--run-name", "run"):
+        assert f"locked by process {first} on" in error_line(*script(*flags))
+    os.kill(first, signal.SIGKILL)
+    assert server.wait(first) == -signal.SIGKILL
+    server.start(tmp_path, SCRIPT, "--resume", "runs/run")
+    log = tmp_path / "log.txt"
+    server.wait_until(lambda: "0/8" in log.read_text(encoding="utf-8"), "bar")  # the lock has ended with its process
+
+
+@pytest.fixture
+def as_nobody() -> str:
+    """Code that lets the program run without the rights of root, whom no file's mode keeps out."""
+    if sys.platform == "win32" or os.geteuid():
+        return ""
+    return "import os; os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_fills_up_while_training(script, tmp_path):
+    before = (
+        "import dailydialog_gym.runs.run as run\nrun.write_text = lambda *_: open('/dev/full', 'w').write('x' * 9999)"
+    )
+    assert "No space left on device" in error_line(*script("--run-name", "run", before=before))
+    assert script("--resume", "runs/run")[0] == 0
+
+
+def test_a_folder_that_cannot_be_written(script, tmp_path, as_nobody):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o555)
+    assert "Permission denied" in error_line(*script("--run-name", "run", before=as_nobody))
+
+
+def test_a_run_is_not_resumed_with_another_model_unless_it_is_meant(script, tmp_path, tiny_model):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    stop = "import dailydialog_gym.runs.run as run\nrun.Run.finish = lambda *_: exit(3)"
+    assert script("--run-name", "run", "--model", "model", before=stop)[0] == 3
+    config = tmp_path / "model/config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("1e-05", "1e-06"), encoding="utf-8")
+    message = (
+        "the model's config.json changed since runs/run/checkpoints/000002, so the run would not go on as it began"
+    )
+    assert message in error_line(*script("--resume", "runs/run"))
+    code, log = script("--resume", "runs/run", "--resume-anyway")
+    assert code == 0, log
+    assert "warning: since runs/run/checkpoints/000002 changed: the model's config.json" in log
+
+
+def test_another_number_of_threads_is_a_warning(script):
+    assert script("--run-name", "run")[0] == 0
+    code, log = script("--resume", "runs/run", before="import torch; torch.set_num_threads(2)")
+    assert code == 0, log
+    assert "changed: 2 threads instead of 1" in log
+
+
+COMMANDS = {
+    "dailydialog_gym.evaluate": (
+        (("no/such-model",), "cannot load"),
+        (("builtin", "--dataset", "no-such-data"), "unknown dataset"),
+        (("builtin", "--policy-class", "no_such:Class"), "--policy-class 'no_such:Class'"),
+        (("builtin", "--samples", "1", "--max-new-tokens", "1", "--json", "/no/such/folder/x.json"), "/no/such/folder"),
+        (("builtin", "--samples", "1", "--sample", "--seed", "-1"), "--seed must be at least 0"),
+    ),
+    "dailydialog_gym.recipes.sft": ((("--out", "out", "--dataset", "no-such-data"), "unknown dataset"),),
+    "dailydialog_gym.recipes.intent": ((("--out", "out", "--dataset", "no-such-data"), "unknown dataset"),),
+    "dailydialog_gym.recipes.synonyms": ((("--out", "out", "--wordnet", "none"), "--wordnet none is not a folder"),),
+    str(ROOT / "chat_app.py"): ((("--agent", "no/such-model"), "cannot load"),),
+}
+CASES = [(module, flags, message) for module, cases in COMMANDS.items() for flags, message in cases]
+
+
+@pytest.mark.parametrize(("command", "flags", "message"), CASES)
+def test_other_commands_end_so_too(server, tmp_path, command, flags, message):
+    program = (command,) if command.endswith(".py") else ("-m", command)
+    server.start(tmp_path, *program, *flags, before=OFFLINE)
+    assert message in error_line(server.wait(), (tmp_path / "log.txt").read_text(encoding="utf-8"))
+    server.start(tmp_path, *program, *flags, "--traceback", before=OFFLINE)
+    assert server.wait() == 1
+    assert "Traceback" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+def test_python_itself_prints_the_line(tmp_path):
+    """The tests above fork a process; this one starts the script as a user does."""
+    command = [sys.executable, str(SCRIPT), "--seed", "-1"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "error: --seed -1: expected a number from 0 to 2**63 - 1\n")

@@ -1,0 +1,55 @@
+"""A chat template that does not end, or writes without end, is refused; and good ones are not."""
+
+import threading
+import time
+
+import pytest
+
+from dailydialog_gym import templates
+from dailydialog_gym.templates import InTime, check_template
+
+NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
+ENDS = "{% endfor %}{% endfor %}{% endfor %}"
+GOOD = (
+    "{% for m in messages %}{% if m.role == 'user' %}<u>{{ m.content | tojson }}{% else %}"
+    "{% generation %}<a>{{ m['content'] }}{% endgeneration %}{% endif %}{% endfor %}{{ strftime_now('%Y') }}"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        NESTED + ENDS,
+        "{% generation %}" + NESTED + ENDS + "{% endgeneration %}",
+        NESTED + "{{ messages }}" + ENDS,
+        "{{ 'x' * 10 ** 12 }}",
+        "{% for a in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
+    ],
+)
+def test_a_template_without_an_end_is_refused(monkeypatch, template):
+    monkeypatch.setattr(templates, "SECONDS", 4)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"^the chat template of 'a' (does not end within 4|writes more than 1,0)"):
+        check_template("a", template)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    "template", [GOOD, "", "{% nonsense", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{ x.y }}"]
+)
+def test_other_templates_pass(template):
+    check_template("a", template)
+
+
+def test_what_does_not_end_in_time_is_never_called_again():
+    forever, calls = threading.Event(), []
+    in_time = InTime("the wait", 0.2)
+    assert in_time(lambda a, b: a + b, 1, 2) == 3
+    with pytest.raises(KeyError, match="own"):
+        in_time({}.__getitem__, "own")
+    with pytest.raises(ValueError, match=r"^the wait did not end within 0.2 seconds"):
+        in_time(forever.wait)
+    with pytest.raises(ValueError, match=r"^the wait did not end"):
+        in_time(calls.append, 1)
+    assert calls == []
+    forever.set()
