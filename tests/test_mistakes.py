@@ -64,8 +64,8 @@ def error_line(code: int, log: str) -> str:
 
 MISTAKES = {
     ("--model", "no/such-model"): "cannot load tokenizer 'no/such-model'",
-    ("--dataset", "no-such-data"): "unknown dataset 'no-such-data'",
-    ("--dataset", "rewards.py"): "dataset 'rewards.py' is a file, but not a .jsonl",
+    ("--dataset", "no-such-data"): "no such file or folder: 'no-such-data'",
+    ("--dataset", "rewards.py"): "dataset 'rewards.py' is a file, but none of .jsonl, .json",
     ("--intent-model", "no/such-model"): "cannot load intent classifier 'no/such-model'",
     ("--seed", "-1"): "--seed -1: expected a number from 0 to 2**63 - 1",
     ("--seed", "99999999999999999999"): "--seed 99999999999999999999: expected",
@@ -194,13 +194,13 @@ def test_another_number_of_threads_is_a_warning(script):
 COMMANDS = {
     "dailydialog_gym.evaluate": (
         (("no/such-model",), "cannot load"),
-        (("builtin", "--dataset", "no-such-data"), "unknown dataset"),
+        (("builtin", "--dataset", "no-such-data"), "no such file or folder"),
         (("builtin", "--policy-class", "no_such:Class"), "--policy-class 'no_such:Class'"),
         (("builtin", "--samples", "1", "--max-new-tokens", "1", "--json", "/no/such/folder/x.json"), "/no/such/folder"),
         (("builtin", "--samples", "1", "--sample", "--seed", "-1"), "--seed must be at least 0"),
     ),
-    "dailydialog_gym.recipes.sft": ((("--out", "out", "--dataset", "no-such-data"), "unknown dataset"),),
-    "dailydialog_gym.recipes.intent": ((("--out", "out", "--dataset", "no-such-data"), "unknown dataset"),),
+    "dailydialog_gym.recipes.sft": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
+    "dailydialog_gym.recipes.intent": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
     "dailydialog_gym.recipes.synonyms": ((("--out", "out", "--wordnet", "none"), "--wordnet none is not a folder"),),
     str(ROOT / "chat_app.py"): ((("--agent", "no/such-model"), "cannot load"),),
 }

@@ -16,7 +16,15 @@ from dailydialog_gym.runs.checkpoints import checksum
 
 # The files of a model folder that are read: configuration, weights, tokenizer, and code of its own
 _READ = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", "*.py")
-_READ += ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+_READ += (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
 _PACKAGES = ("dailydialog-gym", "torch", "transformers", "tokenizers", "numpy", "nltk", "gymnasium")
 
 
@@ -27,9 +35,7 @@ def fingerprint(args: Any) -> dict[str, Any]:
         args: the script's arguments: ``dataset``, ``test_share``, ``eval_split``, ``model`` and ``intent_model``.
     """
     return {
-        "dataset": {
-            f"{split} split": _rows(args.dataset, split, args.test_share) for split in ("train", args.eval_split)
-        },
+        "dataset": {f"{split} split": _rows(args, split) for split in ("train", args.eval_split)},
         "model": _files(args.model, "policy"),
         "intent model": _files(args.intent_model, "intent"),
         "versions": {package: version(package) for package in _PACKAGES},
@@ -54,8 +60,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
     return severe, slight
 
 
-def _rows(dataset: str, split: str, test_share: float) -> str:
-    return hashlib.sha256(repr(load_dialogues(dataset, split, False, test_share)).encode()).hexdigest()
+def _rows(args: Any, split: str) -> str:
+    dialogues = load_dialogues(args.dataset, split, test_share=args.test_share)
+    return hashlib.sha256(repr(dialogues).encode()).hexdigest()
 
 
 def _files(model: str, embedded: str) -> dict[str, str]:

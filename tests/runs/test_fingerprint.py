@@ -18,6 +18,7 @@ class Args:
     intent_model: str
     dataset: str
     eval_split: str = "test"
+    test_share: float = 0.05
 
 
 @pytest.fixture
