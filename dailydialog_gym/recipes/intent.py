@@ -155,7 +155,7 @@ def build_model(args: Args, tokenizer: PreTrainedTokenizerFast) -> ModernBertFor
 def initial_model(args: Args, train: Sequence[Dialogue]) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model before training, and its tokenizer. Raises ValueError if ``--start`` is not an encoder."""
     if args.start:
-        model, tokenizer = load_classifier(args.start, **LABELS)
+        model, tokenizer = load_classifier(args.start, new_head=True, **LABELS)
         if tokenizer.sep_token is None or tokenizer.mask_token is None:
             raise ValueError(f"--start {args.start}: its tokenizer has no separator or no mask: choose an encoder")
         model.config.separator = tokenizer.sep_token
