@@ -46,14 +46,21 @@ from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.recipes import teachers
-from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length, pad, train_bpe
+from dailydialog_gym.recipes.training import (
+    DialogueTrainingArgs,
+    Training,
+    check_flags,
+    group_by_length,
+    pad,
+    train_bpe,
+)
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
 
 LABELS = {"id2label": dict(enumerate(ACTS.values())), "label2id": {name: i for i, name in enumerate(ACTS.values())}}
 
 
 @dataclass
-class Args(TrainingArgs):
+class Args(DialogueTrainingArgs):
     test: bool = False
     """at the end, also score the classifier on the test split"""
     start: str | None = None
