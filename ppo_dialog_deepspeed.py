@@ -367,7 +367,7 @@ if __name__ == "__main__":
         engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
         envs = IntentReward(envs, intent, args.intent_weight)
     for model, *_ in reward_models:
-        model.all_reduce_mean = ranks.all_reduce_mean  # all ranks standardize with the same moments
+        model.all_reduce_sum = ranks.all_reduce_sum  # all ranks standardize with the same moments
         engine(model.classifier, evaluation_config(args.reward_deepspeed_config, config, "the reward model"))
     for scorer, weight, name in [*map(load_scorer, args.reward), *reward_models]:
         envs = ScoreReward(envs, scorer, weight, name)

@@ -25,6 +25,7 @@ import transformers
 import tyro
 
 from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.recipes.intent import cut_utterances
@@ -49,15 +50,17 @@ class Args:
 
 def make_pairs(args: Args, split: str) -> list[dict[str, str]]:
     """The pairs of one split's contexts, in the order of the dialogues. Two equal replies make no pair."""
-    samples = load_samples(args.dataset, split)
+    samples, dialogues = load_samples(args.dataset, split), load_dialogues(args.dataset, split)
+    of_dialogue = [i for i, dialogue in enumerate(dialogues) for _ in dialogue.utterances[1:]]
+    if of_dialogue[0] == of_dialogue[-1]:
+        raise ValueError(f"dataset {args.dataset!r}, split {split!r} has one dialogue: expected at least two")
     agent = DialogueAgent.load(args.model, "cuda" if torch.cuda.is_available() else "cpu")
     replies = agent.reply(samples.prompts, sample=True, top_k=args.top_k, seed=args.seed, batch_size=256)
     replies, references = (cut_utterances(texts, args.max_new_tokens) for texts in (replies, samples.references))
     rng = random.Random(args.seed)
     pairs = []
     for i, prompt in enumerate(samples.prompts):
-        # A context is at most twelve places away from those of the same dialogue
-        elsewhere = rng.choice([*range(i - 12), *range(i + 13, len(replies))])
+        elsewhere = rng.choice([j for j, dialogue in enumerate(of_dialogue) if dialogue != of_dialogue[i]])
         for rule, chosen, rejected in (
             ("people", references[i], replies[i]),
             ("context", replies[i], replies[elsewhere]),

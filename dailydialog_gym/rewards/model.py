@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.rewards.episodes import Episodes, Scores
-from dailydialog_gym.text import join_punctuation
+from dailydialog_gym.text import join_punctuation, space_punctuation
 
 OTHER_REWARDS = ("meteor", "intent", "kl")  # of the scripts
 
@@ -102,6 +102,10 @@ class DialogueFormat:
                     )
         return rows
 
+    def spaced(self, text: str) -> str:
+        """A text of either spacing in the one that `encode` expects of this classifier's texts."""
+        return text if self._ordinary else space_punctuation(text)
+
     def _write(self, context: Sequence[str], reply: str) -> str:
         utterances = [self._clean(text) for text in (*context, reply)]
         if not self.tokenizer.chat_template:
@@ -138,7 +142,7 @@ class RewardModel:
         batch_size: the number of texts in a forward pass.
 
     Attributes:
-        all_reduce_mean: the mean of a tensor over all processes of a job. Assign one, and they share the moments.
+        all_reduce_sum: the sum of a tensor over all processes of a job. Assign one, and they share the moments.
 
     Raises:
         ValueError: the classifier cannot be loaded, has no head, or several outputs of which ``label`` names none; or
@@ -160,7 +164,7 @@ class RewardModel:
         self.classifier.to(device).eval()
         self.device, self.standardize, self.amp_dtype = torch.device(device), standardize, amp_dtype
         self.batch_size, self.moments = batch_size, RunningMoments()
-        self.all_reduce_mean: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+        self.all_reduce_sum: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
 
     def __call__(self, episodes: Episodes) -> Scores:
         contexts = [[text.strip() for text in prompt.split(EOU)[:-1]] for prompt in episodes.prompts]
@@ -168,7 +172,7 @@ class RewardModel:
         if not self.standardize:
             return Scores(raw, raw)
         sums = torch.tensor([len(raw), raw.sum(), (raw**2).sum()], dtype=torch.double, device=self.device)
-        self.moments.update(*self.all_reduce_mean(sums).tolist())
+        self.moments.update(*self.all_reduce_sum(sums).tolist())
         return Scores(raw, (raw - self.moments.mean) / (self.moments.std + 1e-8))
 
     @torch.no_grad()

@@ -187,14 +187,15 @@ def test_processes_share_their_moments(folder):
     whole = make_episodes([1] * 4, prompts=[p for h in halves for p in h.prompts], responses=REPLIES[:2] + REPLIES[1:])
     sums = []
     for model, half in zip(models, halves, strict=False):
-        model.all_reduce_mean = lambda tensor: sums.append(tensor) or tensor
+        model.all_reduce_sum = lambda tensor: sums.append(tensor) or tensor
         model(half)
-    mean = (sums[0] + sums[1]) / 2
+    both = sums[0] + sums[1]
     paid = []
     for model, half in zip(models, halves, strict=False):
-        model.all_reduce_mean, model.moments = lambda _: mean, RunningMoments()
+        model.all_reduce_sum, model.moments = lambda _: both, RunningMoments()
         paid += model(half).paid.tolist()
     np.testing.assert_allclose(paid, models[2](whole).paid, atol=1e-5)
+    assert models[0].state_dict() == pytest.approx(models[2].state_dict())
 
 
 def test_it_is_a_scorer_of_the_wrappers(folder):
