@@ -43,6 +43,7 @@ from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags
 from dailydialog_gym.reports.intervals import wilson
 from dailydialog_gym.rewards.model import DialogueFormat, pad
 from dailydialog_gym.runs.checkpoints import write_text
+from dailydialog_gym.text import convert_spacing, spacing_of
 
 FEW = 50  # pairs
 LABELS = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
@@ -167,8 +168,10 @@ Rows = list[tuple[list[int], list[int]]]  # the token ids of each pair: chosen, 
 
 def encode(form: DialogueFormat, pairs: Sequence[Pair]) -> Rows:
     """What the model reads of each pair."""
-    contexts = [[form.spaced(text) for text in pair.context] for pair in pairs]
-    sides = [[form.spaced(getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected")]
+    texts = [(*pair.context, pair.chosen, pair.rejected) for pair in pairs]
+    texts = [[convert_spacing(text, spacing_of(pair), form.spacing) for text in pair] for pair in texts]
+    contexts = [pair[:-2] for pair in texts]
+    sides = ([pair[side] for pair in texts] for side in (-2, -1))
     return list(zip(*(form.encode(contexts, replies) for replies in sides), strict=True))
 
 

@@ -11,10 +11,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.env.tokenizer import as_messages, split_prompt
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.rewards.episodes import Episodes, Scores
-from dailydialog_gym.text import join_punctuation, space_punctuation
+from dailydialog_gym.text import Spacing, convert_spacing, pattern_of, spell_out
 
 OTHER_REWARDS = ("meteor", "intent", "kl")  # of the scripts
 
@@ -54,9 +54,12 @@ class DialogueFormat:
 
     With a chat template: as its messages, the reply the assistant's and the utterance before it the user's, in ordinary
     text. Otherwise as one text, the utterances joined by a separator. If the classifier's ``config.json`` has an entry
-    ``"separator"``, as those of the recipes have, the texts keep DailyDialog's spacing; if it has none, the separator
-    is the tokenizer's separator or end token, and the text is ordinary text. A text that is too long loses its
+    ``"separator"``, as those of the recipes have, the text has DailyDialog's spacing; if it has none, the separator is
+    the tokenizer's separator or end token, and the text is ordinary text. A text that is too long loses its
     beginning. The names of special tokens inside an utterance are spelt out, so that no reply can forge a turn.
+
+    Attributes:
+        spacing: of the texts that it reads.
 
     Args:
         tokenizer: the classifier's, whose ``model_max_length`` is the longest input.
@@ -77,14 +80,15 @@ class DialogueFormat:
             )
         self.tokenizer, self.name = tokenizer, name
         separator = config.to_dict().get("separator")
-        self._ordinary = separator is None or tokenizer.chat_template is not None
+        self.spacing: Spacing = "spaced" if separator and not tokenizer.chat_template else "ordinary"
+        self._special = pattern_of(tokenizer.all_special_tokens)
         self._separator = separator or tokenizer.sep_token or tokenizer.eos_token or "\n"
 
     def encode(self, contexts: Sequence[Sequence[str]], replies: Sequence[str]) -> list[list[int]]:
         """The token ids of each reply in its context.
 
         Args:
-            contexts: ``n`` lists of utterances in DailyDialog's spacing, the oldest first.
+            contexts: ``n`` lists of utterances in `spacing`, the oldest first.
             replies: ``n`` texts in the same spacing.
 
         Raises:
@@ -102,23 +106,12 @@ class DialogueFormat:
                     )
         return rows
 
-    def spaced(self, text: str) -> str:
-        """A text of either spacing in the one that `encode` expects of this classifier's texts."""
-        return text if self._ordinary else space_punctuation(text)
-
     def _write(self, context: Sequence[str], reply: str) -> str:
-        utterances = [self._clean(text) for text in (*context, reply)]
+        *context, reply = (spell_out(text, self._special) for text in (*context, reply))
         if not self.tokenizer.chat_template:
-            return self._separator.join(utterances)
-        utterances = utterances[len(utterances) % 2 :]  # a template's first turn is the user's
-        messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(utterances)]
+            return self._separator.join([*context, reply])
+        messages = [*as_messages(context), {"role": "assistant", "content": reply}]
         return self.tokenizer.apply_chat_template(messages, tokenize=False)
-
-    def _clean(self, text: str) -> str:
-        text = join_punctuation(text) if self._ordinary else text
-        for name in self.tokenizer.all_special_tokens:
-            text = text.replace(name, f"{name[0]} {name[1:]}")
-        return text
 
     def _tokenize(self, texts: list[str], **options: Any) -> list[list[int]]:
         # A template writes the special tokens itself. verbose=False: no warning where a text is too long
@@ -139,6 +132,7 @@ class RewardModel:
         device: the device of the classifier.
         standardize: pay standardized scores. False: pay the raw scores.
         amp_dtype: the dtype for autocast, or None for full precision.
+        spacing: of the texts that are scored. They are converted to the spacing that the classifier reads.
         batch_size: the number of texts in a forward pass.
 
     Attributes:
@@ -156,6 +150,7 @@ class RewardModel:
         device: torch.device | str = "cpu",
         standardize: bool = True,
         amp_dtype: torch.dtype | None = None,
+        spacing: Spacing = "spaced",
         batch_size: int = 64,
     ):
         self.classifier, tokenizer = load_classifier(model, "reward model")
@@ -163,12 +158,11 @@ class RewardModel:
         self.format = DialogueFormat(tokenizer, self.classifier.config, model)
         self.classifier.to(device).eval()
         self.device, self.standardize, self.amp_dtype = torch.device(device), standardize, amp_dtype
-        self.batch_size, self.moments = batch_size, RunningMoments()
+        self.spacing, self.batch_size, self.moments = spacing, batch_size, RunningMoments()
         self.all_reduce_sum: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
 
     def __call__(self, episodes: Episodes) -> Scores:
-        contexts = [[text.strip() for text in prompt.split(EOU)[:-1]] for prompt in episodes.prompts]
-        raw = self.scores(contexts, episodes.responses)
+        raw = self.scores([split_prompt(prompt) for prompt in episodes.prompts], episodes.responses)
         if not self.standardize:
             return Scores(raw, raw)
         sums = torch.tensor([len(raw), raw.sum(), (raw**2).sum()], dtype=torch.double, device=self.device)
@@ -177,8 +171,10 @@ class RewardModel:
 
     @torch.no_grad()
     def scores(self, contexts: Sequence[Sequence[str]], replies: Sequence[str]) -> np.ndarray:
-        """``(n,)``: the raw score of each reply; the texts are those of `DialogueFormat.encode`."""
-        rows, result = self.format.encode(contexts, replies), np.empty(len(replies))
+        """``(n,)``: the raw score of each reply in its context, a list of utterances, the oldest first."""
+        contexts = [[self._convert(text) for text in context] for context in contexts]
+        rows = self.format.encode(contexts, [self._convert(reply) for reply in replies])
+        result = np.empty(len(rows))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # texts of similar length need little padding
         # The number of forwards depends on n alone, because with ZeRO stage 3 all ranks have to take part in each
         for start in range(0, len(order), self.batch_size):
@@ -187,6 +183,9 @@ class RewardModel:
                 logits = self.classifier(**pad([rows[i] for i in batch], self.format.tokenizer, self.device)).logits
             result[batch] = logits[:, self.output].float().cpu().numpy()
         return result
+
+    def _convert(self, text: str) -> str:
+        return convert_spacing(text, self.spacing, self.format.spacing)
 
     def state_dict(self) -> dict[str, float]:
         return self.moments.state_dict()
@@ -223,7 +222,7 @@ def load_reward_models(flags: Sequence[str], *options: Any) -> list[tuple[Reward
 
     Args:
         flags: the texts. The weight is 1 by default.
-        options: further arguments of `RewardModel`: ``device``, ``standardize``, ``amp_dtype``.
+        options: further arguments of `RewardModel`: ``device``, ``standardize``, ``amp_dtype``, ``spacing``.
 
     Returns:
         For each text the scorer, its weight and its name: the last part of the folder or id, and ``-label``.

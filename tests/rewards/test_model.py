@@ -49,6 +49,11 @@ def prompts_of(contexts):
     return ["".join(f"{text} <EOU> " for text in context).strip() for context in contexts]
 
 
+def written(model, context, reply):
+    """What the classifier reads, as text."""
+    return model.format._write([model._convert(text) for text in context], model._convert(reply))
+
+
 @torch.no_grad()
 def slow_scores(model, texts, output=0):
     """The output for each text, in a batch of one."""
@@ -82,13 +87,13 @@ def slow_scores(model, texts, output=0):
 def test_a_score_is_the_output_for_context_and_reply(reward_model, kind, template, separator, texts):
     entries = {} if separator is None else {"separator": separator}
     model = RewardModel(reward_model(kind=kind, template=template, **entries), batch_size=1)
-    assert [model.format._write(*pair) for pair in zip(CONTEXTS[:2], REPLIES, strict=False)] == texts
+    assert [written(model, *pair) for pair in zip(CONTEXTS[:2], REPLIES, strict=False)] == texts
     np.testing.assert_allclose(model.scores(CONTEXTS[:2], REPLIES[:2]), slow_scores(model, texts), atol=1e-6)
 
 
 def test_a_template_begins_with_the_user_also_where_the_context_does_not(reward_model):
     model = RewardModel(reward_model(template=TEMPLATE))
-    assert model.format._write(["Oh .", "Late again ?"], "Yes .") == "[user]Late again?[assistant]Yes."
+    assert written(model, ["Oh .", "Late again ?"], "Yes .") == "[user]Late again?[assistant]Yes."
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -125,7 +130,7 @@ def test_a_long_context_loses_its_beginning_and_a_long_reply_is_an_error(reward_
 def test_a_named_output_of_several_is_the_score(reward_model):
     folder = reward_model(labels=("rude", "kind"), separator="<EOU>")
     model = RewardModel(folder, "kind", batch_size=1)
-    texts = [model.format._write(*pair) for pair in zip(CONTEXTS, REPLIES, strict=True)]
+    texts = [written(model, *pair) for pair in zip(CONTEXTS, REPLIES, strict=True)]
     np.testing.assert_allclose(model.scores(CONTEXTS, REPLIES), slow_scores(model, texts, 1), atol=1e-6)
 
 
