@@ -60,7 +60,7 @@ class Args(TrainingArgs):
     """share of the contexts that is held out, if no pair has a split"""
     max_length: int = 192
     """longest input in tokens; a longer one loses its beginning"""
-    epochs: int = 4
+    epochs: int = 2
     learning_rate: float = 5e-4
     warmup_steps: int = 10
     weight_decay: float = 0.05
