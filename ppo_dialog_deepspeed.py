@@ -273,6 +273,7 @@ def compute_advantages(batch, args):
             advantages[:, t] = lastgaelam = deltas[:, t] + args.gamma * args.gae_lambda * lastgaelam
     returns = advantages + values
     explained_variance = 1 - advantages[mask.bool()].var() / returns[mask.bool()].var()
+
     if args.normalize_groups:
         # GRPO (arXiv:2402.03300) divides G_i,0 - mean(G), which is (K - 1)/K * (G_i,0 - b_i,0), by the context's std(G)
         std = rewards_to_go[:, :, 0].std(1, keepdim=True).repeat_interleave(K, dim=0)  # (B, 1)
@@ -304,8 +305,9 @@ def ppo_loss(agent, batch, rows, args, autocast):
     dist = Categorical(logits=candidate_logits(candidates, newlogits), validate_args=False)
     logratio = dist.log_prob(mb(batch.actions)) - mb(batch.logprobs)
     ratio = logratio.exp()
-    advantages, clipped = mb(batch.advantages), ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-    pg_loss = torch.max(-advantages * ratio, -advantages * clipped).sum() / mb_tokens
+    pg_loss1 = -mb(batch.advantages) * ratio
+    pg_loss2 = -mb(batch.advantages) * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
     # Value loss:  L = 1/2 * mean_t (b_t + critic(s_t) - R_t)^2
     v_loss = 0.5 * (newvalue.float() + mb(batch.baselines) - mb(batch.returns)).pow(2).sum() / mb_tokens
     with torch.set_grad_enabled(args.ent_coef != 0):
@@ -313,7 +315,8 @@ def ppo_loss(agent, batch, rows, args, autocast):
     kl = (ratio - 1 - logratio).sum() / mb_tokens  # k3 of http://joschu.net/blog/kl-approx.html
     clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / mb_tokens
     stats = {"policy_loss": pg_loss, "value_loss": v_loss, "entropy": entropy, "approx_kl": kl, "clipfrac": clipfrac}
-    return pg_loss - args.ent_coef * entropy, args.vf_coef * v_loss, {k: v.detach() for k, v in stats.items()}
+    stats = {name: value.detach() for name, value in stats.items()}
+    return pg_loss - args.ent_coef * entropy, args.vf_coef * v_loss, stats
 
 
 if __name__ == "__main__":
