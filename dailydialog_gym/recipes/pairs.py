@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 import transformers
-import tyro
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.recipes.intent import cut_utterances
 from dailydialog_gym.runs.checkpoints import write_file
 
@@ -81,7 +81,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)

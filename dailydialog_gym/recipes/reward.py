@@ -32,12 +32,12 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-import tyro
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel
 
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length
 from dailydialog_gym.reports.intervals import wilson
@@ -292,7 +292,4 @@ def finish(args: Args, form: DialogueFormat, held_out: list[Pair]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_script(main, Args, __doc__)
