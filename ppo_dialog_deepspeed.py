@@ -41,7 +41,7 @@ from dailydialog_gym.models import Decoder, Packed, forward_packed, load_model, 
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
 from dailydialog_gym.models.self_check import self_check
 from dailydialog_gym.objects import import_object
-from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_scorer
+from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_reward_models, load_scorer
 from dailydialog_gym.runs import DataArgs, RandomState, RunArgs, parse_args, settle
 from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
@@ -72,6 +72,10 @@ class RewardArgs:
     """the acts of the classifier's outputs, in order, if its configuration does not name them"""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """your own reward, as module:callable=weight; may be given several times"""
+    reward_model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """a reward model, a sequence classifier, as FOLDER_OR_ID[:label][=WEIGHT]; may be given several times"""
+    reward_model_raw: bool = False
+    """pay the scores of reward models as they are, not standardized by their running mean and standard deviation"""
     kl_coef: float = 0.02
     """initial KL coefficient: the weight of the KL penalty, in reward per nat"""
     kl_rule: Literal["openrl", "ziegler", "fixed"] = "openrl"
@@ -297,9 +301,8 @@ def ppo_loss(agent, batch, rows, args, autocast):
 
     # Policy loss:  L = mean_t max(-A_t * ratio_t, -A_t * clip(ratio_t, 1 - eps, 1 + eps))
     #   with ratio_t = pi(a_t | s_t) / pi_old(a_t | s_t)
-    dist = Categorical(
-        logits=candidate_logits(mb(batch.candidates) if args.top_k else None, newlogits), validate_args=False
-    )
+    candidates = mb(batch.candidates) if args.top_k else None
+    dist = Categorical(logits=candidate_logits(candidates, newlogits), validate_args=False)
     logratio = dist.log_prob(mb(batch.actions)) - mb(batch.logprobs)
     ratio = logratio.exp()
     pg_loss1 = -mb(batch.advantages) * ratio
@@ -359,13 +362,17 @@ if __name__ == "__main__":
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
     judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)
     intent = None if args.intent_weight is None else IntentMatch(*judge)
+    reward_models = load_reward_models(args.reward_model, device, not args.reward_model_raw, amp_dtype, args.spacing)
     engine(reference.model, evaluation_config(args.ref_deepspeed_config, config, "the reference"))
     kl_coef = FixedCoefficient(args.kl_coef)  # adapted below, after each rollout
     envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
     if intent:
         engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
         envs = IntentReward(envs, intent, args.intent_weight)
-    for scorer, weight, name in map(load_scorer, args.reward):
+    for model, *_ in reward_models:
+        model.all_reduce_sum = ranks.all_reduce_sum  # all ranks standardize with the same moments
+        engine(model.classifier, evaluation_config(args.reward_deepspeed_config, config, "the reward model"))
+    for scorer, weight, name in [*map(load_scorer, args.reward), *reward_models]:
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)
     parts = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
@@ -383,7 +390,8 @@ if __name__ == "__main__":
     run = DistributedRun(args, num_iterations * args.num_envs, resume)
     zero = f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}"
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype, deepspeed=zero)
-    run.restore(agent.policy, engines=engines, kl_coef=kl_coef, rng=RandomState(rng))
+    state = {"engines": engines, "kl_coef": kl_coef, "rng": RandomState(rng)}
+    run.restore(agent.policy, **state, **{f"reward/{name}": model for model, _, name in reward_models})
     groups = [group for each in engines for group in each.optimizer.param_groups]  # loading a checkpoint makes new ones
     run.start(run.before or run.evaluate(agent.policy, eval_samples, intent))
     for iteration in range(run.iteration + 1, num_iterations + 1):
@@ -415,19 +423,17 @@ if __name__ == "__main__":
                     step.backward_and_step(loss, partial(run.check_step, name))
                 logged.append(stats)
         seconds = time.perf_counter() - start
-        run.log(
-            {
-                "charts/episodic_return": batch.rewards.sum(1).mean(),
-                "charts/episodic_length": num_tokens / local.num_envs,
-                "charts/FPS": world * num_tokens / seconds,
-                "charts/learning_rate": groups[0]["lr"],
-                "time/rollout": rollout_time / seconds,
-                **{key: batch.infos[key].mean() for key in batch.infos if key.startswith(("reward/", "metric/"))},
-                **{f"losses/{name}": torch.stack([row[name] for row in logged]).nanmean() for name in stats},
-                "losses/explained_variance": explained_variance,
-            },
-            episodes=iteration * args.num_envs,
-        )
+        metrics = {
+            "charts/episodic_return": batch.rewards.sum(1).mean(),
+            "charts/episodic_length": num_tokens / local.num_envs,
+            "charts/FPS": world * num_tokens / seconds,
+            "charts/learning_rate": groups[0]["lr"],
+            "time/rollout": rollout_time / seconds,
+            **{key: batch.infos[key].mean() for key in batch.infos if key.startswith(("reward/", "metric/"))},
+            **{f"losses/{name}": torch.stack([row[name] for row in logged]).nanmean() for name in stats},
+            "losses/explained_variance": explained_variance,
+        }
+        run.log(metrics, episodes=iteration * args.num_envs)
         run.print_samples(iteration, batch.infos["prompt"], batch.infos["response"], batch.rewards.sum(1))
         run.checkpoint(iteration)
     run.finish(run.evaluate(agent.policy, eval_samples, intent))

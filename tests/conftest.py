@@ -50,6 +50,20 @@ def tiny_intent_model(tiny_model, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_reward_model(tiny_model, tmp_path_factory) -> str:
+    """A random classifier with one output, in a folder named judge."""
+    config, shape = SHAPES["gpt2"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    folder = tmp_path_factory.mktemp("reward") / "judge"
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(
+        config(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1, **shape)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_models) -> str:
     return tiny_models["gpt2"]
 

@@ -136,3 +136,40 @@ def test_the_gpu_script_stops_and_resumes_a_run_and_its_flags_are_read(tmp_path,
         [c[c.index(flag) + 1] for c in commands if flag in c] for flag in ("--run-name", "--resume")
     )
     assert resumed == f"runs/{started}"
+
+
+def test_overoptimization_trains_each_seed_with_and_without_a_penalty(tmp_path, monkeypatch):
+    """Instead of the script, a function writes what a run leaves."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(tmp_path)
+    import quality
+
+    commands = []
+
+    def call(args, name, command):
+        commands.append(command)
+        slope = 2 if "--kl-coef=0" in command else 1
+        rows = [
+            {"reward/kl": slope * i, "reward/judge": i, "reward/meteor": 0.1 + i * (9 - i) / 1e3, "reward/intent": 0.4}
+            for i in range(12)
+        ]
+        scores = {"meteor": 0.1, "intent": 0.5, "length": 8.0}
+        run = args.out / "runs" / name
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        both = {"before": scores, "after": scores | {"meteor": 0.1 + slope / 100}}
+        (run / "evaluation.json").write_text(json.dumps(both), encoding="utf-8")
+
+    monkeypatch.setattr(quality, "call", call)
+    benchmark = runpy.run_path(str(BENCHMARKS / "overoptimization.py"))
+    (tmp_path / "judge").mkdir()
+    for _ in range(2):  # the second time all runs are done
+        benchmark["main"](benchmark["Args"](reward_model=Path("judge"), out=Path("out"), seeds=(1, 2)))
+    assert len(commands) == 4
+    with monkeypatch.context() as patch:
+        patch.chdir(ROOT)
+        parse(["ppo_dialog.py", *commands[0][1:]], patch)
+    table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    assert "| without a penalty | 0.1200 " in table and "| with the penalty  | 0.1100 " in table
+    assert "| with-the-penalty-2  | 11.0 | 0.00 to 11.00  | +10.0%" in table
+    assert (tmp_path / "out/overoptimization.png").stat().st_size > 10_000

@@ -6,7 +6,9 @@ import runpy
 import shutil
 import sys
 import tomllib
+from importlib.util import find_spec
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -16,6 +18,7 @@ from paths import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dailydialog_gym
+from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.runs import parse_args
 
 README, PPO = ROOT / "README.md", ROOT / "docs/ppo.md"
@@ -81,7 +84,9 @@ def test_python_blocks_run_one_after_the_other(page, readers_folder):
     names = {}
     for block in blocks_of(page):
         if block.language == "python":
-            exec(compile(block.text, str(block), "exec"), names)
+            code = compile(block.text, str(block), "exec")
+            if "from trl" not in block.text or find_spec("trl"):  # the tests' extras do not install it
+                exec(code, names)
     if page == README:
         assert names["info"]["response"] is not None
     if page.name == "your_own.md":
@@ -127,17 +132,29 @@ def test_flags_of_commands_are_read_by_their_own_parsers(block, readers_folder, 
 TINY = {
     ("ppo_dialog.py",): ["--model={model}", "--intent-model={intent}", "--run-name=small", *SMALL],
     ("-m", "dailydialog_gym.evaluate"): ["--intent-model={intent}", "--samples=2"],
+    ("-m", "dailydialog_gym.recipes.pairs"): ["--dataset={dialogues}"],
+    ("-m", "dailydialog_gym.recipes.reward"): ["--start={intent}", "--epochs=1", "--max-length=32"],
 }
+
+
+# Two dialogues of each split.
+FEW = "".join(
+    json.dumps({"split": split, "dialog": [f"Is it {word} ?", f"It is {word} .", "I see ."], "act": [2, 1, 1]}) + "\n"
+    for split in ("train", "validation", "test")
+    for word in (f"{split} tea", f"{split} rain")
+)
 
 
 @pytest.mark.parametrize("block", [block for block in BASH if not block.why_not_run], ids=str)
 def test_commands_run_with_small_models(block, readers_folder, tiny_model, tiny_intent_model, tmp_path, monkeypatch):
     readers_folder(block.page)
+    (tmp_path / "few.jsonl").write_text(FEW, encoding="utf-8")
     for program, *arguments in block.commands:
         if program != "python":
             continue
         (kind,) = (kind for kind in TINY if tuple(arguments[: len(kind)]) == kind)
-        small = [flag.format(model=tiny_model, intent=tiny_intent_model) for flag in TINY[kind]]
+        names = {"model": tiny_model, "intent": tiny_intent_model, "dialogues": tmp_path / "few.jsonl"}
+        small = [flag.format(**names) for flag in TINY[kind]]
         if "--resume" in arguments:
             small = []  # a resumed run has its own flags
         monkeypatch.setattr(sys, "argv", [kind[-1], *arguments[len(kind) :], *small])
@@ -148,6 +165,16 @@ def test_commands_run_with_small_models(block, readers_folder, tiny_model, tiny_
             if small:
                 assert (tmp_path / "runs/small/agent").is_dir()
                 shutil.rmtree(tmp_path / "runs/small")
+
+
+@pytest.mark.parametrize("file", ["votes.jsonl", "pairs.jsonl.gz"])
+def test_votes_and_pairs_have_the_columns_that_trl_reads(file, tmp_path):
+    """``prompt``, ``chosen`` and ``rejected`` as texts: https://huggingface.co/docs/trl/dataset_formats#preference"""
+    write_files(ROOT / "docs/rewards-from-votes.md", tmp_path)
+    path = tmp_path / file if file == "votes.jsonl" else ASSETS / file
+    pairs = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path))
+    assert {pairs.features[name].dtype for name in ("prompt", "chosen", "rejected")} == {"string"}
+    assert all(text.endswith("<EOU>") for text in pairs["chosen"])  # so that the policy learns to end its replies
 
 
 def test_a_reward_and_a_metric_of_the_users_own_are_logged(train, tmp_path):

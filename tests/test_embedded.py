@@ -10,6 +10,7 @@ from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.evaluate import evenly_spread
 from dailydialog_gym.models.loading import load_model
+from dailydialog_gym.recipes.reward import read_pairs
 from dailydialog_gym.rewards import synonyms
 
 FILES = sorted(str(path.relative_to(ASSETS)) for path in ASSETS.rglob("*") if path.is_file())
@@ -20,6 +21,7 @@ LOADERS = {
     "policy/config.json": lambda: load_model("builtin"),
     "policy/model.safetensors": lambda: load_model("builtin"),
     "dialogues.jsonl": lambda: load_dialogues.__wrapped__("builtin", "train"),
+    "pairs.jsonl.gz": lambda: read_pairs("builtin"),
     "synonyms.txt.gz": lambda: synonyms._table.__wrapped__(),
 }
 

@@ -37,6 +37,8 @@ class DeepSpeedArgs:
     """DeepSpeed's JSON file for the reference model"""
     intent_deepspeed_config: str | None = None
     """DeepSpeed's JSON file for the intent model"""
+    reward_deepspeed_config: str | None = None
+    """DeepSpeed's JSON file for the reward models"""
 
 
 def training_config(args: Any, ranks: int) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def local_args(args: Any, world: int, config: dict[str, Any]) -> Any:
 
 
 def evaluation_config(path: str | None, training: dict[str, Any], name: str) -> dict[str, Any]:
-    """DeepSpeed's configuration for a model that isn't trained: the reference or the intent model.
+    """DeepSpeed's configuration for a model that isn't trained: the reference, the intent model or a reward model.
 
     By default each rank has a copy of the model in the policy's precision; the sections of the file override that.
 

@@ -44,11 +44,16 @@ def start() -> tuple[int, int, torch.device]:
     return distributed.get_rank(), distributed.get_world_size(), device
 
 
-def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all ranks."""
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all ranks."""
     total = tensor.detach().clone()
     distributed.all_reduce(total)
-    return total / distributed.get_world_size()
+    return total
+
+
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all ranks."""
+    return all_reduce_sum(tensor) / distributed.get_world_size()
 
 
 def broadcast(value: Any = None) -> Any:

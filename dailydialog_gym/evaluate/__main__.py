@@ -21,6 +21,7 @@ from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.evaluate.evaluation import Evaluation, FixedReplies, evenly_spread
 from dailydialog_gym.evaluate.metrics import floor_replies
+from dailydialog_gym.evaluate.votes import count_votes, describe_votes
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
@@ -70,11 +71,16 @@ class Args:
     """score texts with the marker <EOU> at their ends, as the published figures of RL4LMs and OpenRL are"""
     floors: bool = False
     """add rows of replies that do not depend on the context: unrelated human ones, the most frequent, an empty one"""
+    votes: Path | None = None
+    """only print how often people preferred the agent's reply, by a file of votes from the chat page"""
     json: Path | None = None
     """also write the scores here"""
 
 
 def main(args: Args) -> None:
+    if args.votes:
+        print(describe_votes(count_votes(args.votes)))
+        return
     if args.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {args.seed}")
     folder, own = find_agent_folder(args.agent)

@@ -132,20 +132,39 @@ def check_positions(model: PreTrainedModel, max_prompt_length: int, max_new_toke
         )
 
 
-def load_classifier(model: str, **config: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_classifier(
+    model: str, kind: str = "intent classifier", new_head: bool = False, **config: object
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier by folder or hub id, in float32, with its tokenizer; ``config`` replaces what its
-    configuration says. Too long texts lose their beginning, not the reply at their end. Raises ValueError where there
-    is no such classifier; loads no pickle from a folder."""
+    configuration says. Too long texts lose their beginning, not the reply at their end. Loads no pickle from a folder.
+
+    Args:
+        model: where it is.
+        kind: what an error message calls it.
+        new_head: give a model without a classification head, or with one of other outputs, a new one of random weights.
+        config: entries of its configuration.
+
+    Raises:
+        ValueError: there is no such model, or without ``new_head`` its weights lack the head.
+    """
     source = {"local_files_only": only_local_files(model)}
     try:
         check_files(model, AutoModelForSequenceClassification)
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            model, dtype=torch.float32, use_safetensors=True if Path(model).is_dir() else None, **source, **config
+        classifier, report = AutoModelForSequenceClassification.from_pretrained(
+            model,
+            output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=True if Path(model).is_dir() else None,
+            ignore_mismatched_sizes=new_head,
+            **source,
+            **config,
         )
         tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", **source)
+        if report["missing_keys"] and not new_head:  # transformers would initialise them at random
+            raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}")
     except LOADING_ERRORS as error:
         raise ValueError(
-            f"cannot load intent classifier {model!r}: expected 'builtin', a folder or a hub id ({error})"
+            f"cannot load {kind} {model!r}: expected 'builtin', a folder or a hub id of a sequence classifier ({error})"
         ) from error
     positions = getattr(classifier.config, "max_position_embeddings", None)
     if positions is not None:

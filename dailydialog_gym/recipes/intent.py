@@ -46,14 +46,21 @@ from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.recipes import teachers
-from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length, pad, train_bpe
+from dailydialog_gym.recipes.training import (
+    DialogueTrainingArgs,
+    Training,
+    check_flags,
+    group_by_length,
+    pad,
+    train_bpe,
+)
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
 
 LABELS = {"id2label": dict(enumerate(ACTS.values())), "label2id": {name: i for i, name in enumerate(ACTS.values())}}
 
 
 @dataclass
-class Args(TrainingArgs):
+class Args(DialogueTrainingArgs):
     test: bool = False
     """at the end, also score the classifier on the test split"""
     start: str | None = None
@@ -155,7 +162,7 @@ def build_model(args: Args, tokenizer: PreTrainedTokenizerFast) -> ModernBertFor
 def initial_model(args: Args, train: Sequence[Dialogue]) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model before training, and its tokenizer. Raises ValueError if ``--start`` is not an encoder."""
     if args.start:
-        model, tokenizer = load_classifier(args.start, **LABELS)
+        model, tokenizer = load_classifier(args.start, new_head=True, **LABELS)
         if tokenizer.sep_token is None or tokenizer.mask_token is None:
             raise ValueError(f"--start {args.start}: its tokenizer has no separator or no mask: choose an encoder")
         model.config.separator = tokenizer.sep_token

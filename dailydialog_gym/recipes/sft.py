@@ -46,11 +46,11 @@ from dailydialog_gym.models.last_block import head_on_predicting
 from dailydialog_gym.models.loading import check_positions, load_model, resolve
 from dailydialog_gym.models.packing import pack_windows
 from dailydialog_gym.models.precision import MixedPrecision, choose_kernels
-from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, read_unlabelled, train_bpe
+from dailydialog_gym.recipes.training import DialogueTrainingArgs, Training, check_flags, read_unlabelled, train_bpe
 
 
 @dataclass
-class Args(TrainingArgs):
+class Args(DialogueTrainingArgs):
     start: str | None = None
     """the model to begin with, and its tokenizer: a folder, a hub id or `builtin`; by default a new GPT-2"""
     epochs: int | None = None

@@ -32,10 +32,8 @@ T = TypeVar("T")
 class TrainingArgs:
     out: Path
     """folder for the trained model; it also holds the state from which a killed run resumes"""
-    dataset: str = "daily_dialog"
-    """the dialogues to train on, as in `gym.make("DailyDialog-v0", dataset=...)`"""
     epochs: int = 7
-    """passes over the training dialogues; the learning rate reaches zero at the end of the last one"""
+    """passes over the training data; the learning rate reaches zero at the end of the last one"""
     patience: int = 2
     """stop after this many epochs without a better validation score"""
     learning_rate: float = 1e-3
@@ -52,6 +50,12 @@ class TrainingArgs:
     """save the state, from which a killed run resumes, after so many minutes, and at the end of each epoch"""
     seed: int = 1
     """random seed"""
+
+
+@dataclass
+class DialogueTrainingArgs(TrainingArgs):
+    dataset: str = "daily_dialog"
+    """the dialogues to train on, as in `gym.make("DailyDialog-v0", dataset=...)`"""
 
 
 def check_flags(args: TrainingArgs) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -70,10 +70,22 @@ class Episodes:
         )
 
 
+class Scores(NamedTuple):
+    """What a scorer returns if it is to be logged on another scale than it is paid, each as `Scorer` describes.
+
+    Attributes:
+        raw: the scores that ``reward/<name>`` reports.
+        paid: the scores that the rewards contain, times the weight.
+    """
+
+    raw: np.ndarray
+    paid: np.ndarray
+
+
 class Scorer(Protocol):
     """A callable that returns ``(n,)`` scores, one per episode, or ``(n, max_new_tokens)`` scores, one per token."""
 
-    def __call__(self, episodes: Episodes) -> np.ndarray: ...
+    def __call__(self, episodes: Episodes) -> np.ndarray | Scores: ...
 
 
 def add_score(
@@ -93,7 +105,8 @@ def add_score(
         rewards: ``(n,)``, the new rewards.
         new_info: the entries to add to the final infos.
 
-            - ``reward/<name>``: ``(n,)``, the scores without the weight. Scores per token are summed over the reply.
+            - ``reward/<name>``: ``(n,)``, the scores without the weight; of `Scores` the raw ones. Scores per token are
+              summed over the reply.
             - ``token_rewards``: ``(n, max_new_tokens)``, the distribution of the rewards over the reply's tokens. A
               score of a whole reply belongs to its last token, and so does reward that was not added by this function.
               The sum over a row is the episode's reward.
@@ -104,9 +117,20 @@ def add_score(
     """
     if f"reward/{name}" in info:
         raise ValueError(f"two scorers are named {name!r}: give each ScoreReward a different name")
-    mask, rows = episodes.reply_mask, np.arange(len(episodes))
-    last_token = mask.sum(1) - 1
+    mask, last_token = episodes.reply_mask, episodes.reply_mask.sum(1) - 1
     scores = scorer(episodes)
+    raw, paid = scores if isinstance(scores, Scores) else (scores, scores)
+    weighted = weight * _by_token(paid, weight, name, episodes)
+    token_rewards = np.array(info.get("token_rewards", np.zeros(mask.shape)))
+    token_rewards[np.arange(len(episodes)), last_token] += rewards - token_rewards.sum(1)
+    token_rewards += weighted
+    raw = _by_token(raw, 1.0, name, episodes).sum(1)
+    return token_rewards.sum(1), {f"reward/{name}": raw, "token_rewards": token_rewards}
+
+
+def _by_token(scores: Any, weight: float, name: str, episodes: Episodes) -> np.ndarray:
+    """``(n, max_new_tokens)``: a scorer's scores, checked; a score of a whole reply belongs to its last token."""
+    mask = episodes.reply_mask
     try:
         scores = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -116,20 +140,16 @@ def add_score(
             f"scorer {name!r} returned shape {scores.shape}: expected ({len(episodes)},), one score per episode, or "
             f"{mask.shape}, one score per token"
         )
-    token_scores = np.zeros(mask.shape)
+    result = np.zeros(mask.shape)
     if scores.ndim == 1:
-        token_scores[rows, last_token] = scores
+        result[np.arange(len(episodes)), mask.sum(1) - 1] = scores
     else:
-        token_scores[mask] = scores[mask]
-    weighted = weight * token_scores
-    not_finite = ~np.isfinite(weighted).all(1)
+        result[mask] = scores[mask]
+    not_finite = ~np.isfinite(weight * result).all(1)
     if not_finite.any():
         row = not_finite.argmax()
         raise ValueError(
             f"scorer {name!r} with weight {weight} returned {scores[row]} for the reply {episodes.responses[row]!r}: "
             "expected finite numbers"
         )
-    token_rewards = np.array(info.get("token_rewards", np.zeros(mask.shape)))
-    token_rewards[rows, last_token] += rewards - token_rewards.sum(1)
-    token_rewards += weighted
-    return token_rewards.sum(1), {f"reward/{name}": token_scores.sum(1), "token_rewards": token_rewards}
+    return result

@@ -146,7 +146,7 @@ class Run:
         args = self.args
         has_acts = args.intent_weight is not None
         intent = [f"{args.intent_weight} intent ({args.intent_model})"] if has_acts else []
-        rewards = " + ".join([f"{args.meteor_weight} METEOR", *intent, *args.reward])
+        rewards = " + ".join([f"{args.meteor_weight} METEOR", *intent, *args.reward, *args.reward_model])
         lines = {
             "policy": f"{args.model}, {sum(p.numel() for p in policy.parameters()):,} parameters, critic {args.critic}",
             "dialogues": f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in "

@@ -258,8 +258,9 @@ def words(flags):
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_models, tiny_intent_model):
-    return FLAGS | {"model": tiny_models["gpt2"], "intent-model": tiny_intent_model}
+def flags(tiny_models, tiny_intent_model, tiny_reward_model):
+    models = {"model": tiny_models["gpt2"], "intent-model": tiny_intent_model, "reward-model": tiny_reward_model}
+    return FLAGS | models
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +311,8 @@ def killed(flags, jobs):
 @pytest.fixture(scope="module")
 def two(flags, tiny_models, tiny_intent_model, jobs, one, killed):
     """Outcomes of runs with two ranks."""
-    evaluation = ["--ref-deepspeed-config", "evaluation.json", "--intent-deepspeed-config", "evaluation.json"]
+    judges = ("ref", "intent", "reward")
+    evaluation = [word for name in judges for word in (f"--{name}-deepspeed-config", "evaluation.json")]
     three = ["--deepspeed-config", "three.json", *evaluation]
     short = flags | {"total-episodes": 8, "checkpoint-every": 10}
     runs = {f"stage{stage}": {"flags": [*words(flags), "--zero-stage", stage]} for stage in (0, 2)}

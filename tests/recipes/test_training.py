@@ -139,6 +139,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     [
         ("sft", ["--dataset=builtin", "--pretraining=none.jsonl"], "error: .*none.jsonl'"),
         ("intent", ["--policy-replies=3"], "error: --unlabelled and --policy-replies need --teachers, .*"),
+        ("reward", ["--pairs=none.jsonl"], "error: .*none.jsonl'"),
         ("synonyms", ["--wordnet=nowhere"], "--wordnet nowhere is not a folder: .*"),
     ],
 )

@@ -45,11 +45,12 @@ def dialogues(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_model, tiny_intent_model, dialogues) -> list[str]:
+def flags(tiny_model, tiny_intent_model, tiny_reward_model, dialogues) -> list[str]:
     flags = {"model": tiny_model, "dataset": dialogues, "num-envs": 4, "total-episodes": 32, "num-minibatches": 2}
     flags |= {"replies-per-prompt": 2, "critic": "separate"}
     flags |= {"eval-samples": 4, "max-prompt-length": 16, "max-new-tokens": 6, "sample-every": 100}
     flags |= {"checkpoint-every": 2, "update-epochs": 1, "intent-model": tiny_intent_model}
+    flags["reward-model"] = tiny_reward_model  # its scores are standardized by running moments
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 

@@ -1,0 +1,84 @@
+"""Make preference pairs without people, from dialogues and a policy: the embedded ``pairs.jsonl.gz``.
+
+    python -m dailydialog_gym.recipes.pairs --out pairs.jsonl.gz
+
+For each context of the training and the validation dialogues there are two pairs, each by a rule:
+
+- ``people``: what the dialogue's writer answered beats the policy's reply;
+- ``context``: the policy's reply to this context beats its reply to a context of another dialogue.
+
+All replies are cut where the environment cuts the policy, so that neither a length that the policy cannot reach nor an
+unfinished sentence tells them apart. A line of the file is what `chat_app.py` writes for a vote, ``prompt``, ``chosen``
+and ``rejected``, with the ``split`` of the dialogue and the ``rule``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.env.dialogues import load_dialogues
+from dailydialog_gym.env.samples import load_samples
+from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.errors import run_script
+from dailydialog_gym.recipes.intent import cut_utterances
+from dailydialog_gym.runs.checkpoints import write_file
+
+
+@dataclass
+class Args:
+    out: Path
+    """the .jsonl.gz file to write"""
+    dataset: str = "builtin"
+    """the dialogues, as in `gym.make("DailyDialog-v0", dataset=...)`"""
+    model: str = "builtin"
+    """the policy whose replies are compared, as in `DialogueAgent.load`"""
+    max_new_tokens: int = 20
+    """longest reply, in tokens of the embedded policy"""
+    top_k: int = 20
+    """draw the policy's replies from the k likeliest tokens; 0 is all"""
+    seed: int = 1
+    """random seed"""
+
+
+def make_pairs(args: Args, split: str) -> list[dict[str, str]]:
+    """The pairs of one split's contexts, in the order of the dialogues. Two equal replies make no pair."""
+    samples, dialogues = load_samples(args.dataset, split), load_dialogues(args.dataset, split)
+    of_dialogue = [i for i, dialogue in enumerate(dialogues) for _ in dialogue.utterances[1:]]
+    if of_dialogue[0] == of_dialogue[-1]:
+        raise ValueError(f"dataset {args.dataset!r}, split {split!r} has one dialogue: expected at least two")
+    agent = DialogueAgent.load(args.model, "cuda" if torch.cuda.is_available() else "cpu")
+    replies = agent.reply(samples.prompts, sample=True, top_k=args.top_k, seed=args.seed, batch_size=256)
+    replies, references = (cut_utterances(texts, args.max_new_tokens) for texts in (replies, samples.references))
+    rng = random.Random(args.seed)
+    pairs = []
+    for i, prompt in enumerate(samples.prompts):
+        elsewhere = rng.choice([j for j, dialogue in enumerate(of_dialogue) if dialogue != of_dialogue[i]])
+        for rule, chosen, rejected in (
+            ("people", references[i], replies[i]),
+            ("context", replies[i], replies[elsewhere]),
+        ):
+            if chosen != rejected:
+                texts = {"prompt": prompt, "chosen": f" {chosen} {EOU}", "rejected": f" {rejected} {EOU}"}
+                pairs.append({**texts, "split": split, "rule": rule})
+    return pairs
+
+
+def main(args: Args) -> None:
+    transformers.utils.logging.disable_progress_bar()
+    pairs = [pair for split in ("train", "validation") for pair in make_pairs(args, split)]
+    text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    # mtime=0: the same pairs are the same bytes
+    write_file(args.out, lambda file: file.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0)))
+    print(f"{len(pairs):,} pairs, {args.out.stat().st_size / 1e3:.0f} kB in {args.out}")
+
+
+if __name__ == "__main__":
+    run_script(main, Args, __doc__)

@@ -1,0 +1,37 @@
+"""The win rate by a file of votes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dailydialog_gym.evaluate import __main__ as evaluate
+from dailydialog_gym.evaluate.votes import count_votes
+
+
+def write(path: Path, *results: str) -> Path:
+    path.write_text("".join(json.dumps({"prompt": "A", "preferred": r}) + "\n" for r in results), encoding="utf-8")
+    return path
+
+
+def test_the_command_prints_the_win_rate_with_its_interval(tmp_path, capsys):
+    votes = write(tmp_path / "votes.jsonl", *["trained"] * 6, *["start"] * 2, *["tie"] * 2)
+    evaluate.main(evaluate.Args(votes=votes))
+    assert capsys.readouterr().out == (
+        "The agent wins 70.0% of 10 votes against its start (95% interval 39.7% to 89.2%): 6 won, 2 lost, 2 ties.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no vote"),
+        ("{\n", "line 1: expected .*, got '{"),
+        ('{"preferred": "start"}\n{}\n', "line 2: expected .*preferred"),
+        ('{"preferred": "left"}\n', "line 1: 'preferred' is 'left': expected trained, start, tie"),
+    ],
+)
+def test_a_file_of_something_else_is_named(tmp_path, text, message):
+    (tmp_path / "votes.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        count_votes(tmp_path / "votes.jsonl")
