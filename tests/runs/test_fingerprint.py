@@ -19,14 +19,18 @@ class Args:
     dataset: str
     eval_split: str = "test"
     test_share: float = 0.05
+    reward_model: tuple[str, ...] = ()
 
 
 @pytest.fixture
 def args(tmp_path) -> Args:
-    for name in ("policy", "intent"):
-        shutil.copytree(ASSETS / name, tmp_path / name)
+    for name, copy in {"policy": "policy", "intent": "intent", "judge": "intent"}.items():
+        shutil.copytree(ASSETS / copy, tmp_path / name)
     shutil.copy(ASSETS / "dialogues.jsonl", tmp_path)
-    return Args(str(tmp_path / "policy"), str(tmp_path / "intent"), str(tmp_path / "dialogues.jsonl"))
+    policy, intent, dialogues, judge = (
+        str(tmp_path / name) for name in ("policy", "intent", "dialogues.jsonl", "judge")
+    )
+    return Args(policy, intent, dialogues, reward_model=(f"{judge}:question=0.5",))
 
 
 def flip_the_last_bit(path: Path) -> None:
@@ -53,6 +57,7 @@ CHANGED = {
     "model's config.json": lambda folder: replace(folder / "policy/config.json", "1e-05", "1e-06"),
     "model's tokenizer.json": lambda folder: replace(folder / "policy/tokenizer.json", "hello", "olleh"),
     "model's modeling.py": lambda folder: (folder / "policy/modeling.py").write_text("", encoding="utf-8"),
+    "reward model's TMP/judge/config.json": lambda folder: replace(folder / "judge" / "config.json", "{", "{ "),
     "intent model's model.safetensors": lambda folder: flip_the_last_bit(folder / "intent/model.safetensors"),
     "dataset's train split": lambda folder: replace(folder / "dialogues.jsonl", " the ", " a "),
     "dataset's test split": lambda folder: change_act(folder / "dialogues.jsonl"),
@@ -65,7 +70,7 @@ def test_what_changed_is_named(args, tmp_path, what):
     assert changes(before, fingerprint(args)) == ([], [])
     load_dialogues.cache_clear()
     CHANGED[what](tmp_path)
-    assert changes(before, fingerprint(args)) == ([f"the {what}"], [])
+    assert changes(before, fingerprint(args)) == ([f"the {what.replace('TMP', str(tmp_path))}"], [])
 
 
 def test_notes_beside_a_model_are_no_change(args, tmp_path):

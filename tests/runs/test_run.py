@@ -4,7 +4,7 @@ import json
 import runpy
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,6 +89,7 @@ class Args(RunArgs, DataArgs):
     model: str = "builtin"
     policy_class: str = "transformers:AutoModelForCausalLM"
     intent_model: str = "builtin"
+    reward_model: list[str] = field(default_factory=list)
     seed: int = 1
 
 
