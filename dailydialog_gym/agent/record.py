@@ -62,7 +62,9 @@ def find_agent_folder(name: str) -> tuple[str, AgentRecord | None]:
     if name == "builtin":
         return name, AgentRecord()
     folder = Path(name)
-    if (folder / "metrics.jsonl").exists() or (folder / "agent").is_dir():
+    # a model that a recipe fine-tuned has its curve beside it too
+    is_model = (folder / "tokenizer_config.json").exists()
+    if not is_model and ((folder / "metrics.jsonl").exists() or (folder / "agent").is_dir()):
         if not (folder / "agent").is_dir():
             saved = sorted(folder.glob("checkpoints/*/agent"))
             last = f"; its last checkpoint's agent is {saved[-1]}" if saved else ""
