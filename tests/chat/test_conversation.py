@@ -211,6 +211,7 @@ def test_votes_are_preference_pairs_in_the_training_format(chat):
 
 def test_votes_of_an_agent_with_a_template_are_messages(chat, monkeypatch):
     monkeypatch.setattr(chat.trained, "template", AutoTokenizer.from_pretrained(ASSETS / "policy"))
+    monkeypatch.setattr(chat.trained, "spacing", "ordinary")  # as of an instruct model
     chat.vote(chat.add_pair(["Hi!"], {"trained": "Yes.", "start": "No."}), "trained")
     row = json.loads(chat.votes.read_text(encoding="utf-8"))
     assert row["prompt"] == [{"role": "user", "content": "Hi!"}]
