@@ -24,6 +24,7 @@ import torch
 import transformers
 import tyro
 from machine import processor, versions
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat, choose_threads
@@ -38,7 +39,7 @@ from forks import Server  # noqa: E402
 
 SCRIPT = ROOT / "ppo_dialog.py"
 FLAGS = "--num-envs 8 --total-episodes 64 --num-minibatches 2 --replies-per-prompt 2 --update-epochs 1 --eval-samples 4"
-FLAGS += " --checkpoint-every 2 --max-prompt-length 32 --max-new-tokens 6 --run-name run"
+FLAGS += " --checkpoint-every 2 --max-prompt-length 32 --max-new-tokens 6 --critic separate --run-name run"
 
 
 @dataclass
@@ -65,13 +66,18 @@ def weights(run: Path) -> tuple[bytes, bytes]:
 
 
 class Trainings:
-    """Runs of the script in folders of their own, and the outcome of one that nothing disturbs."""
+    """Runs of the script in folders of their own, of a small random model, and the outcome of an undisturbed one."""
 
     def __init__(self, folder: Path):
-        self.server, self.folder = Server(SCRIPT, str(ASSETS / "policy")), folder
-        start = time.perf_counter()
-        whole = self.begin("whole")
-        assert self.server.wait() == 0, self.log(whole)
+        self.model, self.folder = str(folder / "small"), folder
+        config = AutoConfig.from_pretrained(ASSETS / "policy", n_layer=2, n_embd=64, n_head=2)
+        AutoModelForCausalLM.from_config(config).save_pretrained(self.model)
+        AutoTokenizer.from_pretrained(ASSETS / "policy").save_pretrained(self.model)
+        self.server = Server(SCRIPT, self.model)
+        for name in ("first", "whole"):  # the server starts with the first
+            start = time.perf_counter()
+            whole = self.begin(name)
+            assert self.server.wait() == 0, self.log(whole)
         self.seconds, self.expected = time.perf_counter() - start, weights(whole / "runs/run")
 
     def begin(self, name: str, **options: int) -> Path:
@@ -79,7 +85,7 @@ class Trainings:
         cwd = self.folder / name
         cwd.mkdir(exist_ok=True)
         resumed = (cwd / "runs/run").exists()
-        command = ("--resume", "runs/run") if resumed else FLAGS.split()
+        command = ("--resume", "runs/run") if resumed else (*FLAGS.split(), "--model", self.model)
         self.pid = self.server.start(cwd, SCRIPT, *command, **options)
         return cwd
 
@@ -122,7 +128,7 @@ def out_of_disk(trainings: Trainings, cases: int, chance: random.Random) -> tupl
         time.sleep(chance.uniform(0, 0.6 * trainings.seconds))
         os.kill(trainings.pid, signal.SIGKILL)
         trainings.server.wait()
-        cwd = trainings.begin(f"full{case}", file_size=chance.randrange(1000, 20_000_000))
+        cwd = trainings.begin(f"full{case}", file_size=chance.randrange(1000, 1_000_000))
         good += trainings.ended_in_one_line(cwd, trainings.server.wait()) and trainings.goes_on(cwd)
     return good, cases
 
