@@ -217,31 +217,44 @@ def _output_of(classifier: PreTrainedModel, label: str | None, name: str) -> int
     return labels.index(label) if label else 0
 
 
+def parse_reward_model(text: str) -> tuple[str, str | None, float]:
+    """The folder or id, the label or None, and the weight of ``FOLDER_OR_ID[:label][=WEIGHT]``.
+
+    Raises:
+        ValueError: the text does not have this form.
+
+    >>> parse_reward_model("some/judge:polite=0.5"), parse_reward_model("judge")
+    (('some/judge', 'polite', 0.5), ('judge', None, 1.0))
+    """
+    target, equals, number = text.rpartition("=")
+    try:
+        weight = float(number) if equals else 1.0
+    except ValueError:
+        raise ValueError(
+            f"--reward-model {text!r} does not have the form FOLDER_OR_ID[:label][=WEIGHT], such as reward=0.5"
+        ) from None
+    model, label = target if equals else text, None
+    if ":" in model and not Path(model).is_dir():
+        model, _, label = model.rpartition(":")
+    return model, label, weight
+
+
 def load_reward_models(flags: Sequence[str], *options: Any) -> list[tuple[RewardModel, float, str]]:
-    """Load the reward models of ``FOLDER_OR_ID[:label][=WEIGHT]``.
+    """Load the reward models of several texts, see `parse_reward_model`.
 
     Args:
-        flags: the texts. The weight is 1 by default.
+        flags: the texts.
         options: further arguments of `RewardModel`: ``device``, ``standardize``, ``amp_dtype``, ``spacing``.
 
     Returns:
         For each text the scorer, its weight and its name: the last part of the folder or id, and ``-label``.
 
     Raises:
-        ValueError: a text does not have this form, two models have the same name, or `RewardModel` raises it.
+        ValueError: two models have the same name, or `parse_reward_model` or `RewardModel` raises it.
     """
     models: list[tuple[RewardModel, float, str]] = []
     for text in flags:
-        target, equals, number = text.rpartition("=")
-        try:
-            weight = float(number) if equals else 1.0
-        except ValueError:
-            raise ValueError(
-                f"--reward-model {text!r} does not have the form FOLDER_OR_ID[:label][=WEIGHT], such as reward=0.5"
-            ) from None
-        model, label = target if equals else text, None
-        if ":" in model and not Path(model).is_dir():
-            model, _, label = model.rpartition(":")
+        model, label, weight = parse_reward_model(text)
         name = "-".join(filter(None, (Path(model).resolve().name, label)))
         if name in (*OTHER_REWARDS, *(other for _, _, other in models)):
             raise ValueError(f"--reward-model {text!r}: another reward is named {name!r}, so rename the folder")

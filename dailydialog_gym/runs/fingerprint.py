@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.dialogues import load_dialogues
+from dailydialog_gym.rewards.model import parse_reward_model
 from dailydialog_gym.runs.checkpoints import checksum
 
 # The files of a model folder that are read: configuration, weights, tokenizer, and code of its own
@@ -32,12 +33,15 @@ def fingerprint(args: Any) -> dict[str, Any]:
     """SHA-256 of the dataset's rows and of the models' files, package versions, and the number of threads.
 
     Args:
-        args: the script's arguments: ``dataset``, ``test_share``, ``eval_split``, ``model`` and ``intent_model``.
+        args: the script's arguments: ``dataset``, ``test_share``, ``eval_split``, ``model``, ``intent_model`` and
+            ``reward_model``.
     """
+    reward_models = [parse_reward_model(text)[0] for text in args.reward_model]
     return {
         "dataset": {f"{split} split": _rows(args, split) for split in ("train", args.eval_split)},
         "model": _files(args.model, "policy"),
         "intent model": _files(args.intent_model, "intent"),
+        "reward model": {f"{name}/{file}": sha for name in reward_models for file, sha in _files(name, "").items()},
         "versions": {package: version(package) for package in _PACKAGES},
         "threads": torch.get_num_threads(),
     }
@@ -49,7 +53,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
     Returns: what makes another result, and what may change its last digits: versions and the number of threads.
     """
     severe, slight = [], []
-    for name in ("dataset", "model", "intent model"):
+    for name in ("dataset", "model", "intent model", "reward model"):
         differing = [key for key in sorted(before[name] | now[name]) if before[name].get(key) != now[name].get(key)]
         severe += [f"the {name}'s {key}" for key in differing]
     for package, new in now["versions"].items():

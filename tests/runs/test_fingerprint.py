@@ -19,14 +19,21 @@ class Args:
     dataset: str
     eval_split: str = "test"
     test_share: float = 0.05
+    reward_model: tuple[str, ...] = ()
 
 
 @pytest.fixture
 def args(tmp_path) -> Args:
     for name in ("policy", "intent"):
         shutil.copytree(ASSETS / name, tmp_path / name)
+    shutil.copytree(ASSETS / "intent", tmp_path / "judge")
     shutil.copy(ASSETS / "dialogues.jsonl", tmp_path)
-    return Args(str(tmp_path / "policy"), str(tmp_path / "intent"), str(tmp_path / "dialogues.jsonl"))
+    return Args(
+        str(tmp_path / "policy"),
+        str(tmp_path / "intent"),
+        str(tmp_path / "dialogues.jsonl"),
+        reward_model=(f"{tmp_path / 'judge'}:question=0.5",),
+    )
 
 
 def flip_the_last_bit(path: Path) -> None:
@@ -54,6 +61,7 @@ CHANGED = {
     "model's tokenizer.json": lambda folder: replace(folder / "policy/tokenizer.json", "hello", "olleh"),
     "model's modeling.py": lambda folder: (folder / "policy/modeling.py").write_text("", encoding="utf-8"),
     "intent model's model.safetensors": lambda folder: flip_the_last_bit(folder / "intent/model.safetensors"),
+    "reward model's {}/judge/model.safetensors": lambda folder: flip_the_last_bit(folder / "judge/model.safetensors"),
     "dataset's train split": lambda folder: replace(folder / "dialogues.jsonl", " the ", " a "),
     "dataset's test split": lambda folder: change_act(folder / "dialogues.jsonl"),
 }
@@ -65,7 +73,7 @@ def test_what_changed_is_named(args, tmp_path, what):
     assert changes(before, fingerprint(args)) == ([], [])
     load_dialogues.cache_clear()
     CHANGED[what](tmp_path)
-    assert changes(before, fingerprint(args)) == ([f"the {what}"], [])
+    assert changes(before, fingerprint(args)) == ([f"the {what.format(tmp_path)}"], [])
 
 
 def test_notes_beside_a_model_are_no_change(args, tmp_path):
