@@ -5,7 +5,7 @@
 For each context of the training and the validation dialogues there are two pairs, each by a rule:
 
 - ``people``: what the dialogue's writer answered beats the policy's reply;
-- ``context``: the policy's reply to this context beats its reply to a context of another dialogue.
+- ``context``: what the writer answered beats what a writer answered in another dialogue.
 
 All replies are cut where the environment cuts the policy, so that neither a length that the policy cannot reach nor an
 unfinished sentence tells them apart. A line of the file is what `chat_app.py` writes for a vote, ``prompt``, ``chosen``
@@ -63,7 +63,7 @@ def make_pairs(args: Args, split: str) -> list[dict[str, str]]:
         elsewhere = rng.choice([j for j, dialogue in enumerate(of_dialogue) if dialogue != of_dialogue[i]])
         for rule, chosen, rejected in (
             ("people", references[i], replies[i]),
-            ("context", replies[i], replies[elsewhere]),
+            ("context", references[i], references[elsewhere]),
         ):
             if chosen != rejected:
                 texts = {"prompt": prompt, "chosen": f" {chosen} {EOU}", "rejected": f" {rejected} {EOU}"}
