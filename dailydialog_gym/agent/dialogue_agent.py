@@ -14,7 +14,7 @@ from dailydialog_gym.env.samples import left_pad
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, as_messages, format_prompt, load_tokenizer, split_prompt
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.models.loading import check_positions, check_vocabulary, load_model, resolve
-from dailydialog_gym.templates import InTime, check_template
+from dailydialog_gym.templates import InTime
 from dailydialog_gym.text import Spacing, convert_spacing
 
 
@@ -117,8 +117,6 @@ class DialogueAgent:
         model = load_model(name, model_class, trust_remote_code).to(device)
         has_template = record.chat_template if record else None if use_template else False
         tokenizer = load_tokenizer(name, trust_remote_code, has_template)
-        if tokenizer.template:
-            check_template(name, tokenizer.template.get_chat_template())
         settings: dict[str, Any] = {}
         if record:
             names = ("context_size", "max_prompt_length", "max_new_tokens", "spacing")

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.hub import only_local_files
+from dailydialog_gym.templates import check_template
 from dailydialog_gym.text import pattern_of, spell_out
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bo
 
     Raises:
         ValueError: the tokenizer cannot be loaded, has no fast backend, cannot represent ``<EOU>``, or has no chat
-            template.
+            template or one that does not end.
     """
     if name == "builtin":
         if chat_template:
@@ -241,5 +242,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bo
         )
     bos_ids = first if first == [tokenizer.bos_token_id] else []
     use_template = bool(tokenizer.chat_template) if chat_template is None else chat_template
+    if use_template:
+        check_template(name, tokenizer.get_chat_template())
     ids = (tokenizer.eos_token_id, tokenizer.pad_token_id, bos_ids)
     return ReplyTokenizer(name, tokenizer.backend_tokenizer, *ids, tokenizer if use_template else None)

@@ -37,6 +37,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dailydialog_gym.agent import AgentRecord
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU, load_tokenizer
 from dailydialog_gym.errors import run_script
@@ -47,6 +48,7 @@ from dailydialog_gym.models.loading import check_positions, load_model, resolve
 from dailydialog_gym.models.packing import pack_windows
 from dailydialog_gym.models.precision import MixedPrecision, choose_kernels
 from dailydialog_gym.recipes.training import DialogueTrainingArgs, Training, check_flags, read_unlabelled, train_bpe
+from dailydialog_gym.text import spacing_of
 
 
 @dataclass
@@ -293,6 +295,8 @@ def main(args: Args) -> None:
     if args.lora_rank is not None:
         model = add_lora(model, args.lora_rank, tokenizer.eos_token_id)
     model.to(device)
+    spacing = spacing_of(utterance for dialogue in train for utterance in dialogue.utterances)
+    AgentRecord(dataset=args.dataset, spacing=spacing).write(args.out)
     tokenizer.save_pretrained(args.out)  # from here on `OUT` holds a run, whose flags `check_flags` compares
 
     bos = load_tokenizer(str(args.out)).bos_ids

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.agent import AgentRecord, DialogueAgent, find_agent_folder
 from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.models.precision import MixedPrecision
@@ -150,6 +150,7 @@ def test_a_model_of_any_kind_learns_dialogues_and_becomes_an_agent(flags, datase
     assert tuned.num_parameters() == model.num_parameters()
     agent = DialogueAgent.load(str(tmp_path / "out"), max_prompt_length=64)
     assert agent.tokenizer.vocab_size == 401
+    assert find_agent_folder(str(tmp_path / "out"))[1] == AgentRecord(dataset=dataset)
     assert isinstance(agent.chat("Hello !"), str)
 
 
