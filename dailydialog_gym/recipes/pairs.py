@@ -2,8 +2,8 @@
 
     python -m dailydialog_gym.recipes.pairs --out pairs.jsonl.gz
 
-For each context of the training and the validation dialogues there is one pair: what the dialogue's writer answered beats
-the policy's reply.
+For each context of the training and the validation dialogues there is one pair: what the dialogue's writer answered
+beats the policy's reply.
 
 All replies are cut where the environment cuts the policy, so that neither a length that the policy cannot reach nor an
 unfinished sentence tells them apart. A line of the file is what `chat_app.py` writes for a vote, ``prompt``, ``chosen``
