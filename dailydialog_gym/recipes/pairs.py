@@ -2,21 +2,18 @@
 
     python -m dailydialog_gym.recipes.pairs --out pairs.jsonl.gz
 
-For each context of the training and the validation dialogues there are two pairs, each by a rule:
-
-- ``people``: what the dialogue's writer answered beats the policy's reply;
-- ``context``: what the writer answered beats what a writer answered in another dialogue.
+For each context of the training and the validation dialogues there is one pair: what the dialogue's writer answered
+beats the policy's reply.
 
 All replies are cut where the environment cuts the policy, so that neither a length that the policy cannot reach nor an
 unfinished sentence tells them apart. A line of the file is what `chat_app.py` writes for a vote, ``prompt``, ``chosen``
-and ``rejected``, with the ``split`` of the dialogue and the ``rule``.
+and ``rejected``, with the ``split`` of the dialogue.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +21,6 @@ import torch
 import transformers
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
@@ -50,25 +46,15 @@ class Args:
 
 def make_pairs(args: Args, split: str) -> list[dict[str, str]]:
     """The pairs of one split's contexts, in the order of the dialogues. Two equal replies make no pair."""
-    samples, dialogues = load_samples(args.dataset, split), load_dialogues(args.dataset, split)
-    of_dialogue = [i for i, dialogue in enumerate(dialogues) for _ in dialogue.utterances[1:]]
-    if of_dialogue[0] == of_dialogue[-1]:
-        raise ValueError(f"dataset {args.dataset!r}, split {split!r} has one dialogue: expected at least two")
+    samples = load_samples(args.dataset, split)
     agent = DialogueAgent.load(args.model, "cuda" if torch.cuda.is_available() else "cpu")
     replies = agent.reply(samples.prompts, sample=True, top_k=args.top_k, seed=args.seed, batch_size=256)
     replies, references = (cut_utterances(texts, args.max_new_tokens) for texts in (replies, samples.references))
-    rng = random.Random(args.seed)
-    pairs = []
-    for i, prompt in enumerate(samples.prompts):
-        elsewhere = rng.choice([j for j, dialogue in enumerate(of_dialogue) if dialogue != of_dialogue[i]])
-        for rule, chosen, rejected in (
-            ("people", references[i], replies[i]),
-            ("context", references[i], references[elsewhere]),
-        ):
-            if chosen != rejected:
-                texts = {"prompt": prompt, "chosen": f" {chosen} {EOU}", "rejected": f" {rejected} {EOU}"}
-                pairs.append({**texts, "split": split, "rule": rule})
-    return pairs
+    return [
+        {"prompt": prompt, "chosen": f" {reference} {EOU}", "rejected": f" {reply} {EOU}", "split": split}
+        for prompt, reference, reply in zip(samples.prompts, references, replies, strict=True)
+        if reference != reply
+    ]
 
 
 def main(args: Args) -> None:

@@ -11,7 +11,7 @@ trained rewards to a mean of 0; here `RewardModel` standardizes them while they 
 
 A line of a file of pairs has ``prompt``, ``chosen`` and ``rejected``: texts, in which ``<EOU>`` ends an utterance, or
 lists of messages. It may have a ``margin`` (arXiv:2307.09288), a number by which the chosen reply must lead;
-``"preferred": "tie"``; a ``split``; and a ``rule``, for which the accuracy is then reported on its own.
+``"preferred": "tie"``; and a ``split``.
 
 Pairs whose split is not "train" are held out; if there are none, a share of the contexts is. The model that is kept is
 that of the epoch with the lowest held-out loss. `OUT` becomes a Hugging Face folder (float16 safetensors and
@@ -78,7 +78,6 @@ class Pair(NamedTuple):
     margin: float
     held_out: bool | None
     """None if the pair has no split"""
-    rule: str | None
 
 
 def read_pairs(name: str) -> list[Pair]:
@@ -113,7 +112,6 @@ def _pair(row: dict[str, Any]) -> Pair:
         target=0.5 if row.get("preferred") == "tie" else 1.0,
         margin=0.0 if margin is None else float(margin),
         held_out=None if split is None else split != "train",
-        rule=row.get("rule"),
     )
 
 
@@ -211,9 +209,8 @@ def scores(lead: torch.Tensor, pairs: Sequence[Pair]) -> dict[str, Any]:
 
     Returns:
         The number of pairs; the accuracy and its 95% interval; the loss in nats (0.693 is a coin); the expected
-        calibration error of the predicted preference in 10 bins (Guo et al. 2017, arXiv:1706.04599); the share of the
-        pairs whose longer reply was chosen, which is what a reward of length alone would reach; and the accuracy by
-        rule, if the pairs name their rules.
+        calibration error of the predicted preference in 10 bins (Guo et al. 2017, arXiv:1706.04599); and the share of
+        the pairs whose longer reply was chosen, which is what a reward of length alone would reach.
     """
     decided = torch.tensor([pair.target == 1 for pair in pairs])
     lead, pairs = lead[decided], [pair for pair in pairs if pair.target == 1]
@@ -222,7 +219,7 @@ def scores(lead: torch.Tensor, pairs: Sequence[Pair]) -> dict[str, Any]:
     bins = ((confidence - 0.5) * 20).long().clamp(max=9)
     gaps = torch.zeros(10, dtype=torch.double).index_add_(0, bins, hit - confidence)
     longer = [(len(pair.chosen) > len(pair.rejected)) + (len(pair.chosen) == len(pair.rejected)) / 2 for pair in pairs]
-    found = {
+    return {
         "n": len(pairs),
         "accuracy": hit.mean().item(),
         "interval": wilson(hit.sum().item(), len(pairs)),
@@ -230,11 +227,6 @@ def scores(lead: torch.Tensor, pairs: Sequence[Pair]) -> dict[str, Any]:
         "calibration_error": gaps.abs().sum().item() / len(pairs),
         "longer_is_chosen": sum(longer) / len(pairs),
     }
-    rules = sorted({pair.rule for pair in pairs if pair.rule is not None})
-    if rules:
-        of_rule = {rule: hit[torch.tensor([pair.rule == rule for pair in pairs])] for rule in rules}
-        found["by_rule"] = {rule: {"n": len(hits), "accuracy": hits.mean().item()} for rule, hits in of_rule.items()}
-    return found
 
 
 def main(args: Args) -> None:
@@ -286,8 +278,6 @@ def finish(args: Args, form: DialogueFormat, held_out: list[Pair]) -> None:
         f"interval {low:.1%} to {high:.1%}), loss {found['loss']:.3f} (a coin: 0.693), calibration error "
         f"{found['calibration_error']:.3f}; the longer reply is the chosen one in {found['longer_is_chosen']:.1%}"
     )
-    for rule, each in found.get("by_rule", {}).items():
-        print(f"  {rule}: {each['accuracy']:.1%} of {each['n']:,}")
     print(f"reward model in {args.out}: python ppo_dialog.py --reward-model {args.out}")
 
 

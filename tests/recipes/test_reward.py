@@ -103,7 +103,7 @@ def test_it_begins_with_a_causal_model_too_which_the_scorer_then_reads_alike(tin
     assert loss_of(lead, held_out).item() == pytest.approx(said["loss"], rel=1e-4)
 
 
-PAIR = Pair(("Hi .",), "Yes .", "No .", 1.0, 0.0, None, None)
+PAIR = Pair(("Hi .",), "Yes .", "No .", 1.0, 0.0, None)
 
 
 def test_the_loss_is_that_of_bradley_and_terry():
@@ -115,12 +115,11 @@ def test_the_loss_is_that_of_bradley_and_terry():
     assert loss_of(torch.zeros(1), [PAIR]).item() == pytest.approx(0.693, abs=1e-3)
 
 
-def test_scores_leave_ties_out_and_tell_rules_apart():
-    pairs = [PAIR, PAIR._replace(target=0.5), PAIR._replace(rule="a"), PAIR._replace(rule="a", chosen="No !")]
+def test_scores_leave_ties_out():
+    pairs = [PAIR, PAIR._replace(target=0.5), PAIR, PAIR._replace(chosen="No !")]
     found = scores(torch.tensor([1.0, -9.0, -1.0, 2.0]), pairs)
     assert (found["n"], found["accuracy"]) == (3, pytest.approx(2 / 3))
     assert found["longer_is_chosen"] == pytest.approx((1 + 1 + 0.5) / 3)
-    assert found["by_rule"] == {"a": {"n": 2, "accuracy": 0.5}}
     sure, unsure = torch.tensor([1.0, 2.0]).sigmoid().tolist()
     # two pairs of the same confidence, one of them right, and one right pair of another confidence
     assert found["calibration_error"] == pytest.approx((abs(1 - 2 * sure) + abs(1 - unsure)) / 3, abs=1e-6)
@@ -131,12 +130,12 @@ def test_scores_leave_ties_out_and_tell_rules_apart():
     [
         (
             {"prompt": "A . <EOU> B ? <EOU>", "chosen": " C . <EOU>", "rejected": " D . <EOU>", "preferred": "start"},
-            (("A .", "B ?"), "C .", "D .", 1.0, 0.0, None, None),
+            (("A .", "B ?"), "C .", "D .", 1.0, 0.0, None),
         ),
-        ({"prompt": "A?", "chosen": "C.", "rejected": "", "margin": 2}, (("A?",), "C.", "", 1.0, 2.0, None, None)),
+        ({"prompt": "A?", "chosen": "C.", "rejected": "", "margin": 2}, (("A?",), "C.", "", 1.0, 2.0, None)),
         (
-            {"prompt": "A?", "chosen": "C.", "rejected": "D.", "preferred": "tie", "split": "test", "rule": "r"},
-            (("A?",), "C.", "D.", 0.5, 0.0, True, "r"),
+            {"prompt": "A?", "chosen": "C.", "rejected": "D.", "preferred": "tie", "split": "test"},
+            (("A?",), "C.", "D.", 0.5, 0.0, True),
         ),
         (
             {
@@ -150,14 +149,14 @@ def test_scores_leave_ties_out_and_tell_rules_apart():
                 "rejected": [{"role": "assistant", "content": "E."}],
                 "split": "train",
             },
-            (("A?", "B.", "C?"), "D.", "E.", 1.0, 0.0, False, None),
+            (("A?", "B.", "C?"), "D.", "E.", 1.0, 0.0, False),
         ),
         (  # with an implicit prompt
             {
                 "chosen": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "D."}],
                 "rejected": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "E."}],
             },
-            (("A?",), "D.", "E.", 1.0, 0.0, None, None),
+            (("A?",), "D.", "E.", 1.0, 0.0, None),
         ),
     ],
     ids=["vote", "margin", "tie", "messages", "implicit"],
@@ -186,7 +185,7 @@ def test_the_page_s_votes_are_read(tmp_path):
     ticket = chat.add_pair(["Hello!", "Hi.", "It's late, isn't it?"], {"trained": "Yes, it is.", "start": "I see."})
     chat.vote(ticket, "start")
     assert read_pairs(str(chat.votes)) == [
-        Pair(("Hello !", "Hi .", "It's late , isn't it ?"), "I see .", "Yes , it is .", 1.0, 0.0, None, None)
+        Pair(("Hello !", "Hi .", "It's late , isn't it ?"), "I see .", "Yes , it is .", 1.0, 0.0, None)
     ]
 
 
@@ -220,14 +219,5 @@ def test_the_embedded_pairs_are_those_that_their_recipe_makes():
     texts = {
         text for split in ("train", "validation") for d in load_dialogues("builtin", split) for text in d.utterances
     }
-    assert len(rows) > 4000
+    assert len(rows) > 2000
     assert {text for pair in read_pairs("builtin") for text in pair.context} <= texts  # none of another corpus
-
-
-def test_pairs_of_one_dialogue_are_refused(tmp_path):
-    dialogue = {"dialog": ["Good morning .", "Hi . How are you ?", "Fine ."], "act": [1, 2, 1]}
-    file = write(
-        tmp_path / "dialogues.jsonl", [dialogue, {**dialogue, "dialog": ["A .", "B ."], "act": [1, 1], "split": "test"}]
-    )
-    with pytest.raises(ValueError, match="has one dialogue: expected at least two"):
-        pairs_recipe.make_pairs(pairs_recipe.Args(out=None, dataset=file), "train")
