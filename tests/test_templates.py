@@ -1,5 +1,8 @@
 """A chat template that does not end, or writes without end, is refused; and good ones are not."""
 
+import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -53,3 +56,46 @@ def test_what_does_not_end_in_time_is_never_called_again():
         in_time(calls.append, 1)
     assert calls == []
     forever.set()
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from dailydialog_gym import templates
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.env import load_tokenizer
+from dailydialog_gym.models.decoding import Decoding
+
+templates.SECONDS = 3
+folder, kind = sys.argv[1:]
+file = Path(folder, "chat_template.jinja")
+good = file.read_text(encoding="utf-8")
+forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+later = "{% if 'bomb' in messages[0].content %}" + forever + "{% endif %}"
+file.write_text({"always": forever, "later": later}[kind] + good, encoding="utf-8")
+try:
+    load_tokenizer(folder, chat_template=True) if kind == "always" else None
+    agent = DialogueAgent.load(folder)
+    agent._in_time._seconds = 1
+    agent.open_reply(["Hello."], Decoding())
+    print("loaded")
+    agent.open_reply(["bomb"], Decoding())
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("always", "the chat template of '{}' does not end within 3 seconds"),
+        ("later", "loaded\nthe chat template did not end within 10 seconds, so it is not used any more"),
+    ],
+)
+def test_a_model_with_such_a_template_hangs_nobody(tiny_instruct_model, tmp_path, kind, said):
+    folder = shutil.copytree(tiny_instruct_model, tmp_path / "model")
+    assert (folder / "chat_template.jinja").exists()
+    command = [sys.executable, "-c", LOAD, str(folder), kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    assert done.stdout.strip() == said.format(folder)
