@@ -65,6 +65,7 @@ def load_model(
             dtype=torch.float32,
             use_safetensors=True if Path(name).is_dir() else None,
             local_files_only=local_files_only,
+            adapter_kwargs={"local_files_only": local_files_only},  # where peft is installed, it looks for adapters too
             trust_remote_code=trust_remote_code,
         )
         # transformers initialises missing weights at random; only a class of the user's own may want that
@@ -156,6 +157,7 @@ def load_classifier(
             dtype=torch.float32,
             use_safetensors=True if Path(model).is_dir() else None,
             ignore_mismatched_sizes=new_head,
+            adapter_kwargs=source,  # as in `load_model`
             **source,
             **config,
         )
