@@ -21,16 +21,13 @@ from pathlib import Path
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
-from dailydialog_gym.env.tokenizer import EOU, load_tokenizer
+from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
-from dailydialog_gym.hub import only_local_files
-from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
-from dailydialog_gym.models.loading import load_model, resolve
+from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.models.precision import choose_kernels
-from dailydialog_gym.recipes.sft import encode
 from dailydialog_gym.recipes.training import check_flags
 from dailydialog_gym.runs.checkpoints import write_text
 
@@ -72,46 +69,49 @@ class Teacher:
     """A model that continues dialogues.
 
     Raises:
-        ValueError: there is no such model, or its tokenizer splits ``<EOU>``.
+        ValueError: there is no such model, its tokenizer splits ``<EOU>``, or it has too few positions for the longest
+            beginning and ``max_new_tokens``.
     """
 
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype):
-        self.model = load_model(name).to(device, dtype)
-        source = resolve(name)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, local_files_only=only_local_files(source)
-        )
-        ids = self.tokenizer(EOU, add_special_tokens=False)["input_ids"]
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, max_new_tokens: int):
+        self.agent = DialogueAgent.load(name, device, max_new_tokens=max_new_tokens)
+        self.agent.model.to(dtype)
+        (ids,) = self.agent.tokenizer.encode([EOU])
         if len(ids) != 1:
             raise ValueError(f"the tokenizer of {name!r} splits {EOU}: fine-tune the model with recipes.sft first")
         self.eou = ids[0]
-        self.bos = load_tokenizer(name).bos_ids or [self.eou]  # as in recipes.sft
+        self.bos = self.agent.tokenizer.bos_ids or [self.eou]  # as in recipes.sft
+
+    def encode(self, utterances: Sequence[str]) -> list[int]:
+        """The token ids of the beginning of a dialogue."""
+        ids = self.agent.tokenizer.encode([f"{utterance} {EOU}" for utterance in utterances])
+        return [*self.bos, *(token for utterance in ids for token in utterance)]
 
     def begin(self, dialogue: Dialogue, args: Args, rng: random.Random) -> Reply:
         """A continuation that has not begun yet, of one or two utterances to the length of the dialogue."""
         given = rng.randint(1, min(2, len(dialogue.utterances) - 1))
         missing = len(dialogue.utterances) - given
-        (utterances,) = encode(self.tokenizer, [dialogue.utterances[:given]])
-        prompt = [*self.bos, *(token for utterance in utterances for token in utterance)]
+        prompt = self.encode(dialogue.utterances[:given])
         decoding = Decoding(True, args.temperature, 0, args.top_p, args.max_new_tokens, rng.getrandbits(62))
         return Reply(prompt, decoding, lambda ids: ids[-1] == self.eou and ids.count(self.eou) == missing)
 
     def write(self, replies: Sequence[Reply], rows: int, bar: tqdm) -> None:
         """Decode the continuations, at most ``rows`` of them at the same time."""
-        batch, waiting = DecodingBatch(self.model, len(self.tokenizer)), deque(replies)
+        batch, waiting, before = self.agent.decoding_batch(), deque(replies), bar.n
         while waiting or batch.replies:
             live = sum(not reply.done for reply in batch.replies)
             if waiting and live <= rows * 3 // 4:  # prompts are read in groups
                 batch.add([waiting.popleft() for _ in range(min(rows - live, len(waiting)))])
             batch.step()
-            bar.update(live - sum(not reply.done for reply in batch.replies))
+            bar.update(before + sum(reply.done for reply in replies) - bar.n)
         for reply in replies:
             if reply.error:
                 raise reply.error
 
     def utterances(self, reply: Reply) -> list[str]:
         """The whole utterances of a dialogue, the given ones first."""
-        text = self.tokenizer.decode([*reply.prompt_ids[len(self.bos) :], *reply.ids])
+        ids = [*reply.prompt_ids[len(self.bos) :], *reply.ids]
+        text = self.agent.tokenizer.backend.decode(ids, skip_special_tokens=False)
         *whole, _unfinished = text.split(EOU)
         return [utterance.strip() for utterance in whole]
 
@@ -150,8 +150,13 @@ def main(args: Args) -> None:
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_kernels(device)
-    train = [dialogue for dialogue in load_dialogues(args.dataset, "train") if len(dialogue.utterances) > 1]
-    teacher = Teacher(args.teacher, device, torch.bfloat16 if args.bfloat16 else torch.float32)
+    teacher = Teacher(args.teacher, device, torch.bfloat16 if args.bfloat16 else torch.float32, args.max_new_tokens)
+    train = [
+        dialogue
+        for dialogue in load_dialogues(args.dataset, "train")
+        if len(dialogue.utterances) > 1
+        and len(teacher.encode(dialogue.utterances[:2])) <= teacher.agent.max_prompt_length
+    ]
     (args.out / "parts").mkdir(exist_ok=True)
     starts = range(0, args.dialogues, args.part)
     parts = {start: args.out / "parts" / f"{start:08}.jsonl" for start in starts}

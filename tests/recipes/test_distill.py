@@ -35,7 +35,7 @@ def test_what_is_left_out(dialogue, reason):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, tiny_model):
     out = tmp_path_factory.mktemp("distill") / "out"
-    args = distill.Args(tiny_model, out, "builtin", dialogues=10, part=4, rows=3, max_new_tokens=40)
+    args = distill.Args(tiny_model, out, "builtin", dialogues=10, part=4, rows=3, max_new_tokens=20)
     distill.main(args)
     return args
 
@@ -64,3 +64,17 @@ def test_rows_do_not_change_what_is_written(written, tmp_path):
     other = replace(written, out=tmp_path / "out", rows=10)
     distill.main(other)
     assert (other.out / "parts/00000000.jsonl").read_bytes() == (written.out / "parts/00000000.jsonl").read_bytes()
+
+
+def test_the_progress_bar_counts_the_dialogues_that_are_done(tiny_model, tmp_path, monkeypatch):
+    counts = []
+    update = distill.tqdm.update
+    monkeypatch.setattr(distill.tqdm, "update", lambda bar, n: counts.append(n) or update(bar, n))
+    distill.main(distill.Args(tiny_model, tmp_path / "out", "builtin", dialogues=10, part=4, rows=3, max_new_tokens=20))
+    assert min(counts) == 0
+    assert sum(counts) == 10
+
+
+def test_a_teacher_with_too_few_positions_is_refused(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match=r"max_new_tokens 2000"):
+        distill.main(distill.Args(tiny_model, tmp_path / "out", "builtin", max_new_tokens=2000))
