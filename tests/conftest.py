@@ -6,6 +6,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from forks import Server
+from paths import ROOT
 from shapes import SHAPES
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -90,3 +92,11 @@ def tiny_instruct_model(tmp_path_factory) -> str:
     AutoModelForCausalLM.from_config(config(vocab_size=len(words), eos_token_id=3, **shape)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model):
+    """Runs ppo_dialog.py again and again without importing it again."""
+    server = Server(ROOT / "ppo_dialog.py", tiny_model)
+    yield server
+    server.close()

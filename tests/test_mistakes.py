@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from forks import Server
 from paths import ROOT
 
 SCRIPT = ROOT / "ppo_dialog.py"
@@ -23,13 +22,6 @@ def nan(episodes): return np.full(len(episodes), np.nan)
 def failing(episodes): raise RuntimeError("no such luck")
 number = 3
 """
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model):
-    server = Server(SCRIPT, tiny_model)
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -59,15 +60,7 @@ def load_model(
     _check_kind(name, local_files_only)
     try:
         check_files(name, model_class if model_class is AutoModelForCausalLM else None, trust_remote_code)
-        model, report = model_class.from_pretrained(
-            name,
-            output_loading_info=True,
-            dtype=torch.float32,
-            use_safetensors=True if Path(name).is_dir() else None,
-            local_files_only=local_files_only,
-            adapter_kwargs={"local_files_only": local_files_only},  # where peft is installed, it looks for adapters too
-            trust_remote_code=trust_remote_code,
-        )
+        model, report = _from_pretrained(model_class, name, local_files_only, trust_remote_code=trust_remote_code)
         # transformers initialises missing weights at random; only a class of the user's own may want that
         if report["missing_keys"] and model_class is AutoModelForCausalLM:
             raise ValueError(f"the weights lack {len(report['missing_keys'])} tensors of a {type(model).__name__}")
@@ -90,6 +83,21 @@ def load_model(
             "use --critic shared"
         )
     return model.base_model.eval()
+
+
+def _from_pretrained(
+    model_class: Any, name: str, local_files_only: bool, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model in float32, from a folder by safetensors alone, and transformers' report of missing weights."""
+    return model_class.from_pretrained(
+        name,
+        output_loading_info=True,
+        dtype=torch.float32,
+        use_safetensors=True if Path(name).is_dir() else None,
+        local_files_only=local_files_only,
+        adapter_kwargs={"local_files_only": local_files_only},  # where peft is installed, it looks for adapters too
+        **options,
+    )
 
 
 def _check_kind(name: str, local_files_only: bool) -> None:
@@ -148,20 +156,13 @@ def load_classifier(
     Raises:
         ValueError: there is no such model, or without ``new_head`` its weights lack the head.
     """
-    source = {"local_files_only": only_local_files(model)}
+    local_files_only = only_local_files(model)
     try:
         check_files(model, AutoModelForSequenceClassification)
-        classifier, report = AutoModelForSequenceClassification.from_pretrained(
-            model,
-            output_loading_info=True,
-            dtype=torch.float32,
-            use_safetensors=True if Path(model).is_dir() else None,
-            ignore_mismatched_sizes=new_head,
-            adapter_kwargs=source,  # as in `load_model`
-            **source,
-            **config,
+        classifier, report = _from_pretrained(
+            AutoModelForSequenceClassification, model, local_files_only, ignore_mismatched_sizes=new_head, **config
         )
-        tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", **source)
+        tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", local_files_only=local_files_only)
         if report["missing_keys"] and not new_head:  # transformers would initialise them at random
             raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}")
     except LOADING_ERRORS as error:

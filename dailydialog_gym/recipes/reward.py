@@ -22,7 +22,6 @@ same command resumes.
 from __future__ import annotations
 
 import copy
-import gzip
 import json
 import random
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ from dailydialog_gym.embedded import asset
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.loading import load_classifier
-from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length
+from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length, read_rows
 from dailydialog_gym.reports.intervals import wilson
 from dailydialog_gym.rewards.model import DialogueFormat, pad
 from dailydialog_gym.runs.checkpoints import write_text
@@ -89,17 +88,8 @@ def read_pairs(name: str) -> list[Pair]:
     if name == "builtin":
         with asset("pairs.jsonl.gz") as path:
             return read_pairs(str(path))
-    path, pairs = Path(name), []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                pairs.append(_pair(json.loads(line)))
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(
-                    f'{path}, line {number}: expected {{"prompt": ..., "chosen": ..., "rejected": ...}}, texts or '
-                    f"lists of messages, got {line[:80]!r}"
-                ) from error
-    return pairs
+    expected = '{"prompt": ..., "chosen": ..., "rejected": ...}, texts or lists of messages'
+    return read_rows(Path(name), _pair, expected)
 
 
 def _pair(row: dict[str, Any]) -> Pair:

@@ -78,14 +78,26 @@ def check_flags(args: TrainingArgs) -> None:
 
 def read_unlabelled(path: Path) -> list[list[str]]:
     """The utterances of each dialogue in a file of ``{"dialog": [...]}``, in DailyDialog's spacing."""
-    dialogues = []
+    return read_rows(
+        path, lambda row: [space_punctuation(utterance) for utterance in row["dialog"]], '{"dialog": [...]}'
+    )
+
+
+def read_rows(path: Path, parse: Callable[[Any], T], expected: str) -> list[T]:
+    """What ``parse`` makes of each line of a .jsonl or .jsonl.gz file.
+
+    Raises:
+        ValueError: a line is not JSON, or ``parse`` raises an error for it; the message has its number, and what was
+            expected.
+    """
+    rows = []
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                dialogues.append([space_punctuation(utterance) for utterance in json.loads(line)["dialog"]])
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: expected {{"dialog": [...]}}, got {line[:80]!r}') from error
-    return dialogues
+                rows.append(parse(json.loads(line)))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"{path}, line {number}: expected {expected}, got {line[:80]!r}") from error
+    return rows
 
 
 def train_bpe(

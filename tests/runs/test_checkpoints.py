@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forks import Server
 from paths import ROOT
 from stub_gpus import StubGpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,13 +21,6 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.runs.checkpoints import Checkpoints, RandomState, write_folder, write_text
 
 SCRIPT = ROOT / "ppo_dialog.py"
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model):
-    server = Server(SCRIPT, tiny_model)
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
