@@ -122,7 +122,7 @@ def score_with_marker(predictions: list[str], references: list[str], ended: Sequ
 
 
 def floor_replies(references: list[str], train: Sequence[str]) -> dict[str, list[str]]:
-    """Replies that know nothing of the contexts, as floors for a table: no policy should score lower.
+    """Replies that know nothing of the contexts, as floors for a table: what a policy has to beat.
 
     Args:
         references: what people answered to the contexts of the table.
