@@ -173,3 +173,34 @@ def test_overoptimization_trains_each_seed_with_and_without_a_penalty(tmp_path, 
     assert "| without a penalty | 0.1200 " in table and "| with the penalty  | 0.1100 " in table
     assert "| with-the-penalty-2  | 11.0 | 0.00 to 11.00  | +10.0%" in table
     assert (tmp_path / "out/overoptimization.png").stat().st_size > 10_000
+
+
+def test_the_speedrun_counts_the_seconds_up_to_the_first_checkpoint_that_reaches_the_goal(tmp_path, monkeypatch):
+    """Instead of the scripts, a function writes what they leave: METEOR rises by 4% with each checkpoint."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(tmp_path)
+    import quality
+
+    commands = []
+
+    def call(args, name, command):
+        commands.append(command)
+        if command[0] == "-m":
+            steps = 0 if command[2] == "builtin" else int(Path(command[2]).parent.name) / 10
+            (file,) = (word.removeprefix("--json=") for word in command if word.startswith("--json="))
+            scores = {"agent": {"meteor": 0.1 * (1 + 0.04 * steps)}}
+            (args.out / file).write_text(json.dumps(scores), encoding="utf-8")
+            return
+        run = args.out / "runs" / name
+        for iteration in 10, 20, 30, 40:
+            (run / "checkpoints" / f"{iteration:06}" / "agent").mkdir(parents=True)
+        rows = [{"episodes": 8 * (i + 1), "charts/episodic_length": 5, "charts/FPS": 20} for i in range(40)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    monkeypatch.setattr(quality, "call", call)
+    benchmark = runpy.run_path(str(BENCHMARKS / "speedrun.py"))
+    benchmark["main"](benchmark["Args"](out=Path("out"), seeds=(1,)))
+    assert "| 1 | 240 | 60 | +12.0% |" in (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.chdir(ROOT)
+        parse(["ppo_dialog.py", *next(command for command in commands if command[0] != "-m")[1:]], patch)
