@@ -39,7 +39,7 @@ def hub(monkeypatch):
     """Replaces the hub's datasets with those in this dict, from name to `DatasetDict`."""
     hub_datasets = {}
     monkeypatch.setattr(datasets, "load_dataset", hub_datasets.__getitem__)
-    monkeypatch.setattr("dailydialog_gym.env.dialogues.hub_is_off", lambda: False)
+    monkeypatch.setattr("dailydialog_gym.env.formats.hub_is_off", lambda: False)
     load_dialogues.cache_clear()
     load_samples.cache_clear()
     return hub_datasets
