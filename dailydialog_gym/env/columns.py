@@ -71,14 +71,26 @@ class Notes:
         return remarks
 
 
-def read_rows(records: Iterable[tuple[str, Any]], notes: Notes, split: str | None = None) -> list[tuple[str, Row]]:
-    """The dialogues of a dataset's rows, each with its split: the one given, or the one that the row names."""
+def read_rows(
+    records: Iterable[tuple[str, Any]], notes: Notes, split: str | None = None, default: str = "train"
+) -> list[tuple[str, Row]]:
+    """The dialogues of a dataset's rows, each with its split.
+
+    Args:
+        records: the rows, each with its place for error messages.
+        notes: gets what is remarkable about them.
+        split: the split of all of them; by default each row names its own.
+        default: the split of the rows that name none.
+
+    Raises:
+        ValueError: a row is no dialogue; the message names its place, what was expected, and what is there.
+    """
     rows: list[tuple[str, Row]] = []
     by_id: dict[tuple[str, str], Row] = {}
     for where, record in records:
         if not isinstance(record, dict):
             raise ValueError(f"{where}: {EXPECTED}, got {_shown(record)}")
-        row_split = split or _split_of(where, record)
+        row_split = split or _split_of(where, record, default)
         dialogue, act, key = (_find(record, names) for names in (DIALOGUE_COLUMNS, ACT_COLUMNS, ID_COLUMNS))
         text = dialogue or _find(record, UTTERANCE_COLUMNS)
         if key and text and isinstance(record[text], str):  # an utterance in each row
@@ -117,8 +129,10 @@ def _find(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((columns[name] for name in names if name in columns), None)
 
 
-def _split_of(where: str, record: dict[str, Any]) -> str:
-    split = record.get("split") or "train"
+def _split_of(where: str, record: dict[str, Any], default: str) -> str:
+    split = record.get("split")
+    if split in (None, ""):
+        return default
     if not (isinstance(split, str) and split.lower() in SPLIT_NAMES):
         raise ValueError(f"{where}: expected 'split' to be one of {', '.join(SPLIT_NAMES)}, got {_shown(split)}")
     return SPLIT_NAMES[split.lower()]
@@ -130,18 +144,30 @@ def _utterances(where: str, column: str, entries: Any) -> tuple[list[str], list[
         raise ValueError(f"{where}: expected {column!r} to be a list of texts, got {_shown(entries)}")
     utterances, is_said = [], []
     for entry in entries:
-        role, text = "", entry
-        if isinstance(entry, dict):
-            role, text = (entry.get(a) or entry.get(b) for a, b in (("role", "from"), ("content", "value")))
-            if not {"content", "value"} & entry.keys():
-                text = entry  # an error below
+        role, text = _role_and_text(entry)
         is_empty = isinstance(entry, dict) and (text is None or (isinstance(text, str) and not text.strip()))
         is_said.append(role not in _SILENT_ROLES and not is_empty)
         if is_said[-1]:
             if not isinstance(text, str):
-                raise ValueError(f"{where}: expected {column!r} to be a list of texts, got {_shown(entries)}")
+                raise ValueError(
+                    f"{where}: expected {column!r} to be a list of texts, got {_shown(entry)} as number {len(is_said)}"
+                )
             utterances.append(check_text(where, text))
     return utterances, is_said
+
+
+def _role_and_text(entry: Any) -> tuple[Any, Any]:
+    """The role and the text of an entry: a text without a role, or a message. What is no text is returned as it is."""
+    if not isinstance(entry, dict):
+        return "", entry
+    if not {"content", "value"} & entry.keys():
+        return "", entry
+    role, text = (entry.get(a) or entry.get(b) for a, b in (("role", "from"), ("content", "value")))
+    if isinstance(text, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in text):
+        texts = [part.get("text") for part in text]
+        # In lines, as vLLM joins the parts of a message of OpenAI's format
+        text = "\n".join(texts) if all(isinstance(each, str) for each in texts) else text
+    return role.lower() if isinstance(role, str) else role, text
 
 
 def check_text(where: str, text: str) -> str:
@@ -155,11 +181,13 @@ def _acts(where: str, column: str | None, acts: Any, count: int) -> list[int]:
     """Acts by number; ``count`` zeros if there are none."""
     if acts is None or acts == "":
         return [0] * count
-    numbers = [_act_number(act) for act in acts] if isinstance(acts, list) else [None]
-    if None in numbers:
+    wrong = [act for act in acts if _act_number(act) is None] if isinstance(acts, list) else acts
+    if wrong or not isinstance(acts, list):
         names = ", ".join(ACTS.values())
-        raise ValueError(f"{where}: expected {column!r} to be a list of numbers or names ({names}), got {_shown(acts)}")
-    return check_acts(where, numbers)
+        raise ValueError(
+            f"{where}: expected {column!r} to be a list of numbers or names ({names}), got {_shown(wrong)}"
+        )
+    return check_acts(where, [_act_number(act) for act in acts])
 
 
 def _act_number(act: Any) -> int | None:
@@ -167,7 +195,7 @@ def _act_number(act: Any) -> int | None:
     if act is None or act != act:  # NaN is what pandas makes of a missing number
         return 0
     if isinstance(act, str):
-        name = act.strip().lower()
+        name = act.strip().lower().removesuffix(".0")  # pandas writes numbers so where some are missing
         return int(name) if name in {"0", *map(str, ACTS)} else ACT_NUMBERS.get(name)
     if isinstance(act, bool) or not (isinstance(act, int) or (isinstance(act, float) and act.is_integer())):
         return None
@@ -175,8 +203,8 @@ def _act_number(act: Any) -> int | None:
 
 
 def check_acts(where: str, acts: list[int]) -> list[int]:
-    if not set(acts) <= {0, *ACTS}:
-        raise ValueError(f"{where}: expected acts from 1 to 4, got {acts}")
+    if wrong := [act for act in acts if act not in (0, *ACTS)]:
+        raise ValueError(f"{where}: expected acts from 1 to 4, got {_shown(wrong)}")
     return acts
 
 

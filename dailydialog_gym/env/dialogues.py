@@ -89,7 +89,8 @@ def _rows_of_split(source: Source, split: str, test_share: float, notes: Notes) 
         return source.splits[split](notes)
     rows = source.splits["train"](notes)
     keys = [_near_key(row.utterances) for row in rows]
-    split_of = _hold_out(keys, missing, test_share)
+    with_reply = [key for key, row in zip(keys, rows, strict=True) if row.is_whole and len(row.utterances) > 1]
+    split_of = _hold_out(with_reply, missing, test_share)
     number = sum(split_of.get(key) is not None for key in keys)
     notes.held_out = f"{number} of {len(rows)} held out as {' and '.join(missing)}, see --test-share"
     return [row for key, row in zip(keys, rows, strict=True) if split_of.get(key, "train") == split]

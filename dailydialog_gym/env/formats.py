@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import lzma
+import os
 import re
 import zipfile
 import zlib
@@ -10,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.env.columns import (
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
 # `daily_dialog` on the hub is a script dataset, which `datasets` no longer loads. This copy is stored as Parquet.
 HUB_ALIASES = {"daily_dialog": "OpenRL/daily_dialog"}
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_BOM = b"\xef\xbb\xbf"
+_LFS = b"version https://git-lfs.github.com/spec/"  # what a clone without Git LFS has in place of a large file
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json"}  # what `datasets` keeps beside the data
 _FORMATS = (
     "expected 'builtin'; a folder in DailyDialog's format (SPLIT.zip, SPLIT/dialogues_SPLIT.txt or "
@@ -61,30 +67,36 @@ class Source:
 
 
 def open_source(dataset: str) -> Source:
+    """Find a dataset, see `dailydialog_gym.env.dialogues.load_dialogues`, and read the file if it is a single one.
+
+    Raises:
+        ValueError: there is no such dataset, or it can't be read.
+    """
     if dataset == "builtin":
         with asset("dialogues.jsonl") as path:
             return _open_file(path)
-    path = Path(dataset).expanduser()
-    if path.is_file():
+    shown, name = repr(dataset[:200]), os.path.expanduser(dataset)
+    path = Path(name)
+    if os.path.isfile(name):  # unlike Path's methods, those of os.path raise no error for names that no file can have
         if path.suffix.lower() not in _SUFFIXES:
-            raise ValueError(f"dataset {dataset!r} is a file, but none of {', '.join(_SUFFIXES)}: {_FORMATS}")
+            raise ValueError(f"dataset {shown} is a file, but none of {', '.join(_SUFFIXES)}: {_FORMATS}")
         return _open_file(path)
-    if path.is_dir():
+    if os.path.isdir(name):
         return _open_folder(path)
-    if path.is_symlink() or path.exists():
-        kind = "a pipe, a socket or a device" if path.exists() else "a symbolic link that leads to no file"
-        raise ValueError(f"no such file or folder: {dataset!r} is {kind}")
-    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not dataset.startswith(".")
+    if os.path.lexists(name):
+        kind = "a pipe, a socket or a device" if os.path.exists(name) else "a symbolic link that leads to no file"
+        raise ValueError(f"no such file or folder: {shown} is {kind}")
+    looks_like_id = re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", dataset) and not dataset.startswith(".")
     if dataset in HUB_ALIASES or (looks_like_id and path.suffix.lower() not in (*_SUFFIXES, ".zip", ".txt")):
         return _open_hub(dataset)
-    raise ValueError(f"no such file or folder: {dataset!r}: {_FORMATS}")
+    raise ValueError(f"no such file or folder: {shown}: {_FORMATS}")
 
 
-def _open_file(path: Path) -> Source:
-    """A single file, whose rows may name their splits."""
+def _open_file(path: Path, default: str = "train") -> Source:
+    """A single file, whose rows may name their splits; rows that don't are of the split ``default``."""
     notes = Notes()
     by_split: dict[str, list[Row]] = {}
-    for split, row in read_rows(_records(path), notes):
+    for split, row in read_rows(_records(path), notes, default=default):
         by_split.setdefault(split, []).append(row)
 
     def read(split: str, to: Notes) -> list[Row]:
@@ -101,28 +113,22 @@ def _open_folder(folder: Path) -> Source:
     if original:
         splits = {split: partial(_read_original, folder, split) for split in original}
         return Source(splits, is_original=True, is_dailydialog=True)
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-        and path.name not in _NO_DATA
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    files = _data_files(folder)
     if not files:
         raise ValueError(f"folder {str(folder)!r} holds no dataset: {_FORMATS}")
     if len(files) == 1:
-        return _open_file(files[0])
+        return _open_file(files[0], _split_of_name(files[0].relative_to(folder)) or "train")
     by_split: dict[str | None, list[Path]] = {}
     for path in files:
-        by_split.setdefault(_split_of_file(path.relative_to(folder)), []).append(path)
+        by_split.setdefault(_split_of_name(path.relative_to(folder)), []).append(path)
     unnamed = [] if len(by_split) == 1 else by_split.pop(None, [])
     for split, paths in by_split.items():
-        kinds = {str(path.parent.relative_to(folder) / f"*{path.suffix}") for path in paths}
+        kinds = sorted({_kind_of_file(path.relative_to(folder)) for path in paths})
         if len(kinds) > 1:
+            shown = ", ".join(kinds[:4]) + (f" and {len(kinds) - 4} more" if len(kinds) > 4 else "")
             raise ValueError(
-                f"folder {str(folder)!r} holds several datasets, {split or 'train'} is in {', '.join(sorted(kinds))}: "
-                "name the folder or the file of one of them"
+                f"folder {str(folder)!r} holds several datasets, {split or 'train'} is in {shown}: name the folder or "
+                "the file of one of them"
             )
 
     def read(split: str, paths: list[Path], notes: Notes) -> list[Row]:
@@ -133,40 +139,68 @@ def _open_folder(folder: Path) -> Source:
     return Source({split: partial(read, split, names[split]) for split in SPLITS if split in names})
 
 
-def _split_of_file(path: Path) -> str | None:
+def _data_files(folder: Path) -> list[Path]:
+    """The files in a folder and its subfolders that may hold rows, but for hidden ones. Symbolic links are followed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [] if os.path.realpath(root) in seen else sorted(n for n in folders if not n.startswith("."))
+        if os.path.realpath(root) not in seen:
+            found += [Path(root, name) for name in names if not name.startswith(".") and name not in _NO_DATA]
+        seen.add(os.path.realpath(root))
+    return sorted(path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file())
+
+
+def _split_of_name(path: Path) -> str | None:
     """The split that is a word of a file's name, or else of its folder's: data/train-0000.parquet, train/0000.parquet.
 
     A name without such a word has no split.
     """
-    for part in (path.stem, *reversed(path.parts[:-1])):
-        for word in re.split(r"[^a-z0-9]+", part.lower()):
-            if word in SPLIT_NAMES:
-                return SPLIT_NAMES[word]
-    return None
+    return next((split for part in (path.stem, *reversed(path.parts[:-1])) if (split := _split_in(part))), None)
+
+
+def _split_in(name: str) -> str | None:
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+
+def _kind_of_file(path: Path) -> str:
+    """What the parts of one dataset have in common: their folder, their suffix, and a name but for its numbers.
+
+    Files whose names have no split may have any.
+    """
+    name = re.sub(r"\d+(-of-\d+.*)?", "*", path.stem) if _split_in(path.stem) else "*"
+    return str(path.with_name(name + path.suffix))
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """The rows of a file, each with its place for error messages.
 
-    JSON is read by Python, not by `datasets`: the reader of `datasets` names no line, drops lone surrogates without a
-    word, makes a number of 5,000 digits infinite, and crashes with deep nesting.
+    Text is read by Python, not by `datasets`, which names no line. Its reader of JSON drops lone surrogates without a
+    word, makes a number of 5,000 digits infinite, and crashes with deep nesting; its reader of CSV files guesses types,
+    and shifts the columns where a row has too many.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        yield from _read_table(path, "parquet")
-        return
-    if suffix == ".csv":
-        for where, record in _read_table(path, "csv"):
-            yield where, {column: _parse_cell(where, cell) for column, cell in record.items()}
-        return
-    lines = _lines(path, path.read_bytes())
-    if suffix == ".json" and next((line.lstrip()[0] for line in lines if line.strip()), "") == "[":
-        yield from _read_json_list(path, "\n".join(lines))
-        return
-    for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        if line.strip():
-            yield where, _parse_json(where, line, 0, json.loads)
+    with open(path, "rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise ValueError(f"{path} is a pointer of Git LFS, not the data itself: run git lfs pull in its folder")
+        file.seek(0)
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            yield from _read_parquet(path)
+        elif suffix == ".csv":
+            yield from _read_csv(path, file)
+        elif suffix == ".json" and file.read(4096).removeprefix(_BOM).lstrip().startswith(b"["):
+            file.seek(0)
+            yield from _read_json_list(path, "".join(_lines(path, file)))
+        else:
+            file.seek(0)
+            for number, line in enumerate(map(str.strip, _lines(path, file)), 1):
+                where = f"{path}, line {number}"
+                if line:
+                    yield where, _parse_json(where, line, 0, json.loads)
 
 
 def _read_json_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -198,22 +232,29 @@ def _parse_json(where: str, text: str, start: int, parse: Callable[[str], Any]) 
         raise ValueError(f"{where}: {EXPECTED}, got {text[start : start + 80]!r} ({error})") from error
 
 
-def _read_table(path: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import datasets
-
-    options = {"keep_default_na": False} if kind == "csv" else {}  # pandas would take the utterance "None" for no text
+def _read_csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # otherwise 128 KiB, and a cell may be a whole dialogue
+    reader = csv.reader(_lines(path, file), strict=True)
+    line = 1
     try:
-        # Streaming leaves no copy in the cache of `datasets`
-        table = datasets.load_dataset(kind, data_files=[escape(str(path))], split="train", streaming=True, **options)
-        for number, record in enumerate(_records_of(table)):
-            yield f"{path}, row {number}", record
-    except Exception as error:  # errors come from three libraries and don't name the file
-        raise ValueError(f"cannot read {path} ({type(error).__name__}: {error})") from error
+        header = next(reader, [])
+        if twice := {column for column in header if column and header.count(column) > 1}:
+            raise ValueError(f"{path}, line 1: expected columns of different names, got {', '.join(twice)} twice")
+        for cells in reader:
+            where, line = f"{path}, line {line + 1}", reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise ValueError(f"{where}: expected {len(header)} cells, as in the first line, got {len(cells)}")
+            record = dict(zip(header, cells, strict=True))
+            yield where, {column: _parse_cell(where, column, cell) for column, cell in record.items()}
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {line + 1}: expected comma-separated values ({error})") from error
 
 
-def _parse_cell(where: str, cell: Any) -> Any:
+def _parse_cell(where: str, column: str, cell: str) -> Any:
     """A cell of a CSV file, in which a list is written as JSON."""
-    if not (isinstance(cell, str) and cell.startswith("[")):
+    if not (cell.startswith("[") and column.lower() in (*DIALOGUE_COLUMNS, *ACT_COLUMNS)):
         return cell
     try:
         return json.loads(cell)
@@ -221,16 +262,26 @@ def _parse_cell(where: str, cell: Any) -> Any:
         raise ValueError(f"{where}: expected a list as JSON, got {cell[:80]!r}") from error
 
 
-def _lines(name: str | Path, content: bytes) -> list[str]:
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets
+
     try:
-        # str.splitlines() would also split at U+2028 and form feeds, which occur inside utterances.
-        text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-        return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{name}, line {line}: expected UTF-8 text, got byte 0x{error.object[error.start]:02x}"
-        ) from error
+        # Streaming leaves no copy in the cache of `datasets`
+        table = datasets.load_dataset("parquet", data_files=[escape(str(path))], split="train", streaming=True)
+        for number, record in enumerate(_records_of(table)):
+            yield f"{path}, row {number}", record
+    except Exception as error:  # errors come from three libraries and don't name the file
+        raise ValueError(f"cannot read {path} ({type(error).__name__}: {error})") from error
+
+
+def _lines(name: str | Path, file: BinaryIO) -> Iterator[str]:
+    """The lines of a text file with their ends. Nothing but a line feed is one: U+2028 and form feeds occur in text."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise ValueError(f"{name}, line {number}: expected UTF-8 text, got byte 0x{byte:02x}") from error
 
 
 # DailyDialog's own format, and datasets
@@ -258,8 +309,10 @@ def _read_original(folder: Path, split: str, notes: Notes) -> list[Row]:
                 expected = " and ".join(each.name for each in pair)
                 raise ValueError(f"{path} is missing: expected {expected} in {path.parent}")
         contents = [(str(path), path.read_bytes()) for path in pair]
-    (text_name, text), (act_name, act) = contents
-    text_lines, act_lines = _lines(text_name, text), _lines(act_name, act)
+    text_name, act_name = (name for name, _ in contents)
+    text_lines, act_lines = (
+        [line.rstrip("\r\n") for line in _lines(name, BytesIO(content))] for name, content in contents
+    )
     if len(text_lines) != len(act_lines):
         raise ValueError(f"{act_name} has {len(act_lines)} lines: expected {len(text_lines)}, as {text_name} has")
     lines = enumerate(zip(text_lines, act_lines, strict=True), 1)
@@ -282,7 +335,7 @@ def _unzip(archive: Path, names: list[str]) -> dict[str, bytes]:
                     raise ValueError(f"{archive} is encrypted: unpack it with its password, and name the folder")
                 contents[name] = opened.read(found[0])
             return contents
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, NotImplementedError) as error:
         raise ValueError(f"{archive} is not a readable zip file: {error}") from error
 
 
@@ -325,12 +378,21 @@ def _open_hub(dataset: str) -> Source:
 
 def _open_tables(name: str, tables: Mapping[str, datasets.Dataset], is_dailydialog: bool = False) -> Source:
     def read(split: str, table: datasets.Dataset, notes: Notes) -> list[Row]:
-        records = enumerate(_records_of(table))
-        return [
-            row for _, row in read_rows(((f"{name}, {split}, row {i}", record) for i, record in records), notes, split)
-        ]
+        records = ((f"{name}, {split}, row {i}", record) for i, record in enumerate(_records_of(table)))
+        return [row for _, row in read_rows(records, notes, split)]
 
-    splits = {SPLIT_NAMES.get(split.lower(), split): partial(read, split, table) for split, table in tables.items()}
+    by_split: dict[str, list[str]] = {}
+    for table in tables:
+        by_split.setdefault(_split_in(table) or table, []).append(table)
+    splits = {}
+    for split, found in by_split.items():
+        found = [table for table in found if table.lower() in SPLIT_NAMES] or found
+        if len(found) > 1:
+            raise ValueError(
+                f"dataset {name!r} has several splits for {split}, {', '.join(found)}: save the one that you want in a "
+                "file of its own"
+            )
+        splits[split] = partial(read, split, tables[found[0]])
     return Source(splits, is_dailydialog=is_dailydialog)
 
 
