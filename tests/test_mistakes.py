@@ -112,6 +112,7 @@ def test_the_name_of_a_run_that_exists(script):
         ({"seeds": 1}, "unknown key 'seeds'"),
         ({"model": {"a": 1}}, "model: expected str, got {'a': 1}"),
         ({"seed": -1}, "--seed -1"),
+        ({"gamma": 0.5, "seed": 2}, "the flag gamma, the flag seed changed since runs/run/checkpoints/000001"),
     ],
 )
 def test_an_edited_config(script, tmp_path, change, message):

@@ -80,7 +80,8 @@ def test_the_page_shows_what_is_printed_about_its_chats(tmp_path, monkeypatch, c
 def test_dialogues_without_acts_and_splits_train_an_agent(train, tmp_path, write, capsys):
     source = write(tmp_path)
     run = train("--dataset", str(source), episodes=256)
-    output = capsys.readouterr().out
+    output, notes = capsys.readouterr()
+    assert notes.count(f"{source}, train: ") == notes.count(f"{source}, test: ") == 1
     assert "; no intent reward, because the dialogues have no acts" in output and "ordinary text" in output
     assert "| METEOR" in output and "| Intent" not in output
     scores = json.loads((run / "evaluation.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
@@ -104,7 +105,7 @@ def read_flags(cls: type, path: Path, parse: Callable[[str], Any]) -> dict[str, 
     """
     try:
         values = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read flags from {path}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a flag and its value on each line, such as 'learning_rate: 1.0e-6'")
@@ -124,4 +125,4 @@ def _parse_value(value: Any, hint: Any, where: str) -> Any:
         with redirect_stderr(StringIO()), suppress(SystemExit):
             return tyro.cli(hint, args=[str(word) for word in words], add_help=False)
     expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-    raise ValueError(f"{where}: expected {expected}, got {value!r}")
+    raise ValueError(f"{where}: expected {expected}, got {reprlib.repr(value)}")
