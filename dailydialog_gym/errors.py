@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+PATIENCE = 15.0  # seconds, more than ranks differ in the time that they need for their imports
 
 
 def one_line(error: BaseException) -> str:
@@ -15,10 +18,16 @@ def one_line(error: BaseException) -> str:
 
 
 def report_in_one_line(*kinds: type[BaseException]) -> None:
-    """Let an exception of these kinds that nobody catches end the process with `one_line` instead of a traceback."""
+    """Let an exception of these kinds that nobody catches end the process with `one_line` instead of a traceback.
+
+    In a job of several processes (``RANK``), a mistake is usually every rank's. The launcher ends the job when the
+    first has reported it, so the others leave it `PATIENCE` to do so.
+    """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
         if issubclass(kind, kinds):
+            if os.environ.get("RANK", "0") != "0":
+                time.sleep(PATIENCE)
             print(one_line(error), file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, traceback)

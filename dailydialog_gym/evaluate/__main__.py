@@ -65,6 +65,8 @@ class Args:
     """tokens of context"""
     max_new_tokens: int | None = None
     """tokens of reply"""
+    chat_template: bool = False
+    """write contexts in the tokenizer's chat template, for an instruct model that was not trained here"""
     test_share: float | None = None
     """share of the dialogues that is held out where the dataset has no test split; by default as in the training"""
     keep_eou: bool = False
@@ -86,6 +88,10 @@ def main(args: Args) -> None:
     folder, own = find_agent_folder(args.agent)
     given = {name: getattr(args, name) for name in ("dataset", "test_share", *SHAPE)}
     record = replace(own or AgentRecord(), **{name: value for name, value in given.items() if value is not None})
+    if args.chat_template:
+        if own and not own.chat_template:
+            raise ValueError(f"--chat-template: {args.agent} was trained without one, see dialogue_agent.json")
+        record = replace(record, chat_template=True)
     shape = {name: getattr(record, name) for name in SHAPE}
     load = partial(
         load_samples,
