@@ -33,7 +33,7 @@ from dailydialog_gym.env.columns import (
     check_text,
     read_rows,
 )
-from dailydialog_gym.hub import hub_is_off
+from dailydialog_gym.hub import hub_is_off, refuse_pointer
 
 if TYPE_CHECKING:
     import datasets
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 HUB_ALIASES = {"daily_dialog": "OpenRL/daily_dialog"}
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _BOM = b"\xef\xbb\xbf"
-_LFS = b"version https://git-lfs.github.com/spec/"  # what a clone without Git LFS has in place of a large file
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json"}  # what `datasets` keeps beside the data
 _FORMATS = (
     "expected 'builtin'; a folder in DailyDialog's format (SPLIT.zip, SPLIT/dialogues_SPLIT.txt or "
@@ -183,10 +182,8 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     word, makes a number of 5,000 digits infinite, and crashes with deep nesting; its reader of CSV files guesses types,
     and shifts the columns where a row has too many.
     """
+    refuse_pointer(path)
     with open(path, "rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise ValueError(f"{path} is a pointer of Git LFS, not the data itself: run git lfs pull in its folder")
-        file.seek(0)
         suffix = path.suffix.lower()
         if suffix == ".parquet":
             yield from _read_parquet(path)
