@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MISTAKES = (ValueError, OSError, MemoryError)
 PATIENCE = 15.0  # seconds, more than ranks differ in the time that they need for their imports
 
 
@@ -38,8 +39,8 @@ def report_in_one_line(*kinds: type[BaseException]) -> None:
 def run_script(main: Callable[[T], None], args: type[T], description: str) -> None:
     """Parse the command line of a script into the dataclass ``args``, and call ``main`` with it.
 
-    A ValueError or OSError is a mistake of the user: it ends the script with `one_line`, or with a traceback if the
-    command line has ``--traceback``.
+    One of `MISTAKES` is the user's: it ends the script with `one_line`, or with a traceback if the command line has
+    ``--traceback``.
 
     Raises:
         SystemExit: the command line is wrong, or ``main`` raised such an error.
@@ -50,7 +51,7 @@ def run_script(main: Callable[[T], None], args: type[T], description: str) -> No
     parsed = tyro.cli(args, args=argv, description=f"{description}\n--traceback shows where an error occurred.")
     try:
         main(parsed)
-    except (ValueError, OSError) as error:
+    except MISTAKES as error:
         if len(argv) < len(sys.argv) - 1:
             raise
         raise SystemExit(one_line(error)) from error

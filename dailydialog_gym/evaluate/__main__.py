@@ -129,7 +129,7 @@ def main(args: Args) -> None:
     if args.floors:
         floors = floor_replies([samples.references[i] for i in ids], load(split="train").references)
         evaluations = {name: evaluate(FixedReplies(texts)) for name, texts in floors.items()}
-    for name in filter(None, (args.baseline, args.agent)):
+    for name in [args.agent] if args.baseline is None else [args.baseline, args.agent]:
         agent_class = model_class if name == args.agent else AutoModelForCausalLM
         evaluations[name] = evaluate(DialogueAgent.load(name, device, agent_class, record=record, **shape))
     rows = {name: evaluation.scores for name, evaluation in evaluations.items()}

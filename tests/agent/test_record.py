@@ -25,6 +25,8 @@ def test_a_run_folder_is_its_agents_folder(run):
         assert find_agent_folder(str(name)) == (str(run / "agent"), RECORD)
     assert find_agent_folder("builtin") == ("builtin", AgentRecord())
     assert find_agent_folder("someone/model") == ("someone/model", None)
+    with pytest.raises(ValueError, match="the name of the agent is empty"):
+        find_agent_folder("")
 
 
 def test_an_agent_has_the_shape_and_the_spacing_that_it_was_trained_with(run):
