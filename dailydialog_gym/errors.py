@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MISTAKES = (ValueError, OSError, MemoryError)
+PATIENCE = 15.0  # seconds, more than ranks differ in the time that they need for their imports
 
 
 def one_line(error: BaseException) -> str:
@@ -15,10 +19,16 @@ def one_line(error: BaseException) -> str:
 
 
 def report_in_one_line(*kinds: type[BaseException]) -> None:
-    """Let an exception of these kinds that nobody catches end the process with `one_line` instead of a traceback."""
+    """Let an exception of these kinds that nobody catches end the process with `one_line` instead of a traceback.
+
+    In a job of several processes (``RANK``), a mistake is usually every rank's. The launcher ends the job when the
+    first has reported it, so the others leave it `PATIENCE` to do so.
+    """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
         if issubclass(kind, kinds):
+            if os.environ.get("RANK", "0") != "0":
+                time.sleep(PATIENCE)
             print(one_line(error), file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, traceback)
@@ -29,8 +39,8 @@ def report_in_one_line(*kinds: type[BaseException]) -> None:
 def run_script(main: Callable[[T], None], args: type[T], description: str) -> None:
     """Parse the command line of a script into the dataclass ``args``, and call ``main`` with it.
 
-    A ValueError or OSError is a mistake of the user: it ends the script with `one_line`, or with a traceback if the
-    command line has ``--traceback``.
+    One of `MISTAKES` is the user's: it ends the script with `one_line`, or with a traceback if the command line has
+    ``--traceback``.
 
     Raises:
         SystemExit: the command line is wrong, or ``main`` raised such an error.
@@ -41,7 +51,7 @@ def run_script(main: Callable[[T], None], args: type[T], description: str) -> No
     parsed = tyro.cli(args, args=argv, description=f"{description}\n--traceback shows where an error occurred.")
     try:
         main(parsed)
-    except (ValueError, OSError) as error:
+    except MISTAKES as error:
         if len(argv) < len(sys.argv) - 1:
             raise
         raise SystemExit(one_line(error)) from error

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached."""
+"""Whether the Hugging Face hub can be reached, and whether a clone from it is whole."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ def hub_is_off() -> bool:
     except Exception:  # the client's library, and so the kind of error, differs between versions
         return True
     return False
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise ValueError if a file is what a clone without Git LFS has in the place of a large file."""
+    mark = b"version https://git-lfs.github.com/spec/"
+    with open(path, "rb") as file:
+        if file.read(len(mark)) == mark:
+            raise ValueError(f"{path} is a pointer of Git LFS, not the data itself: run git lfs pull in its folder")
 
 
 def only_local_files(name: str) -> bool:

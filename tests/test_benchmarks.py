@@ -117,14 +117,14 @@ def test_the_gpu_script_stops_and_resumes_a_run_and_its_flags_are_read(tmp_path,
     """Instead of Python, a program runs that writes down its arguments; then each script's own parser reads them."""
     (tmp_path / "benchmarks").mkdir()
     script, calls = tmp_path / "benchmarks/gpu.sh", tmp_path / "calls"
-    script.write_text((BENCHMARKS / "gpu.sh").read_text())
+    script.write_text((BENCHMARKS / "gpu.sh").read_text(encoding="utf-8"), encoding="utf-8")
     for program, text in {"python": PYTHON, "git": "#!/bin/sh\n"}.items():
-        (tmp_path / program).write_text(text)
+        (tmp_path / program).write_text(text, encoding="utf-8")
         (tmp_path / program).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls)}
     done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    commands = [command.split("\n") for command in calls.read_text().removesuffix("\n\n").split("\n\n")]
+    commands = [command.split("\n") for command in calls.read_text(encoding="utf-8").removesuffix("\n\n").split("\n\n")]
     monkeypatch.chdir(ROOT)
     for command in commands:
         with monkeypatch.context() as patch:

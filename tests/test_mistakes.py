@@ -68,6 +68,7 @@ MISTAKES = {
     ("--critic", "none", "--replies-per-prompt", "1"): "--critic none and --normalize-groups need",
     ("--top-k", "5000"): "--top-k must be 0 to 4096",
     ("--eval-samples", "-1"): "--eval-samples must be at least 0, got -1",
+    ("--max-prompt-length", "1000000000000"): "Unable to allocate",
     ("--keep-checkpoints", "0"): "--keep-checkpoints must be at least 1, got 0",
     ("--resume-anyway",): "--resume-anyway is for a run that goes on",
     ("--resume", "no-run"): "cannot read flags from no-run/config.json",
@@ -112,6 +113,7 @@ def test_the_name_of_a_run_that_exists(script):
         ({"seeds": 1}, "unknown key 'seeds'"),
         ({"model": {"a": 1}}, "model: expected str, got {'a': 1}"),
         ({"seed": -1}, "--seed -1"),
+        ({"gamma": 0.5, "seed": 2}, "the flag gamma, the flag seed changed since runs/run/checkpoints/000001"),
     ],
 )
 def test_an_edited_config(script, tmp_path, change, message):
@@ -193,6 +195,9 @@ COMMANDS = {
         (("builtin", "--policy-class", "no_such:Class"), "--policy-class 'no_such:Class'"),
         (("builtin", "--samples", "1", "--max-new-tokens", "1", "--json", "/no/such/folder/x.json"), "/no/such/folder"),
         (("builtin", "--samples", "1", "--sample", "--seed", "-1"), "--seed must be at least 0"),
+        (("builtin", "--max-prompt-length", "1000000000000"), "Unable to allocate"),
+        (("",), "the name of the agent is empty"),
+        (("builtin", "--baseline", "", "--samples", "1"), "the name of the agent is empty"),
     ),
     "dailydialog_gym.recipes.sft": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
     "dailydialog_gym.recipes.intent": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),

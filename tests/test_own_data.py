@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -56,7 +57,7 @@ def write_clone(folder):
     """The folder of a hub dataset, with shards and without a validation split."""
     clone = folder / "clone"
     (clone / "data").mkdir(parents=True)
-    (clone / "README.md").write_text("---\nlicense: mit\n---\n")
+    (clone / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     rows = [messages(chat) for chat in chats()]
     for name, part in {
         "train-00000-of-00002": rows[:20],
@@ -80,12 +81,13 @@ def test_the_page_shows_what_is_printed_about_its_chats(tmp_path, monkeypatch, c
 def test_dialogues_without_acts_and_splits_train_an_agent(train, tmp_path, write, capsys):
     source = write(tmp_path)
     run = train("--dataset", str(source), episodes=256)
-    output = capsys.readouterr().out
+    output, notes = capsys.readouterr()
+    assert notes.count(f"{source}, train: ") == notes.count(f"{source}, test: ") == 1
     assert "; no intent reward, because the dialogues have no acts" in output and "ordinary text" in output
     assert "| METEOR" in output and "| Intent" not in output
-    scores = json.loads((run / "evaluation.json").read_text())
+    scores = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert "intent" not in scores["before"] and scores["before"].keys() == scores["after"].keys()
-    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows[-1]["episodes"] == 256 and "reward/intent" not in rows[-1] and "reward/meteor" in rows[-1]
     record = AgentRecord(dataset=str(source), max_new_tokens=8, spacing="ordinary")
     assert find_agent_folder(str(run)) == (str(run / "agent"), record)
@@ -107,7 +109,7 @@ def test_an_intent_reward_without_acts_is_an_error_and_a_weight_of_zero_is_not(t
 
 def test_a_run_without_acts_resumes_with_its_own_flags(train, tmp_path, monkeypatch):
     run = train("--dataset", str(write_lines(tmp_path)), "--spacing", "spaced")
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     assert config["intent_weight"] is None and config["spacing"] == "spaced"
     monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", "--resume", str(run)])
     runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
@@ -118,8 +120,8 @@ def test_some_acts_reward_only_the_replies_that_have_them(train, tmp_path, tiny_
     file = tmp_path / "chats.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     run = train("--dataset", str(file), "--intent-model", tiny_intent_model)
-    assert json.loads((run / "config.json").read_text())["intent_weight"] == 0.3
-    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    assert json.loads((run / "config.json").read_text(encoding="utf-8"))["intent_weight"] == 0.3
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(0 <= row["reward/intent"] < 0.3 for row in rows)  # a random classifier gives about 0.25 to each act
 
 
@@ -128,7 +130,7 @@ def test_ppo_on_an_instruct_model_needs_no_end_of_utterance_marker(
 ):
     flags = ("--chat-template", "--intent-model", tiny_intent_model, "--learning-rate", "0")
     run = train(*flags, model=tiny_instruct_model)
-    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(row["losses/approx_kl"] < 1e-9 for row in rows)
     agent = DialogueAgent.load(str(run))
     assert agent.template and isinstance(agent.chat("How are you?"), str)
@@ -137,9 +139,25 @@ def test_ppo_on_an_instruct_model_needs_no_end_of_utterance_marker(
     assert first == second  # it has learned nothing
 
 
+def test_an_instruct_model_that_was_never_trained_here_is_scored_with_its_template(
+    train, tiny_instruct_model, tiny_model, capsys
+):
+    with pytest.raises(ValueError, match=r"cannot represent the end-of-utterance marker .*: --chat-template"):
+        evaluate.main(evaluate.Args(agent=tiny_instruct_model, samples=2))
+    args = evaluate.Args(agent=tiny_instruct_model, samples=2, chat_template=True, max_new_tokens=8)
+    evaluate.main(args)
+    untrained = capsys.readouterr().out.splitlines()[2]
+    run = train("--chat-template", "--learning-rate", "0", "--intent-weight", "0", model=tiny_instruct_model)
+    capsys.readouterr()
+    evaluate.main(replace(args, agent=str(run)))
+    assert capsys.readouterr().out.splitlines()[2].split("|")[2:] == untrained.split("|")[2:]
+    with pytest.raises(ValueError, match="builtin was trained without one"):
+        evaluate.main(replace(args, agent="builtin"))
+
+
 def test_a_run_with_a_class_of_its_own_is_refused_until_the_class_is_named(train, tmp_path, monkeypatch):
     (tmp_path / "own_policy.py").write_text(
-        "from transformers import GPT2LMHeadModel\n\n\nclass Own(GPT2LMHeadModel):\n    pass\n"
+        "from transformers import GPT2LMHeadModel\n\n\nclass Own(GPT2LMHeadModel):\n    pass\n", encoding="utf-8"
     )
     monkeypatch.syspath_prepend(tmp_path)
     run = train("--policy-class", "own_policy:Own")

@@ -27,7 +27,7 @@ def run(tmp_path, monkeypatch):
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", "--run-name", "test", *flags])
         script = runpy.run_path(str(SCRIPT), run_name="__main__")
-        rows = (script["run"].folder / "metrics.jsonl").read_text().splitlines()
+        rows = (script["run"].folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(row) for row in rows]
 
     return run
@@ -71,12 +71,12 @@ def test_a_run_leaves_an_agent_that_plain_transformers_loads(tiny_model, tmp_pat
     assert AutoTokenizer.from_pretrained(folder / "agent")("I see . <EOU>")["input_ids"][-1] == 0
     assert {path.suffix for path in (folder / "agent").iterdir()} == {".json", ".safetensors"}
 
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["episodes"] for row in rows] == [8, 16]
     events = EventAccumulator(str(folder)).Reload()
     for key in ("charts/FPS", "reward/meteor", "reward/kl", "metric/kl_coef", "losses/policy_loss"):
         assert events.Scalars(key)[-1].value == pytest.approx(rows[-1][key], rel=1e-5)
-    scores = json.loads((folder / "evaluation.json").read_text())
+    scores = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert f"| before | {scores['before']['rouge1']:.4f}" in output
     for name in ("config.json", "samples.md", "curves.png"):
         assert (folder / name).stat().st_size > 0
@@ -164,7 +164,8 @@ def test_a_policy_that_forbids_tokens_trains_with_an_entropy_bonus(critic, tiny_
         "        output = super().forward(*args, **kwargs)\n"
         "        forbidden = torch.arange(output.logits.shape[-1]) % 3 == 0\n"
         "        output.logits = output.logits.masked_fill(forbidden, -torch.inf)\n"
-        "        return output\n"
+        "        return output\n",
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     flags = ("--policy-class", "forbids:Policy", "--ent-coef", "0.01", "--top-k", "0", "--critic", critic)

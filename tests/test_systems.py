@@ -15,7 +15,7 @@ from dailydialog_gym.runs.checkpoints import write_folder, write_text
 from dailydialog_gym.runs.run import stop_signals
 
 CODE = [*sorted((ROOT / "dailydialog_gym").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
-FILES = [*CODE, *sorted(ROOT.glob("benchmarks/*.py"))]
+FILES = [*CODE, *sorted(ROOT.glob("benchmarks/*.py")), *sorted(ROOT.glob("tests/**/*.py"))]
 SCRIPTS = [path for path in CODE if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
 
 

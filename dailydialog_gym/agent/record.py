@@ -57,8 +57,12 @@ def find_agent_folder(name: str) -> tuple[str, AgentRecord | None]:
             policy has the default one.
 
     Raises:
-        ValueError: the run has not saved an agent yet, or the record cannot be read.
+        ValueError: the name is empty, the run has not saved an agent yet, or the record cannot be read.
     """
+    if not name:
+        raise ValueError(
+            "the name of the agent is empty: expected a run folder, an agent folder, 'builtin' or a hub id"
+        )
     if name == "builtin":
         return name, AgentRecord()
     folder = Path(name)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 MAX_BODY = 1_000_000  # bytes; the longest conversation that the page sends is far smaller
 SLOW = 1.0  # seconds that a wrong password takes, for each address that guesses one at a time
 PATIENCE = 10.0  # seconds until an event whose results nobody fetches is given up
+_HOST = re.compile(r"(?:\[([\da-f:]+)\]|([\w.-]+))(?::\d*)?")  # a name or an address, and perhaps a port
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -67,9 +69,10 @@ class Guard:
 
     def _refuse(self, scope: Message, headers: dict[str, str]) -> tuple[int, str] | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.names is not None and urlsplit(f"//{host}").hostname not in self.names:
+        name = _HOST.fullmatch(host.lower())
+        if self.names is not None and not (name and (name[1] or name[2]) in self.names):
             return 403, f"This page does not answer to the name {host[:100]!r}: see --host and --root-path."
-        if origin is not None and urlsplit(origin).netloc not in {host, self.public}:
+        if origin is not None and origin.partition("://")[2] not in {host, self.public} - {""}:
             return 403, f"This page does not answer requests of {origin[:100]!r}: see --root-path."
         if scope["path"].rstrip("/").endswith(("/upload", "/upload_progress")):
             return 404, "Nothing can be uploaded here."

@@ -123,7 +123,8 @@ class ReplyTokenizer:
             tokens = [backend.id_to_token(i) for i in self.encode([EOU])[0]]
             raise ValueError(
                 f"tokenizer {name!r} cannot represent the end-of-utterance marker {EOU!r}: it encodes it as {tokens}. "
-                f"Add it as a token: tokenizer.add_special_tokens({{'additional_special_tokens': ['{EOU}']}})"
+                f"Add it as a token: tokenizer.add_special_tokens({{'additional_special_tokens': ['{EOU}']}}), or use "
+                "the tokenizer's chat template, which needs none: --chat-template"
             )
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -151,7 +152,7 @@ class ReplyTokenizer:
         return [ids if len(ids) <= width else None for ids in encoded]
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        return self.template.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return _render(self.name, self.template, messages, add_generation_prompt=True)
 
     def decode(self, replies: list[np.ndarray]) -> list[str]:
         """The texts of replies, each an array of ids, without ``<EOU>``, special tokens and surrounding whitespace."""
@@ -161,10 +162,17 @@ class ReplyTokenizer:
         return [text.split(EOU, 1)[0].strip() for text in texts]
 
 
+def _render(name: str, template: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool) -> str:
+    try:
+        return template.apply_chat_template(messages, tokenize=False, **options)
+    except Exception as error:  # a template is a program, which may raise anything
+        raise ValueError(f"the chat template of tokenizer {name!r} fails ({type(error).__name__}: {error})") from error
+
+
 def _end_of_turn(name: str, template: PreTrainedTokenizerBase, special: re.Pattern[str]) -> int:
     """The special token that follows an assistant's message in a chat template: an end of turn, or the next role."""
     turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "MARK"), ("user", "b"))]
-    after = template.apply_chat_template(turns, tokenize=False).partition("MARK")[2]
+    after = _render(name, template, turns).partition("MARK")[2]
     end = special.search(after)
     if not end:
         raise ValueError(f"the chat template of tokenizer {name!r} has no token that ends a reply, it has {after!r}")
@@ -223,7 +231,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bo
         tokenizer = AutoTokenizer.from_pretrained(
             name, local_files_only=only_local_files(name), trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files raise many types, those of `tokenizers` the plain one
         raise ValueError(
             f"cannot load tokenizer {name!r}: expected 'builtin', a folder with a Hugging Face tokenizer, or a hub "
             f"id ({error})"

@@ -65,6 +65,8 @@ class Args:
     """tokens of context"""
     max_new_tokens: int | None = None
     """tokens of reply"""
+    chat_template: bool = False
+    """write contexts in the tokenizer's chat template, for an instruct model that was not trained here"""
     test_share: float | None = None
     """share of the dialogues that is held out where the dataset has no test split; by default as in the training"""
     keep_eou: bool = False
@@ -86,6 +88,10 @@ def main(args: Args) -> None:
     folder, own = find_agent_folder(args.agent)
     given = {name: getattr(args, name) for name in ("dataset", "test_share", *SHAPE)}
     record = replace(own or AgentRecord(), **{name: value for name, value in given.items() if value is not None})
+    if args.chat_template:
+        if own and not own.chat_template:
+            raise ValueError(f"--chat-template: {args.agent} was trained without one, see dialogue_agent.json")
+        record = replace(record, chat_template=True)
     shape = {name: getattr(record, name) for name in SHAPE}
     load = partial(
         load_samples,
@@ -123,7 +129,7 @@ def main(args: Args) -> None:
     if args.floors:
         floors = floor_replies([samples.references[i] for i in ids], load(split="train").references)
         evaluations = {name: evaluate(FixedReplies(texts)) for name, texts in floors.items()}
-    for name in filter(None, (args.baseline, args.agent)):
+    for name in [args.agent] if args.baseline is None else [args.baseline, args.agent]:
         agent_class = model_class if name == args.agent else AutoModelForCausalLM
         evaluations[name] = evaluate(DialogueAgent.load(name, device, agent_class, record=record, **shape))
     rows = {name: evaluation.scores for name, evaluation in evaluations.items()}

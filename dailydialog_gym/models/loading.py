@@ -27,7 +27,7 @@ from dailydialog_gym.models.untrusted import check_files
 
 # What transformers and safetensors raise for damaged files, weights in other shapes, and senseless configurations
 LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
-LOADING_ERRORS += (StrictDataclassError,)
+LOADING_ERRORS += (StrictDataclassError, ArithmeticError, ImportError)
 
 
 def resolve(name: str) -> str:
@@ -106,7 +106,7 @@ def _check_kind(name: str, local_files_only: bool) -> None:
         adapter = find_adapter_config_file(name, local_files_only=local_files_only)
         config = {} if adapter else PreTrainedConfig.get_config_dict(name, local_files_only=local_files_only)[0]
         encoder_decoder = config.get("is_encoder_decoder")
-    except (OSError, ValueError, AttributeError):  # loading the model will report it
+    except LOADING_ERRORS:  # loading the model will report it
         return
     if adapter:
         raise ValueError(
@@ -165,7 +165,7 @@ def load_classifier(
         tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", local_files_only=local_files_only)
         if report["missing_keys"] and not new_head:  # transformers would initialise them at random
             raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}")
-    except LOADING_ERRORS as error:
+    except Exception as error:  # damaged files raise many types, those of `tokenizers` the plain one
         raise ValueError(
             f"cannot load {kind} {model!r}: expected 'builtin', a folder or a hub id of a sequence classifier ({error})"
         ) from error

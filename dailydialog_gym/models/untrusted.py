@@ -12,6 +12,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from dailydialog_gym.hub import refuse_pointer
+
 MAX_MODULES = 300  # layers, experts or labels of a model whose weights have fewer tensors
 
 
@@ -26,7 +28,8 @@ def check_files(name: str, auto_class: Any = None, trust_remote_code: bool = Fal
 
     Raises:
         ValueError: the index of the weights names other files than .safetensors files beside it; config.json names
-            code of the hub as its attention or its experts; or its model would be far larger than the weights.
+            code of the hub as its attention or its experts; its model would be far larger than the weights; or the
+            weights are a pointer of Git LFS.
         OSError, KeyError, SafetensorError: files are missing or damaged.
     """
     folder = Path(name)
@@ -40,6 +43,7 @@ def check_files(name: str, auto_class: Any = None, trust_remote_code: bool = Fal
         files = [folder / each for each in named]
     sizes = []
     for file in files:
+        refuse_pointer(file)
         with safe_open(file, "pt") as opened:
             sizes += [math.prod(opened.get_slice(key).get_shape()) for key in opened.keys()]  # noqa: SIM118
     path = folder / "config.json"
@@ -64,3 +68,5 @@ def _check_config(path: Path, config: dict[str, Any], most: int) -> None:
             _check_config(path, value, most)
         elif isinstance(value, int) and re.search("layer|expert|num_labels", key) and value > most:
             raise ValueError(f"{path} has {key} {value:,}, but the weights have far fewer tensors")
+        elif isinstance(value, int) and re.match("n(um)?_", key) and value < 0:
+            raise ValueError(f"{path} has {key} {value:,}, which is a number of parts")

@@ -1,8 +1,10 @@
-"""What a run's result depends on besides its flags, so that a run is not resumed with something else by mistake."""
+"""What a run's result depends on, so that a run is not resumed with something else by mistake."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.rewards.model import parse_reward_model
 from dailydialog_gym.runs.checkpoints import checksum
+from dailydialog_gym.runs.flags import CHANGEABLE
 
 # The files of a model folder that are read: configuration, weights, tokenizer, and code of its own
 _READ = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", "*.py")
@@ -26,15 +29,18 @@ _READ += (
     "added_tokens.json",
     "chat_template*",
 )
+# Flags without an influence on the result, and those whose files are compared instead of their names
+_OTHER_FLAGS = {*CHANGEABLE, "run_name", "track", "wandb_project_name", "wandb_entity"}
+_OTHER_FLAGS |= {"dataset", "model", "intent_model", "reward_model"}
 _PACKAGES = ("dailydialog-gym", "torch", "transformers", "tokenizers", "numpy", "nltk", "gymnasium")
 
 
 def fingerprint(args: Any) -> dict[str, Any]:
-    """SHA-256 of the dataset's rows and of the models' files, package versions, and the number of threads.
+    """SHA-256 of the dataset's rows and of the models' files, the flags, package versions, and the number of threads.
 
     Args:
-        args: the script's arguments: ``dataset``, ``test_share``, ``eval_split``, ``model``, ``intent_model`` and
-            ``reward_model``.
+        args: the script's arguments, a dataclass with ``dataset``, ``test_share``, ``eval_split``, ``model``,
+            ``intent_model`` and ``reward_model``.
     """
     rewards = {parse_reward_model(text)[0] for text in args.reward_model}
     return {
@@ -42,6 +48,7 @@ def fingerprint(args: Any) -> dict[str, Any]:
         "model": _files(args.model, "policy"),
         "intent model": _files(args.intent_model, "intent"),
         "reward model": {f"{name}/{file}": sha for name in rewards for file, sha in _files(name).items()},
+        "flag": {key: json.dumps(value) for key, value in asdict(args).items() if key not in _OTHER_FLAGS},
         "versions": {package: version(package) for package in _PACKAGES},
         "threads": torch.get_num_threads(),
     }
@@ -53,9 +60,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
     Returns: what makes another result, and what may change its last digits: versions and the number of threads.
     """
     severe, slight = [], []
-    for name in ("dataset", "model", "intent model", "reward model"):
+    for name in ("dataset", "model", "intent model", "reward model", "flag"):
         differing = [key for key in sorted(before[name] | now[name]) if before[name].get(key) != now[name].get(key)]
-        severe += [f"the {name}'s {key}" for key in differing]
+        severe += [f"the flag {key}" if name == "flag" else f"the {name}'s {key}" for key in differing]
     for package, new in now["versions"].items():
         if (old := before["versions"].get(package)) != new:
             slight.append(f"{package} {new} instead of {old}")
@@ -65,7 +72,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
 
 
 def _rows(args: Any, split: str) -> str:
-    dialogues = load_dialogues(args.dataset, split, test_share=args.test_share)
+    dialogues = load_dialogues(args.dataset, split, False, args.test_share)  # as `load_samples` does, so from its cache
     return hashlib.sha256(repr(dialogues).encode()).hexdigest()
 
 

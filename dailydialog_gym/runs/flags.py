@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
@@ -16,7 +17,7 @@ import transformers
 import tyro
 import yaml
 
-from dailydialog_gym.errors import report_in_one_line
+from dailydialog_gym.errors import MISTAKES, report_in_one_line
 
 T = TypeVar("T")
 # The flags that may change when a run is resumed, because they do not influence its result
@@ -36,8 +37,9 @@ class StartArgs:
 def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None) -> tuple[T, Path | None]:
     """Parse the command line of a training script. With --config or --resume, the file's values are the defaults.
 
-    transformers' progress bars are switched off, since a run shows its own. A ValueError (until `Run.start`) or OSError
-    that nobody catches is a mistake of the user, which ends the script in one line, or with --traceback in a traceback.
+    transformers' progress bars are switched off, since a run shows its own. One of `dailydialog_gym.errors.MISTAKES`
+    until `Run.start`, and then an OSError, that nobody catches is a mistake of the user, which ends the script in one
+    line, or with --traceback in a traceback.
 
     Args:
         cls: a dataclass whose base classes are the groups of ``--help``: ``RewardArgs`` becomes "reward options".
@@ -56,7 +58,7 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
     start, _ = tyro.cli(StartArgs, args=argv, add_help=False, return_unknown_args=True)
     sys.excepthook = sys.__excepthook__
     if not start.traceback:
-        report_in_one_line(ValueError, OSError)
+        report_in_one_line(*MISTAKES)
     if start.config and start.resume:
         raise ValueError("--config and --resume contradict each other: a resumed run keeps its own flags")
     given: dict[str, Any] = {}
@@ -104,7 +106,7 @@ def read_flags(cls: type, path: Path, parse: Callable[[str], Any]) -> dict[str, 
     """
     try:
         values = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read flags from {path}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a flag and its value on each line, such as 'learning_rate: 1.0e-6'")
@@ -124,4 +126,4 @@ def _parse_value(value: Any, hint: Any, where: str) -> Any:
         with redirect_stderr(StringIO()), suppress(SystemExit):
             return tyro.cli(hint, args=[str(word) for word in words], add_help=False)
     expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-    raise ValueError(f"{where}: expected {expected}, got {value!r}")
+    raise ValueError(f"{where}: expected {expected}, got {reprlib.repr(value)}")

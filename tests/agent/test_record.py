@@ -25,6 +25,8 @@ def test_a_run_folder_is_its_agents_folder(run):
         assert find_agent_folder(str(name)) == (str(run / "agent"), RECORD)
     assert find_agent_folder("builtin") == ("builtin", AgentRecord())
     assert find_agent_folder("someone/model") == ("someone/model", None)
+    with pytest.raises(ValueError, match="the name of the agent is empty"):
+        find_agent_folder("")
 
 
 def test_an_agent_has_the_shape_and_the_spacing_that_it_was_trained_with(run):
@@ -53,8 +55,8 @@ def test_replies_are_given_in_the_spacing_of_the_prompts(run):
 
 def test_a_class_of_its_own_must_be_named_again(run):
     """No class is imported because a folder names it."""
-    values = json.loads((run / "agent" / FILE).read_text()) | {"policy_class": "my_models:MyPolicy"}
-    (run / "agent" / FILE).write_text(json.dumps(values))
+    values = json.loads((run / "agent" / FILE).read_text(encoding="utf-8")) | {"policy_class": "my_models:MyPolicy"}
+    (run / "agent" / FILE).write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ValueError, match="was trained with a class of its own: add --policy-class my_models:MyPolicy"):
         DialogueAgent.load(str(run))
     model_class = type(load_model("builtin"))
@@ -63,7 +65,9 @@ def test_a_class_of_its_own_must_be_named_again(run):
 
 def test_the_flags_of_a_run_count_where_its_agent_has_no_record(run):
     (run / "agent" / FILE).unlink()
-    (run / "config.json").write_text('{"context_size": 2, "model": "builtin", "policy_class": "my_models:MyPolicy"}')
+    (run / "config.json").write_text(
+        '{"context_size": 2, "model": "builtin", "policy_class": "my_models:MyPolicy"}', encoding="utf-8"
+    )
     assert find_agent_folder(str(run))[1] == AgentRecord(context_size=2, policy_class="my_models:MyPolicy")
 
 
@@ -90,7 +94,7 @@ def test_a_run_without_an_agent_names_its_last_checkpoint(run):
     ],
 )
 def test_a_record_that_cannot_be_honoured_is_one_sentence(run, content, message):
-    (run / "agent" / FILE).write_text(content)
+    (run / "agent" / FILE).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         DialogueAgent.load(str(run))
 

@@ -45,7 +45,16 @@ def test_the_page_answers_to_the_names_of_this_machine(served, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", ""]
+    "name",
+    [
+        "evil.example",
+        "evil.example:7860",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "",
+        "[::1",
+        "a@127.0.0.1",
+    ],
 )
 @pytest.mark.parametrize("path", ["", "config", "gradio_api/info"])
 def test_under_another_name_it_tells_nothing(served, name, path):
@@ -55,7 +64,7 @@ def test_under_another_name_it_tells_nothing(served, name, path):
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "http://127.0.0.1:1", "http://localhost", "null", "", "file://"]
+    "origin", ["https://evil.example", "http://127.0.0.1:1", "http://localhost", "null", "", "file://", "http://["]
 )
 @pytest.mark.parametrize("call", ["gradio_api/call/about", "gradio_api/run/about", "gradio_api/queue/join", "config"])
 def test_a_script_of_another_site_gets_nothing(served, origin, call):

@@ -518,6 +518,13 @@ def test_two_machines_of_one_rank_each_are_one_of_two(flags, jobs, two):
     assert_same_rows(torch.load(jobs.out("machine", 2))["rows"], two["stage2"]["rows"][:1], 1e-6)
 
 
+def test_a_mistake_that_all_ranks_find_is_reported_once(flags, jobs):
+    code, output = jobs.forked(2, SCRIPT, *words(flags | {"dataset": "no-such-data"}))
+    assert code != 0
+    assert output.count("error: no such file or folder: 'no-such-data'") == 1
+    assert "Traceback" not in output
+
+
 def test_a_rank_that_fails_ends_the_job_with_its_own_error(flags, jobs):
     start = time.monotonic()
     rewards = ["--reward", "faulty:dying=1"]

@@ -81,6 +81,24 @@ def test_a_tokenizer_without_a_template_and_a_template_without_an_end_are_refuse
         load_tokenizer(str(tmp_path), chat_template=True)
 
 
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{% for", "TemplateSyntaxError"),
+        ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ messages[7].content }}", "UndefinedError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_a_template_that_fails_is_one_sentence(tiny_instruct_model, tmp_path, template, fault):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_instruct_model)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"^the chat template of tokenizer '.*' fails \({fault}"):
+        load_tokenizer(str(tmp_path), chat_template=True)
+
+
 def test_equal_prompts_of_a_vector_environment_and_the_samples(tiny_instruct_model):
     settings = {"tokenizer": tiny_instruct_model, "chat_template": True, "max_prompt_length": 100}
     envs = gym.make_vec("DailyDialog-v0", num_envs=2, **settings)

@@ -28,7 +28,7 @@ def make(**kwargs) -> gym.Env:
 @pytest.fixture
 def own_dialogue(tmp_path) -> str:
     path = tmp_path / "dialogues.jsonl"
-    path.write_text(json.dumps({"dialog": DIALOG, "act": [2, 1, 4]}))
+    path.write_text(json.dumps({"dialog": DIALOG, "act": [2, 1, 4]}), encoding="utf-8")
     return str(path)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dialogue_files import DIALOGUES, FERRY, RAIN, SHOP, text_files, write_zips
 
-from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
+from dailydialog_gym.env.dialogues import ACTS, SPLITS, Dialogue, load_dialogues
 from dailydialog_gym.env.samples import load_samples
 
 CHATS = [[f"Hello , is this number {i} ?", "It is !", f"Then {i} is right ."] for i in range(40)]
@@ -59,6 +59,21 @@ COLUMNS = {
         [0] * 4,
     ),
     "ShareGPT": ({"conversations": messages(SHOP[0], "from", "value", "human")}, [0] * 4),
+    "parts of text": (
+        {"messages": [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages(SHOP[0])]},
+        [0] * 4,
+    ),
+    "a system in capitals": ({"messages": [{"role": "System", "content": "Be brief."}, *messages(SHOP[0])]}, [0] * 4),
+    "calls of tools": (
+        {
+            "conversations": [
+                *messages(SHOP[0], "from", "value", "human"),
+                {"from": "function_call", "value": "{}"},
+                {"from": "observation", "value": "42"},
+            ]
+        },
+        [0] * 4,
+    ),
 }
 
 
@@ -105,6 +120,12 @@ def test_a_class_label_counts_by_its_name(tmp_path):
         assert load_dialogues(str(tmp_path / source), "train")[0].acts == tuple(SHOP[1])
 
 
+def test_the_parts_of_a_message_are_joined(tmp_path):
+    parts = [{"type": "text", "text": "Hi!"}, {"type": "text", "text": "Is it open?"}]
+    file = write(tmp_path / "talk.jsonl", [{"messages": [{"role": "user", "content": parts}, {"content": []}]}])
+    assert load_dialogues(str(file), "train")[0].utterances == ("Hi!\nIs it open?",)
+
+
 # Files and folders
 
 
@@ -121,10 +142,25 @@ def test_a_bom_blank_lines_dos_line_ends_and_an_upper_case_suffix_are_fine(tmp_p
         assert [list(dialogue.utterances) for dialogue in read] == [SHOP[0], RAIN[0]]
 
 
-def test_words_that_pandas_takes_for_missing_are_utterances(tmp_path):
-    said = ["None", "null", "NA", "Hi ."]
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["None", "null", "NA", "Hi ."],
+        ["42", "007"],
+        ["[laughs] Hi .", "[1, 2"],
+        ['She said "no" ,', "and\nleft\u2028again ."],
+        ["x" * 200_000, "Well ."],
+    ],
+    ids=["no missing", "numbers", "brackets", "quotes and lines", "a long cell"],
+)
+def test_a_cell_of_a_csv_file_is_its_text(tmp_path, said):
     file = write(tmp_path / "talk.csv", [{"dialog_id": 1, "utterance": text} for text in said])
     assert list(load_dialogues(str(file), "train")[0].utterances) == said
+
+
+def test_acts_as_pandas_writes_them_where_some_are_missing(tmp_path):
+    rows = [{"dialog_id": 1, "text": "Hi .", "act": act} for act in ("1.0", "", "question")]
+    assert load_dialogues(str(write(tmp_path / "talk.csv", rows)), "train")[0].acts == (1, 0, 2)
 
 
 # By case: the files of a folder, and the names of those that are its splits (train, validation, test).
@@ -166,14 +202,49 @@ def test_the_files_of_a_folder_are_its_splits(tmp_path, files, splits, capsys):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["en/train.jsonl", "de/train.jsonl"], r"holds several datasets, train is in de/\*\.jsonl, en/\*\.jsonl"),
-        (["train.jsonl", "train.csv"], r"holds several datasets, train is in \*\.csv, \*\.jsonl"),
+        (["en/train.jsonl", "de/train.jsonl"], r"holds several datasets, train is in de/train\.jsonl, en/train\.jsonl"),
+        (["train.jsonl", "train.csv"], r"holds several datasets, train is in train\.csv, train\.jsonl"),
+        (
+            ["train_gen-00000-of-00001.jsonl", "train_sft-00000-of-00001.jsonl"],
+            r"holds several datasets, train is in train_gen-\*\.jsonl, train_sft-\*\.jsonl",
+        ),
+        ([f"{name}/train.jsonl" for name in "abcdefg"], r"train is in a/train\.jsonl, .* and 3 more: name"),
     ],
 )
 def test_a_folder_of_several_datasets_is_refused(tmp_path, files, message):
     for name in files:
         write(tmp_path / name, [{"dialog": CHATS[0]}])
     with pytest.raises(ValueError, match=message):
+        load_dialogues(str(tmp_path), "train")
+
+
+def test_the_only_file_of_a_folder_has_the_split_of_its_name(tmp_path):
+    write(tmp_path / "test.jsonl", [{"dialog": CHATS[0]}, {"dialog": CHATS[1], "split": "dev"}])
+    assert [len(load_dialogues(str(tmp_path), split)) for split in ("validation", "test")] == [1, 1]
+    with pytest.raises(ValueError, match="has no split 'train': it has validation, test"):
+        load_dialogues(str(tmp_path), "train")
+
+
+def test_folders_behind_symbolic_links_are_read_once(tmp_path):
+    write(tmp_path / "elsewhere/test-1.jsonl", [{"dialog": CHATS[5]}])
+    write(tmp_path / "talk/train.jsonl", [{"dialog": chat} for chat in CHATS[:2]])
+    (tmp_path / "talk/data").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "talk/data/back").symlink_to(tmp_path / "talk")
+    assert [len(load_dialogues(str(tmp_path / "talk"), split)) for split in ("train", "test")] == [1, 1]
+
+
+def test_splits_of_a_table_are_found_by_words_of_their_names(tmp_path):
+    tables = {f"{split}_sft": datasets.Dataset.from_list([{"dialog": CHATS[i]}]) for i, split in enumerate(SPLITS)}
+    tables["train_small"] = tables["train"] = tables.pop("train_sft")
+    datasets.DatasetDict(tables).save_to_disk(tmp_path)
+    assert [len(load_dialogues(str(tmp_path), split)) for split in SPLITS] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("names", [("dev", "valid"), ("test_gen", "test_sft")])
+def test_two_splits_of_one_kind_are_refused(tmp_path, names):
+    tables = {name: datasets.Dataset.from_list([{"dialog": CHATS[0]}]) for name in ("train", *names)}
+    datasets.DatasetDict(tables).save_to_disk(tmp_path)
+    with pytest.raises(ValueError, match=rf"has several splits for \w+, {', '.join(names)}: save the one"):
         load_dialogues(str(tmp_path), "train")
 
 
@@ -218,6 +289,13 @@ def test_holding_out_is_told_and_leaves_something_to_train_on(tmp_path, capsys):
     assert len(load_dialogues(str(file), "train")) == 2
     with pytest.raises(ValueError, match="split 'test' contains no dialogue"):
         load_dialogues(str(file), "test")
+
+
+def test_what_is_held_out_has_a_reply(tmp_path):
+    rows = [{"dialog": [f"I am number {i} ."]} for i in range(20)] + [{"dialog": chat} for chat in CHATS[:3]]
+    file = write(tmp_path / "talk.jsonl", rows)
+    assert [len(d.utterances) for s in ("validation", "test") for d in load_dialogues(str(file), s)] == [3, 3]
+    assert len(load_dialogues(str(file), "train")) == 21
 
 
 def test_copies_of_a_dialogue_are_held_out_together(tmp_path):
@@ -314,6 +392,17 @@ def encrypted(folder):
     return folder
 
 
+def damaged_bzip2(folder):
+    write_zips(folder, DIALOGUES)
+    with zipfile.ZipFile(folder / "test.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        for name, text in text_files("test", [SHOP]):
+            archive.writestr(name, text)
+    content = bytearray((folder / "test.zip").read_bytes())
+    content[60:90] = bytes(30)
+    (folder / "test.zip").write_bytes(content)
+    return folder
+
+
 def pipe(folder):
     os.mkfifo(folder / "talk.jsonl")
     return folder / "talk.jsonl"
@@ -370,11 +459,58 @@ BAD = {
     "UTF-16": (file_of("talk.jsonl", '{"dialog": []}'.encode("utf-16")), "line 1: expected UTF-8 text, got byte 0xff"),
     "empty file": (file_of("talk.jsonl", b""), "split 'train' contains no dialogue"),
     "empty Parquet file": (file_of("talk.parquet", b""), r"cannot read .*talk\.parquet \(Arrow"),
+    "a pointer of Git LFS": (
+        file_of("talk.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"),
+        r"talk\.parquet is a pointer of Git LFS, not the data itself: run git lfs pull",
+    ),
+    "a picture in a message": (
+        after_a_good_line(b'{"messages": [{"content": [{"type": "image_url"}, {"type": "text", "text": "A"}]}]}'),
+        "line 2: expected 'messages' to be a list of texts, got .*image_url.* as number 1",
+    ),
+    "a part without text": (
+        after_a_good_line(b'{"messages": [{"content": "A"}, {"content": [{"type": "text", "text": null}]}]}'),
+        "line 2: expected 'messages' to be a list of texts, got .* as number 2",
+    ),
+    "a number for a split": (
+        after_a_good_line(b'{"dialog": [], "split": 0}'),
+        "line 2: expected 'split' to be one of .*, got 0",
+    ),
+    "a wrong act among many": (
+        after_a_good_line(json.dumps({"dialog": ["Hi ."] * 20, "act": [1] * 18 + [7, 10**400]}).encode()),
+        r"line 2: expected acts from 1 to 4, got \[7, 10+\.\.\.0+\]$",
+    ),
+    "a word among acts": (
+        after_a_good_line(json.dumps({"dialog": ["Hi ."] * 20, "act": [*NAMES] * 4 + ["joke"]}).encode()),
+        r"line 2: expected 'act' to be a list of numbers or names .*, got \['joke'\]$",
+    ),
+    "a CSV row with too many cells": (
+        file_of("talk.csv", b'dialog_id,text\n1,"Hi ,\nthere ."\n\n1,Well ,yes .\n'),
+        r"talk\.csv, line 5: expected 2 cells, as in the first line, got 3",
+    ),
+    "a CSV file with an open quote": (
+        file_of("talk.csv", b'dialog_id,text\n1,Hi .\n1,"Well .\n1,Yes .\n'),
+        r"talk\.csv, line 3: expected comma-separated values \(unexpected end of data\)",
+    ),
+    "a CSV file with two columns of one name": (
+        file_of("talk.csv", b"dialog_id,text,text\n1,a,b\n"),
+        r"talk\.csv, line 1: expected columns of different names, got text twice",
+    ),
+    "NUL in a CSV file": (
+        file_of("talk.csv", b"dialog_id,text\n1,a\x00b\n"),
+        r"talk\.csv, line 2: expected text, got the character U\+0000",
+    ),
+    "a zip file with a damaged bzip2 member": (damaged_bzip2, r"test\.zip is not a readable zip file: "),
+    "no name": (lambda folder: "", "no such file or folder: '': expected"),
+    "the home of nobody": (lambda folder: "~nobody-of-this-name/x", "no such file or folder: '~nobody"),
+    "a long name": (lambda folder: "x" * 5000, "no such file or folder: 'x{200}': expected"),
     "no Parquet file": (file_of("talk.parquet", b"PAR1 but no more"), r"cannot read .*talk\.parquet \(Arrow"),
-    "binary CSV file": (file_of("talk.csv", b"dialog\n\xff\xfe\x00"), r"cannot read .*talk\.csv \(Unicode"),
+    "binary CSV file": (
+        file_of("talk.csv", b"dialog\n\xff\xfe\x00"),
+        r"talk\.csv, line 2: expected UTF-8 text, got byte 0xff",
+    ),
     "a list in Python's notation in a CSV file": (
         file_of("talk.csv", b"dialog\n\"['Hi .', 'Yes .']\"\n"),
-        r"talk\.csv, row 0: expected a list as JSON, got",
+        r"talk\.csv, line 2: expected a list as JSON, got",
     ),
     "encrypted zip": (encrypted, r"test\.zip is encrypted: unpack it"),
     "two members of one name": (

@@ -158,7 +158,7 @@ def test_rows_of_floors_know_nothing_of_the_contexts(tiny_model, tmp_path, capsy
     evaluate.main(args)
     evaluate.main(replace(args, keep_eou=True, json=tmp_path / "kept.json"))
     assert "scored with their <EOU>" in capsys.readouterr().out
-    plain, kept = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "kept"))
+    plain, kept = (json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in ("plain", "kept"))
     assert list(plain) == ["an unrelated human reply", "the most frequent reply", "an empty reply", tiny_model]
     assert plain["an empty reply"]["meteor"] == 0 < 0.2 < kept["an empty reply"]["meteor"]
     assert plain["an unrelated human reply"]["unique"] > 0.9

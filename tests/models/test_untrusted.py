@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dailydialog_gym.embedded import ASSETS
+from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.models.loading import load_classifier, load_model
 
 LOADED = []
@@ -26,6 +27,10 @@ def configure(**entries):
         (folder / "config.json").write_text(json.dumps(config | entries), encoding="utf-8")
 
     return change
+
+
+def write(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text, encoding="utf-8")
 
 
 def index(name: str):
@@ -60,6 +65,17 @@ BAD = {
     "a number for a type": (configure(dtype=2**40), ""),
     "a large number for a type": (configure(dtype=1e308), ""),
     "a word for a number": (configure(n_layer="many"), "n_layer"),
+    "minus one layers": (configure(n_layer=-1), "has n_layer -1, which is a number of parts"),
+    "no heads": (configure(n_head=0), "modulo by zero"),
+    "a deep configuration": (write("config.json", "[" * 100_000), "recursion"),
+    "a package that is not there": (
+        configure(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "requires bitsandbytes",
+    ),
+    "a pointer of Git LFS": (
+        write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"),
+        "model.safetensors is a pointer of Git LFS, not the data itself: run git lfs pull",
+    ),
     "a list": (lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"), "expected a JSON object"),
 }
 
@@ -88,6 +104,20 @@ def test_a_bad_classifier_too(tmp_path):
         with pytest.raises(ValueError, match=r"^cannot load intent classifier"):
             load_classifier(str(folder))
     assert not LOADED
+
+
+@pytest.mark.parametrize("text", ["{}", "[" * 100_000, "no JSON", '{"added_tokens": 5}'])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path, name, text):
+    for kind, load in {"policy": load_tokenizer, "intent": load_classifier}.items():
+        folder = Path(shutil.copytree(ASSETS / kind, tmp_path / kind))
+        write(name, text)(folder)
+        try:
+            load(str(folder))
+        except ValueError as error:
+            assert str(error).startswith(("cannot load ", "tokenizer ")) and str(folder) in str(error)
+        else:
+            assert name == "tokenizer_config.json"  # whose entries have defaults
 
 
 def test_a_good_model_in_several_files_loads(folder, tmp_path):

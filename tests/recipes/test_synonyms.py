@@ -39,7 +39,7 @@ def wordnet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nltk") / "wordnet"
     shutil.copytree(WORDNET, folder, ignore=lambda _, names: [name for name in names if "." not in name])
     # Debian leaves out the lexicographers' files' names, which NLTK wants and synonyms don't.
-    (folder / "lexnames").write_text("".join(f"{i:02}\tfile{i}\t0\n" for i in range(45)))
+    (folder / "lexnames").write_text("".join(f"{i:02}\tfile{i}\t0\n" for i in range(45)), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="multilingual"):
         patch.setattr(nltk.data, "path", [str(folder), *nltk.data.path])
         yield WordNet(str(folder), None)
@@ -123,7 +123,9 @@ def test_meteor_looks_for_synonyms_among_stems_as_nltk_does():
 
 def test_table_is_small():
     assert TABLE.stat().st_size < 500_000
-    assert "WordNet 3.0 Copyright 2006 by Princeton University" in (ASSETS / "WORDNET-LICENSE.txt").read_text()
+    assert "WordNet 3.0 Copyright 2006 by Princeton University" in (ASSETS / "WORDNET-LICENSE.txt").read_text(
+        encoding="utf-8"
+    )
 
 
 @needs_wordnet

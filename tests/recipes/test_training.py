@@ -30,7 +30,7 @@ def args_of(recipe, out, dataset, **flags):
 
 
 def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
@@ -93,10 +93,10 @@ def test_a_run_resumes_within_an_epoch(run, dataset, tmp_path, monkeypatch):
 
 def test_a_kill_before_the_metrics_are_written_loses_no_epoch(run, dataset):
     recipe, out = run
-    before = (out / "metrics.jsonl").read_text()
-    (out / "metrics.jsonl").write_text(before.splitlines(keepends=True)[0])
+    before = (out / "metrics.jsonl").read_text(encoding="utf-8")
+    (out / "metrics.jsonl").write_text(before.splitlines(keepends=True)[0], encoding="utf-8")
     RECIPES[recipe].main(args_of(recipe, out, dataset))
-    assert (out / "metrics.jsonl").read_text() == before
+    assert (out / "metrics.jsonl").read_text(encoding="utf-8") == before
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_finished_run_can_be_scored_on_the_test_split_later(dataset, tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "thesis.txt").write_text("Chapter 1")
+    (tmp_path / "thesis.txt").write_text("Chapter 1", encoding="utf-8")
     with pytest.raises(ValueError, match=f"{tmp_path} holds files, but no flags.json of a run: choose another --out"):
         sft.main(sft.Args(out=tmp_path))
 
@@ -152,10 +152,10 @@ def test_bad_input_gets_one_line(recipe, flags, message, tmp_path):
 
 def test_unlabelled_dialogues_get_the_spacing_of_the_dataset_and_a_bad_line_is_named(tmp_path):
     file = tmp_path / "dialogues.jsonl.gz"
-    with gzip.open(file, "wt") as lines:
+    with gzip.open(file, "wt", encoding="utf-8") as lines:
         lines.write('{"dialog": ["Hello!", "Don\'t go."]}\n' * 20)
     assert read_unlabelled(file) == [["Hello !", "Don't go ."]] * 20
-    with gzip.open(file, "at") as lines:
+    with gzip.open(file, "at", encoding="utf-8") as lines:
         lines.write('{"text": "Hello"}\n')
     with pytest.raises(ValueError, match=r"dialogues.jsonl.gz, line 21: expected {\"dialog\""):
         read_unlabelled(file)
@@ -165,12 +165,12 @@ def test_unlabelled_dialogues_get_the_spacing_of_the_dataset_and_a_bad_line_is_n
     "recipe", sorted((ROOT / "dailydialog_gym" / "recipes").glob("*.py")), ids=lambda path: path.stem
 )
 def test_all_that_a_recipe_imports_is_installed_by_its_extras(recipe):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     own = {"sft": ("train", "lora"), "smollm2": ("train", "lora", "smollm2")}.get(recipe.stem, ("train",))
     requirements = project["dependencies"] + [text for extra in own for text in project["optional-dependencies"][extra]]
     declared = {re.match(r"[\w.-]+", text)[0].lower().replace("_", "-") for text in requirements}
     imported = set()
-    for node in ast.walk(ast.parse(recipe.read_text())):
+    for node in ast.walk(ast.parse(recipe.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -112,8 +112,8 @@ def test_classifier_reads_the_last_utterance_its_separator_and_the_reply(classif
     """The separator is a space if the classifier's configuration has none."""
     folder = shutil.copytree(classifier, tmp_path / "classifier")
     if separator is not None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"separator": separator}))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | {"separator": separator}), encoding="utf-8")
     scorer = IntentMatch(str(folder))
     lasts, replies = random_texts(40, seed=1), random_texts(40, seed=2)
     replies[0] = ""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ class Args:
     eval_split: str = "test"
     test_share: float = 0.05
     reward_model: tuple[str, ...] = ()
+    gamma: float = 1.0
+    run_name: str = "run"
 
 
 @pytest.fixture
@@ -78,6 +81,13 @@ def test_notes_beside_a_model_are_no_change(args, tmp_path):
     for name in ("README.md", ".DS_Store", "notes.txt", "metrics.jsonl"):
         (tmp_path / "policy" / name).write_text("a note", encoding="utf-8")
     assert changes(before, fingerprint(args)) == ([], [])
+
+
+def test_a_flag_that_was_edited_is_named_but_not_where_the_same_dialogues_are(args, tmp_path):
+    before = json.loads(json.dumps(fingerprint(args)))
+    moved = shutil.copy(args.dataset, tmp_path / "moved.jsonl")
+    assert changes(before, fingerprint(replace_fields(args, dataset=str(moved), run_name="other"))) == ([], [])
+    assert changes(before, fingerprint(replace_fields(args, gamma=0.5))) == (["the flag gamma"], [])
 
 
 def test_versions_and_threads_are_no_reason_to_refuse():

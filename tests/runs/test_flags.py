@@ -53,6 +53,10 @@ def parse(*argv: str):
     return parse_args(Args, "description", argv)
 
 
+# A list of lists of lists, each of which is nine times the same: printed, it has gigabytes
+LAUGHS = "model:\n" + "".join(f"- &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(12))
+
+
 @pytest.fixture
 def yaml_file(tmp_path):
     def write(text: str) -> str:
@@ -100,6 +104,8 @@ def test_a_file_sets_flags_and_flags_win(yaml_file):
         ("labels: [a, no]", "labels: expected tuple[str, ...] | None, got ['a', False]"),
         ("- learning_rate", "expected a flag and its value on each line"),
         ("a: [", "cannot read flags from"),
+        ("[" * 100_000, "cannot read flags from"),
+        (LAUGHS, "model: expected str, got ["),
         (None, "cannot read flags from"),
     ],
 )
