@@ -36,6 +36,7 @@ from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
 from dailydialog_gym.models.sampling import draw
 from dailydialog_gym.models.self_check import self_check
+from dailydialog_gym.models.steps import step_if_finite
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_reward_models, load_scorer
 from dailydialog_gym.runs import DataArgs, RandomState, Run, RunArgs, parse_args, settle
@@ -209,8 +210,7 @@ def candidate_logits(candidates, logits):
 def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     """K replies to each of the C samples, written by the current policy.
 
-    The environment gets whole replies, so that no token waits for it. tests/test_rollout.py has the same with one step
-    of the environment for each token.
+    No token waits for the environment, which gets whole replies; tests/test_rollout.py has the same token by token.
     """
     B, K, P, T = args.num_envs, args.replies_per_prompt, args.max_prompt_length, args.max_new_tokens
     device = agent.policy.device
@@ -280,16 +280,11 @@ def compute_advantages(batch, args):
     return batch._replace(advantages=advantages, returns=returns, baselines=baselines), explained_variance
 
 
-def ppo_loss(agent, batch, rows, args, autocast):
-    """The policy's and the critic's loss of a minibatch, the given rows of the batch, and the statistics to log."""
-    P, K, device = args.max_prompt_length, args.replies_per_prompt, agent.policy.device
-    # One forward on packed rows: each context is read once for its K replies
-    packed = pack(batch.input_ids[rows], batch.attention_mask[rows], P, rows // K, device)
+def ppo_loss(agent, batch, packed, args, autocast):
+    """The policy's and the critic's loss of a minibatch, some replies of the batch, and the statistics to log."""
     with autocast:
         newlogits, newvalue = agent(packed)  # (N, V), (N,)
-    row, t = batch.attention_mask[rows, P:].nonzero()  # the N tokens, in the order of `packed`
-    mb_inds = torch.from_numpy(rows[row] * args.max_new_tokens + t).to(device)
-    mb_tokens = len(mb_inds)
+    mb_inds, mb_tokens = packed.replies, len(packed.replies)
 
     def mb(tensor):  # (B, T, ...) -> (N, ...)
         return tensor.flatten(0, 1)[mb_inds]
@@ -385,21 +380,25 @@ if __name__ == "__main__":
         kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / args.num_envs, args.num_envs / 10_000)
         if args.kl_rule != "fixed":
             kl_coef.value *= 1 + rate * float(np.clip(kl / kl_target - 1, -0.2, 0.2))
-        logged = []
+        logged, steps, context = [], [], np.arange(args.num_envs) // K
         for _ in range(args.update_epochs):
+            minibatches = []  # of packed rows: each context is read once for its K replies
             for contexts in np.array_split(rng.permutation(num_contexts), args.num_minibatches):
-                rows = (contexts[:, None] * K + np.arange(K)).ravel()  # all K replies to a context together
-                policy_loss, value_loss, stats = ppo_loss(agent, batch, rows, args, autocast)
+                rows = (contexts[:, None] * K + np.arange(K)).ravel()
+                minibatches += [pack(batch.input_ids, batch.attention_mask, P, context, device, rows)]
+            for packed in minibatches:
+                policy_loss, value_loss, stats = ppo_loss(agent, batch, packed, args, autocast)
                 loss = policy_loss + value_loss
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 norms = [nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm) for group in groups]
-                # A step whose loss or gradient is not finite is left out; three of them in a row end the run
-                if run.check_step("the agent", loss, *norms, loss_scale=scaler.get_scale()):
-                    scaler.step(optimizer)
+                steps.append((scaler.get_scale(), step_if_finite(scaler, optimizer, loss, *norms)))
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 logged.append(stats)
+        # A step whose loss or gradient is not finite was left out; three of them in a row end the run
+        for loss_scale, numbers in steps:
+            run.check_step("the agent", *numbers, loss_scale=loss_scale)
         seconds = time.perf_counter() - start
         metrics = {
             "charts/episodic_return": batch.rewards.sum(1).mean(),

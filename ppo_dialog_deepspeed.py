@@ -215,8 +215,7 @@ def candidate_logits(candidates, logits):
 def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     """K replies to each of the C samples, written by the current policy.
 
-    The environment gets whole replies, so that no token waits for it. tests/test_rollout.py has the same with one step
-    of the environment for each token.
+    No token waits for the environment, which gets whole replies; tests/test_rollout.py has the same token by token.
     """
     B, K, P, T = args.num_envs, args.replies_per_prompt, args.max_prompt_length, args.max_new_tokens
     device = agent.policy.device
@@ -286,16 +285,12 @@ def compute_advantages(batch, args):
     return batch._replace(advantages=advantages, returns=returns, baselines=baselines), explained_variance
 
 
-def ppo_loss(agent, batch, rows, args, autocast):
-    """The policy's and the critic's loss of a minibatch, the given rows of the batch, and the statistics to log."""
-    P, K, device = args.max_prompt_length, args.replies_per_prompt, agent.policy.device
-    # One forward on packed rows: each context is read once for its K replies
-    packed = pack(batch.input_ids[rows], batch.attention_mask[rows], P, rows // K, device)
+def ppo_loss(agent, batch, packed, args, autocast):
+    """The policy's and the critic's loss of a minibatch, some replies of the batch, and the statistics to log."""
     with autocast:
         newlogits, newvalue = agent(packed)  # (N, V), (N,)
-    row, t = batch.attention_mask[rows, P:].nonzero()  # the N tokens, in the order of `packed`
-    mb_inds = torch.from_numpy(rows[row] * args.max_new_tokens + t).to(device)
-    mb_tokens = ranks.all_reduce_mean(torch.tensor(float(len(mb_inds)), device=device))
+    mb_inds = packed.replies
+    mb_tokens = ranks.all_reduce_mean(torch.tensor(float(len(mb_inds)), device=mb_inds.device))
 
     def mb(tensor):  # (B, T, ...) -> (N, ...)
         return tensor.flatten(0, 1)[mb_inds]
@@ -414,11 +409,14 @@ if __name__ == "__main__":
         kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / local.num_envs, args.num_envs / 10_000)
         if args.kl_rule != "fixed":
             kl_coef.value *= 1 + rate * float(np.clip(kl / kl_target - 1, -0.2, 0.2))
-        logged = []
+        logged, context = [], np.arange(local.num_envs) // K
         for _ in range(args.update_epochs):
+            minibatches = []  # of packed rows: each context is read once for its K replies
             for contexts in np.array_split(rng.permutation(num_contexts), local.num_minibatches):
-                rows = (contexts[:, None] * K + np.arange(K)).ravel()  # all K replies to a context together
-                policy_loss, value_loss, stats = ppo_loss(agent, batch, rows, local, autocast)
+                rows = (contexts[:, None] * K + np.arange(K)).ravel()
+                minibatches += [pack(batch.input_ids, batch.attention_mask, P, context, device, rows)]
+            for packed in minibatches:
+                policy_loss, value_loss, stats = ppo_loss(agent, batch, packed, local, autocast)
                 losses = [policy_loss, value_loss] if len(engines) == 2 else [policy_loss + value_loss]
                 for (name, step), loss in zip(steps.items(), losses, strict=True):
                     step.backward_and_step(loss, partial(run.check_step, name))
