@@ -323,6 +323,7 @@ if __name__ == "__main__":
     if K == 1 and (args.critic == "none" or args.normalize_groups):
         raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     num_iterations = args.total_episodes // args.num_envs
+    context = np.arange(num_contexts * K) // K  # of each reply of a batch
     rng = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -380,7 +381,8 @@ if __name__ == "__main__":
         kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / args.num_envs, args.num_envs / 10_000)
         if args.kl_rule != "fixed":
             kl_coef.value *= 1 + rate * float(np.clip(kl / kl_target - 1, -0.2, 0.2))
-        logged, steps, context = [], [], np.arange(args.num_envs) // K
+        logged = []
+        checks = []
         for _ in range(args.update_epochs):
             minibatches = []  # of packed rows: each context is read once for its K replies
             for contexts in np.array_split(rng.permutation(num_contexts), args.num_minibatches):
@@ -392,12 +394,12 @@ if __name__ == "__main__":
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 norms = [nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm) for group in groups]
-                steps.append((scaler.get_scale(), step_if_finite(scaler, optimizer, loss, *norms)))
+                checks.append((scaler.get_scale(), step_if_finite(scaler, optimizer, loss, *norms)))
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 logged.append(stats)
         # A step whose loss or gradient is not finite was left out; three of them in a row end the run
-        for loss_scale, numbers in steps:
+        for loss_scale, numbers in checks:
             run.check_step("the agent", *numbers, loss_scale=loss_scale)
         seconds = time.perf_counter() - start
         metrics = {

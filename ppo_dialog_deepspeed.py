@@ -338,6 +338,7 @@ if __name__ == "__main__":
     if K == 1 and (args.critic == "none" or args.normalize_groups):
         raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     num_iterations = args.total_episodes // args.num_envs
+    context = np.arange(num_contexts * K) // K  # of each reply of a batch
     rng = np.random.default_rng(args.seed)  # the same on all ranks
     torch.manual_seed(args.seed + rank)
     choose_kernels(device)
@@ -409,7 +410,7 @@ if __name__ == "__main__":
         kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / local.num_envs, args.num_envs / 10_000)
         if args.kl_rule != "fixed":
             kl_coef.value *= 1 + rate * float(np.clip(kl / kl_target - 1, -0.2, 0.2))
-        logged, context = [], np.arange(local.num_envs) // K
+        logged = []
         for _ in range(args.update_epochs):
             minibatches = []  # of packed rows: each context is read once for its K replies
             for contexts in np.array_split(rng.permutation(num_contexts), local.num_minibatches):
