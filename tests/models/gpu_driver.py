@@ -5,11 +5,14 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from fake_gpu import OnGpu, install, move
+from torch import nn
 
 from benchmarks.architectures import TOLERANCE, VOCAB, differences, tiny_config, tiny_model
 from dailydialog_gym.models.forward import Decoder, forward_cached, forward_packed
 from dailydialog_gym.models.packing import pack
 from dailydialog_gym.models.sampling import draw
+from dailydialog_gym.models.steps import step_if_finite
+from ppo_dialog import Agent, Args, Batch, Critic, ppo_loss
 
 IDS = np.random.default_rng(0).integers(3, VOCAB, (40, 12))
 
@@ -49,6 +52,43 @@ def transfers_of_decoding(gpu, layers):
     return found
 
 
+class Still(torch.optim.Optimizer):
+    """In the place of a fused optimizer, whose kernels the fake GPU lacks."""
+
+    def step(self):
+        assert self.found_inf.device.type == "fakegpu"
+
+
+def transfers_of_an_update(gpu, critic):
+    """Of packing a minibatch, and of its loss, its gradients and the optimizer's step."""
+    args = Args(critic=critic, replies_per_prompt=2, top_k=5, max_prompt_length=8, max_new_tokens=4)
+    agent = Agent.__new__(Agent)
+    torch.nn.Module.__init__(agent)
+    agent.policy, agent.vocab_size, agent.shared = tiny_model(tiny_config("gpt2")), VOCAB, critic == "shared"
+    agent.critic = None if critic == "none" else Critic(None, 32)
+    move(agent)
+    mask = np.ones_like(IDS)
+    tensors = torch.zeros(7, 40, 4, device=gpu)
+    candidates = torch.arange(5, device=gpu).expand(40, 4, 5)
+    actions = torch.zeros(40, 4, dtype=torch.long, device=gpu)
+    batch = Batch(IDS, mask, tensors[0] + 1, actions, candidates, *tensors[1:4], {}, *tensors[4:7])
+    optimizer = Still(agent.parameters(), {})
+    scaler, packed = torch.amp.GradScaler("cpu", enabled=False), None
+
+    def pack_minibatch():
+        nonlocal packed
+        packed = pack(IDS, mask, 8, np.arange(40) // 2, gpu, np.arange(10, 30))
+
+    def update():
+        policy_loss, value_loss, _ = ppo_loss(agent, batch, packed, args, nullcontext())
+        loss = policy_loss + value_loss
+        loss.backward()
+        norms = [nn.utils.clip_grad_norm_(list(agent.parameters()), 1.0)]
+        step_if_finite(scaler, optimizer, loss, *norms)
+
+    return [transfers(pack_minibatch), transfers(update)]
+
+
 if __name__ == "__main__":  # pytest imports this file, too
     gpu = install()
     states = torch.zeros(4, 3, device=gpu)
@@ -59,6 +99,10 @@ if __name__ == "__main__":  # pytest imports this file, too
     assert transfers_of_decoding(gpu, layers=4) == [prefill, *steps]
     assert prefill == (14, 0), prefill
     assert steps == [(0, 0), (0, 2), (0, 0)], steps  # the 16th token: how many rows are live, and which
+
+    for critic in ("shared", "none"):
+        found = transfers_of_an_update(gpu, critic)
+        assert found == [(1, 0), (0, 0)], found
 
     for kind in ("gpt2", "gemma2", "mistral"):
         model = move(tiny_model(tiny_config(kind)))
