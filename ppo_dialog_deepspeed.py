@@ -37,8 +37,10 @@ import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.distributed import CheckedSteps, DeepSpeedArgs, DistributedRun, local_args, ranks
 from dailydialog_gym.distributed.engines import engine, evaluation_config, gathered, training_config
 from dailydialog_gym.env import load_samples
-from dailydialog_gym.models import Decoder, Packed, forward_packed, load_model, pack
+from dailydialog_gym.models import Decoder, Packed, load_model, pack
+from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
+from dailydialog_gym.models.sampling import draw
 from dailydialog_gym.models.self_check import self_check
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_reward_models, load_scorer
@@ -181,7 +183,7 @@ class Agent(nn.Module):
 
     def next_token(self, input_ids, **inputs):
         """One token of every row, for the rollout: logits (n, V), and a shared critic's values (n,), else zeros."""
-        outputs = self.policy(input_ids, **inputs, logits_to_keep=1, output_hidden_states=self.shared)
+        outputs = forward_cached(self.policy, input_ids, **inputs, output_hidden_states=self.shared)
         logits = outputs.logits[:, -1, : self.vocab_size]
         hidden = outputs.hidden_states[-1][:, -1] if self.shared else None
         return logits, self.critic.value(hidden) if self.shared else torch.zeros_like(logits[:, 0])
@@ -211,35 +213,33 @@ def candidate_logits(candidates, logits):
 
 @torch.no_grad()
 def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
-    """K replies to each of the C samples, written by the current policy."""
+    """K replies to each of the C samples, written by the current policy.
+
+    No token waits for the environment, which gets whole replies; tests/test_rollout.py has the same token by token.
+    """
     B, K, P, T = args.num_envs, args.replies_per_prompt, args.max_prompt_length, args.max_new_tokens
     device = agent.policy.device
     obs, _ = envs.reset(options={"sample_id": np.repeat(sample_ids, K)})
     logprobs, values = torch.zeros(2, B, T, device=device)
     actions = torch.zeros(B, T, dtype=torch.long, device=device)
     candidates = torch.zeros(B, T, args.top_k, dtype=torch.long, device=device) if args.top_k else None
-    env_actions = torch.zeros(2, B, dtype=torch.double, device=device)
+    env_actions = torch.zeros(2, B, T, dtype=torch.double, device=device)
+    uniform = torch.rand(B, T, dtype=torch.double, device=device)
     # Autocast caches the cast weights until its outermost block ends. With this block around the decoder's own, they
-    # are cast once for all T tokens; it is disabled so that the rewards, computed in envs.step, choose for themselves.
+    # are cast once for all T tokens.
     with torch.autocast(device.type, enabled=False):
-        logits, value = decoder.prefill(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], copies=K)
-        for t in range(T):
-            rows, logits = decoder.rows, logits.float()  # (n,), (n, V): rows that have ended may have been dropped
-            likeliest = logits.topk(args.top_k).indices if args.top_k else None
-            dist = Categorical(logits=candidate_logits(likeliest, logits), validate_args=False)
-            action = dist.sample()  # (n,)
-            actions[rows, t], logprobs[rows, t], values[rows, t] = action, dist.log_prob(action), value.float()
-            token = likeliest.gather(1, action[:, None]).squeeze(1) if args.top_k else action  # (n,)
+        outputs = decoder.prefill(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], copies=K)
+        while outputs:  # until all replies have ended
+            rows, t, (logits, value) = decoder.rows, decoder.written, outputs  # (n,), (n, V), (n,)
+            drawn = draw(logits, uniform[rows, t], args.top_k)
+            actions[rows, t], logprobs[rows, t], values[rows, t] = drawn.actions, drawn.action_log_probs, value.float()
             if args.top_k:
-                candidates[rows, t] = likeliest
+                candidates[rows, t] = drawn.candidates
             # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
-            full_logprob = Categorical(logits=logits, validate_args=False).log_prob(token)
-            env_actions[:, rows] = torch.stack([token.double(), full_logprob.double()])
-            tokens, log_probs = env_actions.cpu().numpy()
-            obs, _, terminated, truncated, infos = envs.step({"token": tokens.astype(np.int64), "log_prob": log_probs})
-            if (terminated | truncated).all():  # in lockstep, all replies are finished in the same step
-                break
-            logits, value = decoder.step(token, envs.unwrapped.mdp.live)
+            env_actions[:, rows, t] = torch.stack([drawn.tokens.double(), drawn.log_probs.double()])
+            outputs = decoder.step(drawn.tokens)
+    tokens, log_probs = env_actions.cpu().numpy()
+    obs, _, _, _, infos = envs.replay({"token": tokens.astype(np.int64), "log_prob": log_probs})
     ids, mask = obs["input_ids"], obs["attention_mask"]
     reply_mask = torch.from_numpy(mask[:, P:]).to(device).float()
     if args.critic == "separate":
@@ -285,16 +285,12 @@ def compute_advantages(batch, args):
     return batch._replace(advantages=advantages, returns=returns, baselines=baselines), explained_variance
 
 
-def ppo_loss(agent, batch, rows, args, autocast):
-    """The policy's and the critic's loss of a minibatch, the given rows of the batch, and the statistics to log."""
-    P, K, device = args.max_prompt_length, args.replies_per_prompt, agent.policy.device
-    # One forward on packed rows: each context is read once for its K replies
-    packed = pack(batch.input_ids[rows], batch.attention_mask[rows], P, rows // K, device)
+def ppo_loss(agent, batch, packed, args, autocast):
+    """The policy's and the critic's loss of a minibatch, some replies of the batch, and the statistics to log."""
     with autocast:
         newlogits, newvalue = agent(packed)  # (N, V), (N,)
-    row, t = batch.attention_mask[rows, P:].nonzero()  # the N tokens, in the order of `packed`
-    mb_inds = torch.from_numpy(rows[row] * args.max_new_tokens + t).to(device)
-    mb_tokens = ranks.all_reduce_mean(torch.tensor(float(len(mb_inds)), device=device))
+    mb_inds = packed.replies
+    mb_tokens = ranks.all_reduce_mean(torch.tensor(float(len(mb_inds)), device=mb_inds.device))
 
     def mb(tensor):  # (B, T, ...) -> (N, ...)
         return tensor.flatten(0, 1)[mb_inds]
@@ -342,6 +338,7 @@ if __name__ == "__main__":
     if K == 1 and (args.critic == "none" or args.normalize_groups):
         raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     num_iterations = args.total_episodes // args.num_envs
+    context = np.arange(num_contexts * K) // K  # of each reply of a batch
     rng = np.random.default_rng(args.seed)  # the same on all ranks
     torch.manual_seed(args.seed + rank)
     choose_kernels(device)
@@ -386,7 +383,7 @@ if __name__ == "__main__":
     steps = {name: CheckedSteps(each) for name, each in engines.items()}
     engines = list(engines.values())
     autocast = nullcontext()  # DeepSpeed has its own mixed precision
-    decoder = Decoder(agent.next_token, P + T, autocast, device)
+    decoder = Decoder(agent.next_token, samples.tokenizer.transitions, T, autocast, device)
     run = DistributedRun(args, num_iterations * args.num_envs, resume)
     zero = f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}"
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype, deepspeed=zero)
@@ -415,9 +412,12 @@ if __name__ == "__main__":
             kl_coef.value *= 1 + rate * float(np.clip(kl / kl_target - 1, -0.2, 0.2))
         logged = []
         for _ in range(args.update_epochs):
+            minibatches = []  # of packed rows: each context is read once for its K replies
             for contexts in np.array_split(rng.permutation(num_contexts), local.num_minibatches):
-                rows = (contexts[:, None] * K + np.arange(K)).ravel()  # all K replies to a context together
-                policy_loss, value_loss, stats = ppo_loss(agent, batch, rows, local, autocast)
+                rows = (contexts[:, None] * K + np.arange(K)).ravel()
+                minibatches += [pack(batch.input_ids, batch.attention_mask, P, context, device, rows)]
+            for packed in minibatches:
+                policy_loss, value_loss, stats = ppo_loss(agent, batch, packed, local, autocast)
                 losses = [policy_loss, value_loss] if len(engines) == 2 else [policy_loss + value_loss]
                 for (name, step), loss in zip(steps.items(), losses, strict=True):
                     step.backward_and_step(loss, partial(run.check_step, name))

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
-from dailydialog_gym.models.forward import Decoder, forward_packed
+from dailydialog_gym.models.forward import Decoder, forward_cached, forward_packed
 from dailydialog_gym.models.masks import check_supported
 from dailydialog_gym.models.packing import pack
 from dailydialog_gym.rewards.episodes import Episodes
@@ -29,6 +29,7 @@ from dailydialog_gym.rewards.kl import KLDivergence
 
 VOCAB, WINDOW, LAYERS = 60, 16, 4
 CONTEXTS, REPLIES, WIDTH, LONGEST = 5, 3, 40, 10  # contexts of 20 to 39 tokens, three replies of 1 to 10 tokens to each
+END = 2  # the token that ends a reply
 TOLERANCE = 2e-4  # relative to values above 1; a wrong mask gives 1e-2 and more
 
 WIDTHS = ("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim", "dim_model")
@@ -121,6 +122,7 @@ def differences(model: PreTrainedModel) -> dict[str, float]:
     ids[:, :WIDTH] = ids[::REPLIES, :WIDTH].repeat(REPLIES, axis=0)
     prompt_lengths = rng.integers(WIDTH // 2, WIDTH, CONTEXTS).repeat(REPLIES)
     reply_lengths = rng.integers(1, LONGEST + 1, rows)
+    np.put_along_axis(ids, WIDTH + reply_lengths[:, None] - 1, END, axis=1)
     mask = (columns >= WIDTH - prompt_lengths[:, None]) & (columns < WIDTH + reply_lengths[:, None])
     ids, mask = ids * mask, mask.astype(np.int64)
     live, device = mask[:, WIDTH:].astype(bool), model.device
@@ -146,15 +148,17 @@ def differences(model: PreTrainedModel) -> dict[str, float]:
     kl = KLDivergence(model, VOCAB, device)(episodes)
 
     def next_token(input_ids, **inputs):
-        return (model(input_ids, **inputs, logits_to_keep=1).logits[:, -1],)
+        return (forward_cached(model, input_ids, **inputs).logits[:, -1],)
 
-    decoder = Decoder(next_token, WIDTH + LONGEST, nullcontext(), device)
+    ends = np.zeros((2, VOCAB), np.int64)
+    ends[:, END] = 1
+    decoder = Decoder(next_token, ends, LONGEST, nullcontext(), device)
     rollout = torch.zeros(live.shape, device=device)
-    (logits,) = decoder.prefill(ids[::REPLIES, :WIDTH], mask[::REPLIES, :WIDTH], copies=REPLIES)
-    for t in range(LONGEST):
-        rollout[decoder.rows, t] = _log_probs(logits, tokens[decoder.rows, t])
-        if t + 1 < LONGEST and live[:, t + 1].any():
-            (logits,) = decoder.step(tokens[decoder.rows, t], live[:, t + 1])
+    outputs = decoder.prefill(ids[::REPLIES, :WIDTH], mask[::REPLIES, :WIDTH], copies=REPLIES)
+    while outputs:
+        written = tokens[decoder.rows, decoder.written]
+        rollout[decoder.rows, decoder.written] = _log_probs(outputs[0], written)
+        outputs = decoder.step(written)
 
     return {
         "update": _difference(update, expected),

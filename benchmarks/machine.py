@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def versions(*packages: str) -> str:
     """The versions of Python and of the packages, and the date."""
     found = ", ".join(f"{name} {version(name)}" for name in packages)
     return f"Python {platform.python_version()}, {found}; {datetime.date.today()}"
+
+
+def revision() -> str:
+    """The revision of this checkout, with "-dirty" if files differ from it."""
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    return f"revision {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
 
 
 def environment(threads: int) -> dict[str, str]:

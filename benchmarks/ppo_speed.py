@@ -2,6 +2,7 @@
 
     python benchmarks/ppo_speed.py                                   # the embedded model, some minutes
     python benchmarks/ppo_speed.py --models gpt2-small --precisions fp32 --trl-python trl_venv/bin/python
+    python benchmarks/ppo_speed.py --contestants ours --revisions main~20 --rounds 3 --out speed.json   # old and new
 
 The tutorial's setting: prompts of up to 128 tokens, replies of up to 20, 5 epochs, a reference model, an intent model
 and, where nothing else is said, a separate critic. FPS counts the tokens of replies, their end included, over the whole
@@ -10,23 +11,26 @@ process of its own, in turn, on the same prompts; its first iteration warms up a
 what each does and what was chosen in whose favour.
 """
 
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Literal
 
 import numpy as np
 import torch
 import transformers
 import tyro
+from machine import revision, versions
+from speed_tables import rollout_table, speed_table
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from dailydialog_gym.env.samples import load_samples
@@ -69,6 +73,12 @@ class Args:
     """the classifier of ppo_dialog.py and of the per-token loop"""
     trl_python: str = sys.executable
     """a Python that has trl 1.12.0, torch and transformers, where it isn't this one"""
+    revisions: tuple[str, ...] = ()
+    """older revisions of this project to run as well, whose ppo_dialog.py takes turns with this one's"""
+    rounds: int = 1
+    """how often the contestants take turns: on a shared machine, other work then slows down all of them"""
+    out: Path | None = None
+    """a JSON file for all that was measured; `speed_tables.py` turns it into the tables of the documents"""
     threads: int = os.cpu_count() or 1
     """threads of each contestant"""
 
@@ -78,6 +88,8 @@ class Contestant:
     script: str
     label: str
     settings: dict
+    root: Path = HERE.parent
+    """the checkout that it runs"""
 
 
 def contestants(args: Args) -> list[Contestant]:
@@ -152,10 +164,10 @@ def run(contestant: Contestant, job: dict, args: Args, folder: Path) -> dict | N
     python = args.trl_python if contestant.script == "trl_ppo.py" else sys.executable
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
     if python == sys.executable:
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.getenv("PYTHONPATH")])])
+        environment["PYTHONPATH"] = os.pathsep.join([str(contestant.root), *filter(None, [os.getenv("PYTHONPATH")])])
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         done = subprocess.run(
-            [python, HERE / "contestants" / contestant.script, files["job"]],
+            [python, contestant.root / "benchmarks/contestants" / contestant.script, files["job"]],
             cwd=scratch,
             env=environment,
             capture_output=True,
@@ -167,21 +179,42 @@ def run(contestant: Contestant, job: dict, args: Args, folder: Path) -> dict | N
     return json.loads(files["result"].read_text(encoding="utf-8"))
 
 
-def summary(result: dict) -> dict:
-    """FPS, shares of the time, and the update's rate against a matmul's, over all iterations but the first."""
-    timed = result["iterations"][1:]
+def summary(results: list[dict]) -> dict:
+    """FPS, shares of the time, and the update's rate against a matmul's, over all iterations but each process's first.
+
+    Args:
+        results: of a contestant, what each of its processes wrote.
+    """
+    timed = [iteration for result in results for iteration in result["iterations"][1:]]
     seconds = {phase: sum(iteration["seconds"][phase] for iteration in timed) for phase in PHASES}
     total = sum(seconds.values())
     flops = {phase: sum(iteration["flops"][phase] for iteration in timed) for phase in PHASES}
     tokens = sum(iteration["tokens"] for iteration in timed)
+    each = [iteration["tokens"] / sum(iteration["seconds"].values()) for iteration in timed]
     return {
         "fps": tokens / total,
+        "spread": statistics.stdev(each) if len(each) > 1 else 0.0,
         "shares": [seconds[phase] / total for phase in PHASES],
         "gflop_a_token": sum(flops.values()) / tokens / 1e9,
         "update_gflops": flops["update"] / seconds["update"] / 1e9,
-        "of_matmul": flops["update"] / seconds["update"] / result["matmul_flops"],
-        "peak_gb": result["peak_bytes"] / 1e9,
+        "of_matmul": flops["update"] / seconds["update"] / statistics.mean(r["matmul_flops"] for r in results),
+        "peak_gb": max(result["peak_bytes"] for result in results) / 1e9,
     }
+
+
+@contextmanager
+def checkouts(revisions: tuple[str, ...], folder: Path) -> Iterator[list[Path]]:
+    """Working trees of older revisions, for as long as this context lasts."""
+    trees = [folder / f"revision-{i}" for i in range(len(revisions))]
+    try:
+        for tree, revision in zip(trees, revisions, strict=True):
+            subprocess.run(
+                ["git", "-C", HERE, "worktree", "add", "--detach", tree, revision], check=True, stdout=DEVNULL
+            )
+        yield trees
+    finally:
+        for tree in filter(Path.exists, trees):
+            subprocess.run(["git", "-C", HERE, "worktree", "remove", "--force", tree], check=True)
 
 
 def rollout_seconds(replies: int, model: str, precision: str, args: Args, folder: Path) -> float:
@@ -210,53 +243,45 @@ def main(args: Args) -> None:
     if any(c.script == "trl_ppo.py" for c in todo) and not has_trl(args.trl_python):
         print(f"TRL is left out: {args.trl_python} can't import trl.experimental.ppo (pip install trl==1.12.0)\n")
         todo = [c for c in todo if c.script != "trl_ppo.py"]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
-    print(f"{machine(args.threads)}; Python {platform.python_version()}, {versions}; {datetime.date.today()}")
-    print(
-        f"{args.num_envs} replies an iteration, {args.num_minibatches} minibatches, {args.epochs} epochs; "
-        f"{args.iterations} iterations, the first not counted. Times: FPS over the per-token loop's and over TRL's, "
-        f"both in {args.precisions[0]}. GFLOP: of linear layers and the head, padding included, attention not; not "
-        "counted under --compile."
-    )
-    failures = 0
-    with tempfile.TemporaryDirectory() as folder:
+    told = {
+        "machine": machine(args.threads),
+        "versions": versions("torch", "transformers"),
+        "revision": revision(),
+        "setting": f"{args.num_envs} replies an iteration, {args.num_minibatches} minibatches, {args.epochs} epochs; "
+        f"{args.rounds} times {args.iterations} iterations, the first of each not counted",
+        "command": shlex.join(["python", "benchmarks/ppo_speed.py", *sys.argv[1:]]),
+    }
+    print("\n".join(told.values()))
+    rows, rollouts = [], []
+    with tempfile.TemporaryDirectory() as scratch, checkouts(args.revisions, Path(scratch)) as trees:
+        folder = Path(scratch)
+        for tree, old in zip(trees, args.revisions, strict=True):
+            todo += [
+                replace(each, label=f"{each.label}, {old}", root=tree)
+                for each in contestants(replace(args, contestants=("ours",)))
+            ]
         for name in args.models:
-            model = str(random_gpt2_small(Path(folder) / name)) if name == "gpt2-small" else name
+            model = str(random_gpt2_small(folder / name)) if name == "gpt2-small" else name
             job = describe_job(args, model)
-            lengths = [len(prompt) for prompt in job["prompts"]]
-            print(f"\n{name}, prompts of {statistics.mean(lengths):.0f} tokens on average ({args.dataset})\n")
-            print(
-                "| | FPS | times | times TRL | GFLOP a token | rollout | rewards | update | update's GFLOP/s "
-                f"| of a matmul's | peak GB |\n| --- {'| ---: ' * 10}|"
-            )
-            baselines = {}
-            for contestant in todo:
-                result = run(contestant, job, args, Path(folder))
-                if result is None:
-                    failures += 1
-                    continue
-                row = summary(result)
-                baselines.setdefault(contestant.script, row["fps"])
-                times = " | ".join(
-                    f"{row['fps'] / baselines[script]:.1f}" if script in baselines else ""
-                    for script in ("per_token.py", "trl_ppo.py")
-                )
-                shares = " | ".join(f"{share:.0%}" for share in row["shares"])
-                work, rate, of_matmul = "", "", ""
-                if not contestant.settings["compile"]:
-                    work, rate = f"{row['gflop_a_token']:.2f}", f"{row['update_gflops']:.0f}"
-                    of_matmul = f"{row['of_matmul']:.0%}"
-                print(
-                    f"| {contestant.label} | {row['fps']:.2f} | {times} | {work} | {shares} | {rate} | {of_matmul} | "
-                    f"{row['peak_gb']:.1f} |",
-                    flush=True,
-                )
+            length = statistics.mean(len(prompt) for prompt in job["prompts"])
+            results: list[list[dict]] = [[] for _ in todo]
+            for _ in range(args.rounds):
+                for contestant, found in zip(todo, results, strict=True):
+                    found += filter(None, [run(contestant, job, args, folder)])
+            for contestant, found in zip(todo, results, strict=True):
+                if found:
+                    row = {"model": name, "prompt_tokens": length, "label": contestant.label}
+                    rows.append(row | {"script": contestant.script} | contestant.settings | summary(found))
+            print("\n" + speed_table([row for row in rows if row["model"] == name]), flush=True)
             for precision in args.precisions if args.rollouts else ():
-                print(f"\n{name}, {precision}\n\n| replies at once | rollout s | ms a reply |\n| ---: | ---: | ---: |")
                 for replies in args.rollouts:
-                    seconds = rollout_seconds(replies, model, precision, args, Path(folder))
-                    print(f"| {replies} | {seconds:.2f} | {1000 * seconds / replies:.0f} |", flush=True)
-    if failures:
+                    seconds = rollout_seconds(replies, model, precision, args, folder)
+                    rollouts.append({"model": name, "precision": precision, "replies": replies, "seconds": seconds})
+    if rollouts:
+        print("\n" + rollout_table(rollouts))
+    if args.out:
+        args.out.write_text(json.dumps(told | {"rows": rows, "rollouts": rollouts}, indent=1) + "\n", encoding="utf-8")
+    if failures := len(args.models) * len(todo) - len(rows):
         raise SystemExit(f"{failures} of the contestants failed")
 
 

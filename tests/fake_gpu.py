@@ -12,7 +12,11 @@ from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 CPU = torch.device("cpu")
-COPIES = {torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_}
+aten = torch.ops.aten
+COPIES = {aten.to, aten._to_copy, aten.copy_}
+# What gives the CPU a number, or a tensor whose shape depends on numbers: the CPU waits for the GPU
+WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero}
+BY_BOOL = {aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_}
 
 
 class OnGpu(torch.Tensor):
@@ -23,6 +27,7 @@ class OnGpu(torch.Tensor):
     """
 
     uploads = 0  # tensors copied from the CPU so far, numbers apart
+    waits = 0  # how often the CPU waited for something of the GPU, copies to the CPU among that
 
     @staticmethod
     def __new__(cls, held: torch.Tensor):
@@ -35,6 +40,9 @@ class OnGpu(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         inputs, to_cpu = {}, False
+        OnGpu.waits += function.overloadpacket in WAITS
+        if function.overloadpacket in BY_BOOL:
+            OnGpu.waits += sum(index is not None and index.dtype == torch.bool for index in args[1])
 
         def take(value):
             nonlocal to_cpu
@@ -50,13 +58,16 @@ class OnGpu(torch.Tensor):
                 OnGpu.uploads += 1
             return value
 
+        arguments = tree_map(take, args), tree_map(take, kwargs or {})
+        OnGpu.waits += to_cpu
+
         def give(value):
             if not isinstance(value, torch.Tensor) or to_cpu:
                 return value
             # An operation in place returns what it was given
             return inputs[id(value)] if id(value) in inputs else cls(value)
 
-        return tree_map(give, function(*tree_map(take, args), **tree_map(take, kwargs or {})))
+        return tree_map(give, function(*arguments[0], **arguments[1]))
 
 
 def install() -> torch.device:
@@ -74,6 +85,7 @@ def install() -> torch.device:
     def copy(source, target, non_blocking=False):
         of = [tensor.held if isinstance(tensor, OnGpu) else tensor for tensor in (source, target)]
         OnGpu.uploads += source.numel() > 1 and not isinstance(source, OnGpu)
+        OnGpu.waits += not isinstance(target, OnGpu)
         of[1].copy_(of[0])
         return target
 

@@ -61,6 +61,7 @@ def contest(tiny_model, tmp_path, monkeypatch):
         (dailydialog_gym.runs.Run, "log"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # contestants watch these; put back afterwards
+    monkeypatch.syspath_prepend(BENCHMARKS)
     benchmark = runpy.run_path(str(BENCHMARKS / "ppo_speed.py"))
 
     def contest(script, **settings):
@@ -78,7 +79,7 @@ def contest(tiny_model, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [script, "job.json"])
         runpy.run_path(str(BENCHMARKS / "contestants" / script), run_name="__main__")["meter"].hook.remove()
         result = json.loads(Path("result.json").read_text(encoding="utf-8"))
-        assert benchmark["summary"](result)["fps"] > 0
+        assert benchmark["summary"]([result])["fps"] > 0
         return result["iterations"]
 
     return contest
@@ -204,3 +205,23 @@ def test_the_speedrun_counts_the_seconds_up_to_the_first_checkpoint_that_reaches
     with monkeypatch.context() as patch:
         patch.chdir(ROOT)
         parse(["ppo_dialog.py", *next(command for command in commands if command[0] != "-m")[1:]], patch)
+
+
+def test_the_documents_tables_are_those_of_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from speed_tables import filled
+
+    row = {"model": "builtin", "prompt_tokens": 55, "label": "new", "script": "ours.py", "compile": False, "fps": 30.0}
+    row |= {"spread": 1.0, "shares": [0.5, 0.2, 0.3], "gflop_a_token": 1.0, "update_gflops": 100, "of_matmul": 0.5}
+    rows = [row | {"peak_gb": 1.0}, row | {"label": "old", "fps": 20.0, "peak_gb": 2.0}]
+    measured = {"machine": "a machine", "versions": "Python", "revision": "revision abc", "setting": "8 replies"}
+    measured |= {"command": "python benchmarks/ppo_speed.py", "rows": rows, "rollouts": []}
+    (tmp_path / "a.json").write_text(json.dumps(measured), encoding="utf-8")
+    text = "before\n<!-- speed: a.json -->\nold\n<!-- end -->\nafter\n"
+    document = filled(text, tmp_path)
+    assert document.startswith("before\n") and document.endswith("<!-- end -->\nafter\n") and "\nold\n" not in document
+    assert "| old | 20.0 ± 1.0 | 0.67 |" in document and "revision abc" in document
+    assert filled(document, tmp_path) == document
+    for path in (ROOT / "docs").glob("*.md"):
+        kept = path.read_text(encoding="utf-8")
+        assert filled(kept, path.parent) == kept, f"python benchmarks/speed_tables.py docs/{path.name}"

@@ -376,9 +376,9 @@ class DailyDialogVectorEnv(VectorEnv):
         """
         if not self._rngs:
             raise ResetNeeded("the environment has not been reset: call reset() before step()")
-        mdp, mode = self.mdp, self.autoreset_mode
+        mdp = self.mdp
         rows_to_reset = self._needs_reset.nonzero()[0]
-        if len(rows_to_reset) and mode == AutoresetMode.DISABLED:
+        if len(rows_to_reset) and self.autoreset_mode == AutoresetMode.DISABLED:
             raise ResetNeeded(
                 f"the episodes of rows {rows_to_reset.tolist()} have ended: reset these rows before step(), with "
                 "options={'reset_mask': mask}"
@@ -387,12 +387,46 @@ class DailyDialogVectorEnv(VectorEnv):
             terminated, truncated = mdp.step(np.asarray(actions))
         else:
             terminated, truncated = np.zeros_like(self._needs_reset), np.zeros_like(self._needs_reset)
+        return self._after_step(rows_to_reset, terminated, truncated)
+
+    def replay(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Whole replies in one call, in lockstep: what `step` returns for the token that ends the last of them.
+
+        An agent that knows itself where its replies end, by the tokenizer's ``transitions``, need not wait for the
+        environment at every token. Actions after the end of a reply are ignored.
+
+        Args:
+            actions: ``(num_envs, max_new_tokens)`` integers, the tokens of replies of which none is written yet.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episodes are not at their beginning.
+            ValueError: the environment is not in lockstep, or ``actions`` has a wrong shape or type or an action
+                outside the vocabulary. Reset the environment then.
+        """
+        mdp, shape = self.mdp, (self.num_envs, self.max_new_tokens)
+        if not mdp.lockstep:
+            raise ValueError("replay() is for environments in lockstep: make this one with lockstep=True")
+        if self._needs_reset.any() or mdp.reply_lengths.any():
+            raise ResetNeeded("the episodes are not at their beginning: call reset() before replay()")
+        actions = np.asarray(actions)
+        if actions.shape != shape:
+            raise ValueError(f"expected the tokens of whole replies, {shape}, got an array of shape {actions.shape}")
+        for tokens in actions.T:
+            terminated, truncated = mdp.step(tokens)
+            if not mdp.live.any():
+                break
+        return self._after_step(np.arange(0), terminated, truncated)
+
+    def _after_step(self, rows_to_reset: np.ndarray, terminated: np.ndarray, truncated: np.ndarray):
+        mdp = self.mdp
         self._needs_reset = terminated | truncated
         ended_rows = self._needs_reset.nonzero()[0]
         infos: dict[str, Any] = {}
         if len(ended_rows):
             self._add_final_infos(infos, ended_rows)
-            if mode == AutoresetMode.SAME_STEP:
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 rows_to_reset = ended_rows
                 self._needs_reset = np.zeros_like(self._needs_reset)
         if len(rows_to_reset):

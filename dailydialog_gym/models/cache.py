@@ -16,59 +16,69 @@ MOST_GROUPS = 4  # more save less padding than their small matrices cost
 
 
 class _RoomyLayer(DynamicLayer):
-    """A `DynamicLayer` that copies what it holds every 32nd token, not at every one: that took a third of a rollout."""
+    """A `DynamicLayer` that copies what it holds every 32nd token, not at every one.
+
+    `keys` and `values` have columns for tokens to come, which hold zeros, and attention gets them all, so its mask must
+    hide these. A part of them would not be contiguous in memory, and PyTorch's bfloat16 matmuls on a CPU would copy it.
+    """
+
+    held = 0  # columns
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
+        start, self.held = self.held, self.held + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._move(key_states, value_states)
-        else:
-            if self.buffers[0].shape[-2] < end:
-                self._move(self.keys, self.values)
-            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-                buffer[..., start:end, :] = states
-        self._hold(end)
+            self.keys, self.values = key_states, value_states
+            return key_states, value_states
+        if self.keys.shape[-2] < self.held:
+            self._move(*(states[..., :start, :] for states in (self.keys, self.values)))
+        self.keys[..., start : self.held, :] = key_states
+        self.values[..., start : self.held, :] = value_states
         return self.keys, self.values
 
+    def get_seq_length(self) -> int:
+        return self.held
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The columns that attention gets after the next update, and the first of them."""
+        if not self.is_initialized:
+            return query_length, 0
+        columns = self.keys.shape[-2]
+        return columns if self.held + query_length <= columns else self.held + ROOM, 0
+
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._move(*(states[:, None].expand(-1, repeats, -1, -1, -1) for states in (self.keys, self.values)))
-        self._hold(self.keys.shape[-2])
+        self._move(*(s[:, None].expand(-1, repeats, -1, -1, -1) for s in (self.keys, self.values)))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self.buffers = [buffer[indices] for buffer in self.buffers]
-        self._hold(self.keys.shape[-2])
+        self.keys, self.values = self.keys[indices], self.values[indices]
 
     def append_rows(self, other: _RoomyLayer) -> None:
-        columns = max(layer.keys.shape[-2] for layer in (self, other))
+        columns = max(self.held, other.held)
 
-        def stack(*parts: torch.Tensor) -> torch.Tensor:
-            return torch.cat([functional.pad(part, (0, 0, columns - part.shape[-2], 0)) for part in parts])
+        def stack(*parts: tuple[torch.Tensor, int]) -> torch.Tensor:
+            return torch.cat([functional.pad(part[..., :n, :], (0, 0, columns - n, 0)) for part, n in parts])
 
-        self._move(stack(self.keys, other.keys), stack(self.values, other.values))
-        self._hold(columns)
+        self._move(
+            stack((self.keys, self.held), (other.keys, other.held)),
+            stack((self.values, self.held), (other.values, other.held)),
+        )
+        self.held = columns
 
     def drop_columns(self, count: int) -> None:
-        columns = self.keys.shape[-2] - count
-        self.buffers = [buffer[..., count:, :] for buffer in self.buffers]
-        self._hold(columns)
+        self.keys, self.values = (states[..., count:, :].contiguous() for states in (self.keys, self.values))
+        self.held -= count
 
     def _move(self, *held: torch.Tensor) -> None:
-        """Copy ``(rows, [repeats,] heads, columns, width)`` to where there is room."""
-        self.buffers = []
-        for states in held:
-            columns = states.shape[-2]
-            buffer = states.new_empty((*states.shape[:-2], columns + ROOM, states.shape[-1]))
-            buffer[..., :columns, :] = states
-            self.buffers.append(buffer.flatten(0, -4))
-
-    def _hold(self, columns: int) -> None:
-        self.keys, self.values = (buffer[..., :columns, :] for buffer in self.buffers)
+        """Copy keys and values, ``(rows, [repeats,] heads, columns, width)``, to where there is room."""
+        self.keys, self.values = (functional.pad(states, (0, 0, 0, ROOM)).flatten(0, -4) for states in held)
 
 
 class RoomyCache(Cache):
-    """A faster `transformers.DynamicCache` with the same contents. Rows can be added to it."""
+    """A faster `transformers.DynamicCache` with the same contents, in front of empty columns. Rows can be added to it.
+
+    `dailydialog_gym.models.forward.forward_cached` makes the masks that hide the empty columns, and so does a
+    transformers model by itself from a two-dimensional mask.
+    """
 
     def __init__(self):
         super().__init__(layer_class_to_replicate=_RoomyLayer)
@@ -129,14 +139,14 @@ class FixedCache(Cache):
     def __init__(self, columns: int):
         super().__init__(layer_class_to_replicate=partial(StaticLayer, max_cache_len=columns))
 
-    def hold(self, cache: Cache, first: int) -> FixedCache:
-        """Copy another cache, whose number of rows is the same in every call, to the columns from ``first`` on."""
+    def hold(self, cache: RoomyCache, first: int) -> FixedCache:
+        """Copy what a cache holds, whose number of rows is the same in every call, to the columns from ``first`` on."""
         self.layers = self.layers or [self.layer_class_to_replicate() for _ in cache.layers]
         for own, other in zip(self.layers, cache.layers, strict=True):
             if not own.is_initialized:
                 own.lazy_initialization(other.keys, other.values)
-            end = first + other.keys.shape[-2]
-            own.keys[..., first:end, :] = other.keys
-            own.values[..., first:end, :] = other.values
+            end = first + other.held
+            own.keys[..., first:end, :] = other.keys[..., : other.held, :]
+            own.values[..., first:end, :] = other.values[..., : other.held, :]
             own.cumulative_length.fill_(end)
         return self

@@ -14,7 +14,8 @@ from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
 from dailydialog_gym.models.cache import RoomyCache, read_prompts
-from dailydialog_gym.models.forward import DROP_BELOW
+from dailydialog_gym.models.forward import DROP_BELOW, forward_cached
+from dailydialog_gym.models.sampling import exponentials, search
 
 
 @dataclass(frozen=True)
@@ -56,39 +57,41 @@ class Decoding:
 def choose(logits: torch.Tensor, decodings: Sequence[Decoding], uniform: torch.Tensor) -> torch.Tensor:
     """The next token of every row, ``(n,)``.
 
-    Drawing is inverse transform sampling: the first token at which the cumulative probability exceeds a random number.
-    `torch.multinomial` has one generator for all rows, and takes twice as long on a CPU. All rows that draw from a part
-    of the vocabulary are drawn together, whatever their settings.
+    Drawing is inverse transform sampling, see `dailydialog_gym.models.sampling.search`: each row has a random number of
+    its own. All rows that draw from a part of the vocabulary are drawn together, whatever their settings.
 
     Args:
         logits: ``(n, vocabulary)``. A token with the logit -inf is never drawn.
         decodings: how to choose the token of each row.
         uniform: ``(n,)`` float64, a random number in [0, 1) for each row.
     """
-    tokens, vocabulary = logits.argmax(-1), logits.shape[-1]
-    whole, part = [], []  # rows that draw from the whole vocabulary, or from a part of it
+    tokens, vocabulary = torch.zeros(len(logits), dtype=torch.long, device=logits.device), logits.shape[-1]
+    greedy, whole, part = [], [], []  # rows that draw from nothing, from the whole vocabulary, or from a part of it
     for row, decoding in enumerate(decodings):
-        if decoding.sample:
-            (part if 0 < decoding.top_k < vocabulary or decoding.top_p < 1 else whole).append(row)
+        some = 0 < decoding.top_k < vocabulary or decoding.top_p < 1
+        (greedy if not decoding.sample else part if some else whole).append(row)
+    if greedy:
+        tokens[greedy] = logits[greedy].argmax(-1)
     for rows in filter(None, (whole, part)):
         temperature = logits.new_tensor([decodings[row].temperature for row in rows])
         scaled, candidates = logits[rows] / temperature[:, None], None
-        if rows is part:
+        if rows is whole:
+            weights = exponentials(scaled, scaled.amax(-1, keepdim=True))
+        else:
             counts = [min(decodings[row].top_k or vocabulary, vocabulary) for row in rows]
             scaled, candidates = scaled.topk(max(counts))  # in descending order
             if min(counts) < max(counts):
                 columns = torch.arange(max(counts), device=logits.device)
                 scaled = scaled.masked_fill(columns >= columns.new_tensor(counts)[:, None], -torch.inf)
-        probabilities = scaled.softmax(-1)
-        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+            weights = exponentials(scaled, scaled[:, :1])
         if any(decodings[row].top_p < 1 for row in rows):
             # A token is left out if the likelier ones together have the probability top_p
+            cumulative = weights.cumsum(-1, dtype=torch.float64)
             top_p = cumulative.new_tensor([[decodings[row].top_p if decodings[row].top_p < 1 else 2.0] for row in rows])
-            probabilities = probabilities.masked_fill(cumulative - probabilities >= top_p, 0)
-            cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-        drawn = torch.searchsorted(cumulative, uniform[rows, None] * cumulative[:, -1:], right=True)
-        drawn.clamp_(max=cumulative.shape[-1] - 1)  # logits that are not finite are reported elsewhere
-        tokens[rows] = (drawn if candidates is None else candidates.gather(1, drawn)).squeeze(1)
+            weights = weights.masked_fill(cumulative - weights >= top_p * cumulative[:, -1:], 0)
+        drawn = search(weights, uniform[rows])
+        drawn.clamp_(max=scaled.shape[-1] - 1)  # logits that are not finite are reported elsewhere
+        tokens[rows] = drawn if candidates is None else candidates.gather(1, drawn[:, None])[:, 0]
     return tokens
 
 
@@ -202,14 +205,8 @@ class DecodingBatch:
     ) -> tuple[torch.Tensor]:
         """``(rows, vocabulary)`` logits of the next token, from the tokens that the cache lacks."""
         input_ids, mask = (torch.as_tensor(array, device=self.model.device) for array in (input_ids, mask))
-        outputs = self.model(
-            input_ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        outputs = forward_cached(self.model, input_ids, mask, position_ids, cache)
         return (outputs.logits[:, -1, : self.vocab_size].float(),)
 
     @staticmethod

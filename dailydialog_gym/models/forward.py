@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
 from dailydialog_gym.models.cache import FixedCache, read_prompts
@@ -17,6 +18,7 @@ from dailydialog_gym.models.masks import attention_masks
 from dailydialog_gym.models.packing import Packed
 
 DROP_BELOW = 0.8  # dropping rows copies the cache, which costs more than it saves while more rows than this are live
+LOOK_EVERY = 16  # tokens, on a GPU: the CPU looks which replies have ended, and waits for the GPU to know
 
 
 def forward_packed(model: nn.Module, packed: Packed, **options: Any):
@@ -28,45 +30,99 @@ def forward_packed(model: nn.Module, packed: Packed, **options: Any):
         model: a transformers model, or a DeepSpeed engine of one.
         options: are passed on to the model.
     """
-    network = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    network, positions = _network(model), packed.position_ids
     with only_tail_is_read(network, packed.tail):
         return model(
             packed.input_ids,
-            attention_mask=attention_masks(network, packed.attention_mask, packed.position_ids),
-            position_ids=packed.position_ids,
+            attention_mask=attention_masks(network, packed.attention_mask, positions, positions),
+            position_ids=positions,
             use_cache=False,
             **options,
         )
 
 
+def forward_cached(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    past_key_values: Cache,
+    **options: Any,
+):
+    """A transformers model's output for the tokens that its cache lacks; its logits are those of the last column.
+
+    transformers would make the attention masks from the two-dimensional one, but asks the device first whether there is
+    any padding, and waits for the answer at every token.
+
+    Args:
+        model: a transformers model, or a DeepSpeed engine of one.
+        input_ids: ``(n, L)``.
+        attention_mask: ``(n, columns)``, 1 for tokens and 0 for padding; the last L columns are those of ``input_ids``
+            unless the cache is a `FixedCache`, which has as many columns as the mask.
+        position_ids: ``(n, L)``.
+        past_key_values: the cache.
+        options: are passed on to the model.
+    """
+    network, width = _network(model), input_ids.shape[1]
+    there = attention_mask.bool()
+    there = functional.pad(there, (0, past_key_values.get_mask_sizes(width, 0)[0] - there.shape[1]))
+    seen = there[:, None, None]
+    if width > 1:  # a prompt; padding sees itself, because a softmax over nothing is NaN
+        square = torch.ones(width, width, dtype=torch.bool, device=there.device)
+        seen = (seen & square.tril()) | torch.eye(width, dtype=torch.bool, device=there.device)
+    return model(
+        input_ids,
+        attention_mask=attention_masks(network, seen, position_ids, there.cumsum(-1) - 1),
+        position_ids=position_ids,
+        past_key_values=past_key_values,
+        use_cache=True,
+        logits_to_keep=1,
+        **options,
+    )
+
+
+def _network(model: nn.Module) -> PreTrainedModel:
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
 class Decoder:
     """Decodes a batch of replies token by token: `prefill` reads the prompts, each `step` reads one token of every row.
 
-    A row whose reply has ended is computed on until less than four fifths of the rows are live; then the ended rows are
-    dropped. With a `FixedCache` no row is dropped, since a compiled step needs a fixed shape.
+    Which replies have ended is known on the device, and a row goes on after the end of its reply, so that no token
+    waits for the CPU. On a GPU the CPU looks every 16th token, on a CPU at every one. Then the ended rows are dropped
+    if less than four fifths of the rows are live. With a `FixedCache` no row is dropped, since a compiled step needs a
+    fixed shape.
 
     Args:
         forward: the network, called as a transformers model with ``input_ids``, ``attention_mask``, ``position_ids``
             and ``past_key_values``; returns tensors with one entry for each row, here called outputs.
-        columns: of a row, ``max_prompt_length + max_new_tokens``.
+        transitions: ``(states, vocabulary)`` int64, the automaton that detects the end of a reply, see
+            `dailydialog_gym.env.tokenizer.ReplyTokenizer`. It begins in state 0, and the last state is the end.
+        max_new_tokens: of a reply.
         autocast: the precision of the forwards.
         device: where the network is.
         fixed_cache: what `compile_decoding` returns, or None for a cache that grows.
 
     Attributes:
         rows: ``(n,)`` int64 on the device, the rows of the batch that the last outputs belong to.
+        written: the number of tokens that each of them has, those after its end included.
     """
 
     def __init__(
         self,
         forward: Callable[..., tuple[torch.Tensor, ...]],
-        columns: int,
+        transitions: np.ndarray,
+        max_new_tokens: int,
         autocast: AbstractContextManager,
         device: torch.device,
         fixed_cache: FixedCache | None = None,
     ):
-        self._forward, self._columns, self._autocast, self._device = forward, columns, autocast, device
+        self._forward, self._longest, self._autocast, self._device = forward, max_new_tokens, autocast, device
         self._fixed_cache = fixed_cache
+        self._end = len(transitions) - 1
+        self._transitions = torch.tensor(transitions, device=device)
+        self._transitions[self._end] = self._end  # what has ended stays so
+        self._look_every = 1 if device.type == "cpu" else LOOK_EVERY
 
     @torch.no_grad()
     def prefill(self, input_ids: np.ndarray, attention_mask: np.ndarray, copies: int) -> tuple[torch.Tensor, ...]:
@@ -79,47 +135,60 @@ class Decoder:
             The outputs for the first token of each of the ``prompts * copies`` replies.
         """
         first = int(attention_mask.any(0).argmax())  # the columns before it are padding in every row
-        input_ids, attention_mask = input_ids[:, first:], attention_mask[:, first:]
+        columns = attention_mask.shape[1]
         with self._autocast:
-            outputs, cache = read_prompts(self._read, input_ids, attention_mask)
+            outputs, cache = read_prompts(self._read, input_ids[:, first:], attention_mask[:, first:])
         cache.batch_repeat_interleave(copies)
         self._cache = self._fixed_cache.hold(cache, first) if self._fixed_cache else cache
-        self._begin = first
-        self._end = first + input_ids.shape[1]
-        self._mask = torch.zeros(len(input_ids) * copies, self._columns, dtype=torch.long, device=self._device)
-        self._mask[:, first : self._end] = torch.from_numpy(attention_mask).repeat_interleave(copies, dim=0)
+        self._first = 0 if self._fixed_cache else first
+        there = torch.from_numpy(attention_mask).to(self._device).repeat_interleave(copies, dim=0)
+        self._mask = functional.pad(there, (0, self._longest))
+        self._columns = columns
         self._position_ids = self._mask.sum(1, keepdim=True)  # of the next token, (rows, 1)
         self.rows = torch.arange(len(self._mask), device=self._device)
-        self._row_numbers = np.arange(len(self._mask))  # `rows` on the CPU
+        self._state = torch.zeros_like(self.rows)
+        self.written = 0
         return tuple(output.repeat_interleave(copies, dim=0) for output in outputs)
 
     @torch.no_grad()
-    def step(self, tokens: torch.Tensor, live: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def step(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
         """Read one token of every row.
 
         Args:
             tokens: ``(n,)`` the tokens of `rows`.
-            live: ``(batch,)`` bool, the rows of the whole batch whose replies have not ended.
 
         Returns:
-            The outputs for the next token of the new `rows`.
+            The outputs for the next token of the new `rows`; None when all replies have ended.
         """
-        live = live[self._row_numbers]
-        if live.mean() < DROP_BELOW and not self._fixed_cache:
-            self._row_numbers = self._row_numbers[live]
-            kept = torch.from_numpy(live.nonzero()[0]).to(self._device)
-            tokens, self.rows = tokens[kept], self.rows[kept]
-            self._mask, self._position_ids = self._mask[kept], self._position_ids[kept]
-            self._cache.batch_select_indices(kept)
-        self._mask[:, self._end] = 1
-        self._end += 1
-        seen = self._mask if self._fixed_cache else self._mask[:, self._begin : self._end]
+        self._state = self._transitions[self._state, tokens]
+        self.written += 1
+        if self.written == self._longest:
+            return None
+        if self.written % self._look_every == 0:
+            live = self._state != self._end
+            count = int(live.sum())
+            if count == 0:
+                return None
+            if count < DROP_BELOW * len(live) and not self._fixed_cache:
+                tokens = self._keep(live.nonzero()[:, 0], tokens)
+        self._mask[:, self._columns] = 1
+        self._columns += 1
         with self._autocast:
             outputs = self._forward(
-                tokens[:, None], attention_mask=seen, position_ids=self._position_ids, past_key_values=self._cache
+                tokens[:, None],
+                attention_mask=self._mask[:, self._first : None if self._fixed_cache else self._columns],
+                position_ids=self._position_ids,
+                past_key_values=self._cache,
             )
         self._position_ids = self._position_ids + 1
         return outputs
+
+    def _keep(self, kept: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        self.rows, self._state, self._mask, self._position_ids, tokens = (
+            each[kept] for each in (self.rows, self._state, self._mask, self._position_ids, tokens)
+        )
+        self._cache.batch_select_indices(kept)
+        return tokens
 
     def _read(self, input_ids: np.ndarray, attention_mask: np.ndarray, cache: Cache) -> tuple[torch.Tensor, ...]:
         input_ids, attention_mask = (torch.as_tensor(a, device=self._device) for a in (input_ids, attention_mask))

@@ -11,9 +11,9 @@ SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def attention_masks(
-    model: PreTrainedModel, packed_mask: torch.Tensor, position_ids: torch.Tensor
+    model: PreTrainedModel, mask: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What a model takes as ``attention_mask`` for packed rows.
+    """What a model takes as ``attention_mask``, for packed rows and for steps with a cache.
 
     A model with layers of several types (``config.layer_types``) takes one mask for each type, other models take one
     mask for all layers: these are the rules of `transformers.masking_utils.create_masks_for_generate`. transformers
@@ -22,28 +22,29 @@ def attention_masks(
 
     Args:
         model: a causal language model, or its base model.
-        packed_mask: boolean ``(B, 1, L, L)``, true where a query may attend to a key.
-        position_ids: ``(B, L)``.
+        mask: boolean ``(B, 1, L, S)``, true where a query may attend to a key.
+        query_positions: ``(B, L)``.
+        key_positions: ``(B, S)``.
 
     Returns:
-        Boolean masks ``(B, 1, L, L)`` for models with PyTorch's attention ("sdpa"). Eager attention adds the mask to
+        Boolean masks ``(B, 1, L, S)`` for models with PyTorch's attention ("sdpa"). Eager attention adds the mask to
         the scores, so its masks are 0 where a query attends to a key, and elsewhere the minimum of the model's dtype.
     """
     config = model.config.get_text_config()
-    columns = packed_mask.shape[-1]
-    query, key = position_ids[:, None, :, None], position_ids[:, None, None, :]
+    columns = mask.shape[-1]
+    query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
     window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
 
     def mask_of(layer_type: str) -> torch.Tensor:
-        mask = packed_mask
+        seen = mask
         if layer_type == "sliding_attention" and window < columns:
-            mask = mask & (query - key < window)
+            seen = seen & (query - key < window)
         if layer_type == "chunked_attention" and chunk < columns:
-            mask = mask & (query // chunk == key // chunk)
+            seen = seen & (query // chunk == key // chunk)
         if config._attn_implementation == "sdpa":
-            return mask
-        scores = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
-        return scores.masked_fill_(~mask, torch.finfo(model.dtype).min)
+            return seen
+        scores = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
+        return scores.masked_fill_(~seen, torch.finfo(model.dtype).min)
 
     layer_types = getattr(config, "layer_types", None)
     if layer_types:

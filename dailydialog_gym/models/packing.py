@@ -24,6 +24,8 @@ class Packed(NamedTuple):
     before: torch.Tensor
     """``(N,)``: in the flattened ``(B, R)``, the column that predicts a reply token; tokens in the order in which
     ``attention_mask[:, P:].nonzero()`` finds them"""
+    replies: torch.Tensor | None = None
+    """``(N,)``: the reply tokens in the flattened ``(n, T)`` of the whole batch; None for windows of text"""
 
     def predicting(self, outputs: torch.Tensor) -> torch.Tensor:
         """A model's outputs, ``(B, L or R, ...)``, in the columns that predict the reply tokens, ``(N, ...)``."""
@@ -50,52 +52,63 @@ def share_out(sizes: np.ndarray) -> list[list[int]]:
 
 
 def pack(
-    input_ids: np.ndarray, attention_mask: np.ndarray, P: int, context: np.ndarray, device: torch.device | str
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray,
+    P: int,
+    context: np.ndarray,
+    device: torch.device | str,
+    rows: np.ndarray | None = None,
 ) -> Packed:
     """Contexts with all their replies in shared rows; a reply sees its context and itself.
 
     The outputs are those of separate rows: the positions of a reply continue its context's, wherever it is in the row.
     A row begins with its contexts without their last tokens. Then follow, for each context, its last token, which
-    predicts the first token of each reply, and its replies.
+    predicts the first token of each reply, and its replies. Everything is copied to the device at once.
 
     Args:
         input_ids, attention_mask: ``(n, P + T)`` int64, the prompts in the first P columns, left-padded.
         context: ``(n,)``; those with the same number here have the same prompt.
+        rows: the rows of a minibatch; by default all.
     """
-    there = attention_mask.astype(bool)
-    first, context, counts = np.unique(context, return_index=True, return_inverse=True, return_counts=True)[1:]
-    members = np.split(context.argsort(kind="stable"), counts.cumsum()[:-1])
-    read = there[first, :P].sum(1)
-    tail = 1 + np.bincount(context, there[:, P:].sum(1)).astype(np.int64)
-    rows = share_out(read - 1 + tail)
-    R = max(tail[row].sum() for row in rows)
-    L = max((read[row] - 1 + tail[row]).sum() for row in rows)
+    T = input_ids.shape[1] - P
+    rows = np.arange(len(input_ids)) if rows is None else rows
+    ids, there = input_ids[rows], attention_mask[rows].astype(bool)
+    first, context = np.unique(context[rows], return_index=True, return_inverse=True)[1:]
+    reply_lengths, read = there[:, P:].sum(1), there[first, :P].sum(1)
+    tail = 1 + np.bincount(context, reply_lengths).astype(np.int64)
+    shared = share_out(read - 1 + tail)
+    R = max(tail[some].sum() for some in shared)
+    L = max((read[some] - 1 + tail[some]).sum() for some in shared)
+    where, body, column = np.zeros((3, len(first)), np.int64)  # of each context, its row, and where its two parts begin
+    for b, some in enumerate(shared):
+        where[some] = b
+        column[some] = L - tail[some].sum() + tail[some].cumsum() - tail[some]
+        body[some] = L - tail[some].sum() - (read[some] - 1).sum() + (read[some] - 1).cumsum() - (read[some] - 1)
+    order = context.argsort(kind="stable")  # the replies to a context one after the other
+    begin = np.zeros_like(reply_lengths)
+    begin[order] = reply_lengths[order].cumsum() - reply_lengths[order]
+    begin += 1 + column[context] - begin[order[np.searchsorted(context[order], context)]]
 
-    row_ids, position, prompt, reply = np.zeros((4, len(rows), L), np.int64)  # prompt 0 is padding, reply 0 none
-    before = np.zeros(there[:, P:].shape, np.int64)
-    for b, row in enumerate(rows):
-        column = L - tail[row].sum()
-        body = column - (read[row] - 1).sum()
-        for c in row:
-            which, t = there[members[c], P:].nonzero()
-            which = members[c][which]
-            own = column + 1 + np.arange(len(t))
-            before[which, t] = b * R + np.where(t > 0, own - 1, column) - (L - R)
-            columns = np.concatenate([np.arange(body, body + read[c] - 1), [column], own])
-            row_ids[b, columns] = np.concatenate(
-                [input_ids[first[c], :P][there[first[c], :P]], input_ids[which, P + t]]
-            )
-            position[b, columns] = np.concatenate([np.arange(read[c]), read[c] + t])
-            prompt[b, columns] = c + 1
-            reply[b, own] = which + 1
-            body, column = body + read[c] - 1, column + tail[c]
+    row_ids, position, prompt, reply = np.zeros((4, len(shared), L), np.int64)  # prompt 0 is padding, reply 0 none
+    c, source = there[first, :P].nonzero()
+    i = (there[first, :P].cumsum(1) - 1)[c, source]
+    at = where[c], np.where(i < read[c] - 1, body[c] + i, column[c])
+    row_ids[at], position[at], prompt[at] = ids[first[c], source], i, c + 1
+    which, t = there[:, P:].nonzero()
+    c = context[which]
+    at = where[c], begin[which] + t
+    row_ids[at], position[at], prompt[at] = ids[which, P + t], read[c] + t, c + 1
+    reply[at] = which + 1
+    before = where[c] * R + np.where(t > 0, begin[which] + t - 1, column[c]) - (L - R)
 
+    arrays = row_ids, position, prompt, reply, before, rows[which] * T + t
+    sizes = [array.size for array in arrays]
+    parts = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(device).split(sizes)
+    row_ids, position, prompt, reply = (part.view(len(shared), L) for part in parts[:4])
     one, other = np.s_[:, :, None], np.s_[:, None]
     mask = (prompt[one] == prompt[other]) & ((reply[other] == 0) | (reply[one] == reply[other]))
-    mask &= np.tri(L, dtype=bool)  # of padding too, because a softmax over nothing is NaN
-    arrays = row_ids, mask[:, None], position, before[there[:, P:]]
-    row_ids, mask, position, before = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
-    return Packed(row_ids, mask, position, int(R), before)
+    mask = mask.tril_()  # of padding too, because a softmax over nothing is NaN
+    return Packed(row_ids, mask[:, None], position, int(R), parts[4], parts[5])
 
 
 def pack_windows(windows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Packed, torch.Tensor]:

@@ -15,6 +15,7 @@ from dailydialog_gym.models.packing import pack
 
 TOLERANCE = 1e-3  # relative to values above 1; float32 gives 1e-6 to 1e-4, and a wrong mask 1e-2 or more
 CONTEXTS, REPLIES = 2, 2  # two replies to each of two contexts
+END = 0  # the token that ends a reply
 
 
 @torch.no_grad()
@@ -72,14 +73,15 @@ def _compare_with_single_rows(agent: Any, vocab_size: int, width: int, longest: 
     _compare(model, "log-probabilities in packed rows", _log_probs(logits, tokens[reply_mask]), log_probs)
     _compare(model, "values in packed rows", found, torch.cat(values))
 
-    decoder = Decoder(agent.next_token, width + longest, nullcontext(), device)
+    ends = np.zeros((2, vocab_size), np.int64)
+    ends[:, END] = 1
+    decoder = Decoder(agent.next_token, ends, longest, nullcontext(), device)
     found_log_probs, found_values = torch.zeros(2, *tokens.shape, device=device)
     outputs = decoder.prefill(input_ids[::REPLIES, :width], attention_mask[::REPLIES, :width], copies=REPLIES)
-    for t in range(longest):
-        rows, (logits, found_values[decoder.rows, t]) = decoder.rows, outputs
+    while outputs:
+        rows, t, (logits, found_values[decoder.rows, decoder.written]) = decoder.rows, decoder.written, outputs
         found_log_probs[rows, t] = _log_probs(logits, tokens[rows, t])
-        if t + 1 < longest:
-            outputs = decoder.step(tokens[rows, t], live[:, t + 1])
+        outputs = decoder.step(tokens[rows, t])
     _compare(model, "log-probabilities of decoding with a cache", found_log_probs[reply_mask], log_probs)
     if agent.shared:
         _compare(model, "values of decoding with a cache", found_values[reply_mask], torch.cat(values))
@@ -90,8 +92,9 @@ def _some_replies(vocab_size: int, width: int, longest: int) -> tuple[np.ndarray
     rng = np.random.default_rng(0)
     context_lengths = np.array([width, max(1, width // 2)]).repeat(REPLIES)[:, None]
     reply_lengths = np.array([4, 1, 2, 4]).clip(max=longest)[:, None]
-    input_ids = rng.integers(vocab_size, size=(CONTEXTS * REPLIES, width + longest))
+    input_ids = rng.integers(END + 1, vocab_size, size=(CONTEXTS * REPLIES, width + longest))
     input_ids[:, :width] = input_ids[::REPLIES, :width].repeat(REPLIES, axis=0)
+    np.put_along_axis(input_ids, width + reply_lengths - 1, END, axis=1)
     columns = np.arange(width + longest)
     attention_mask = (columns >= width - context_lengths) & (columns < width + reply_lengths)
     return input_ids * attention_mask, attention_mask.astype(np.int64)

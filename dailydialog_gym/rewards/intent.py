@@ -105,16 +105,21 @@ class IntentMatch:
     @torch.no_grad()
     def classify(self, texts: Sequence[str]) -> np.ndarray:
         """``(n, 4)``: the same probabilities for texts in the classifier's input format."""
-        result = np.empty((len(texts), len(self.acts)))
         device = self.classifier.device
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of similar length need little padding
+        ids = self.tokenizer(list(texts), truncation=True)["input_ids"] if texts else []
+        lengths = np.array([len(each) for each in ids], np.int64)
+        order = lengths.argsort(kind="stable")  # texts of similar length need little padding
+        logits = []
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            # Pad on the right, because left padding would shift the position ids of a causal model.
-            encoded = self.tokenizer([texts[i] for i in rows], padding=True, padding_side="right", truncation=True)
-            # return_tensors="pt" would take several times as long
-            batch = {name: torch.tensor(column, device=device) for name, column in encoded.items()}
+            # Padded on the right, because left padding would shift the position ids of a causal model
+            mask = np.arange(lengths[rows].max()) < lengths[rows, None]
+            padded = np.full(mask.shape, self.tokenizer.pad_token_id or 0, np.int64)
+            padded[mask] = np.concatenate([ids[row] for row in rows])
+            batch = torch.from_numpy(np.stack([padded, mask])).to(device)
             with torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-                logits = self.classifier(**batch).logits
-            result[np.ix_(rows, self.acts - 1)] = logits.float().softmax(-1).cpu().numpy()
+                logits.append(self.classifier(input_ids=batch[0], attention_mask=batch[1]).logits)
+        result = np.empty((len(texts), len(self.acts)))
+        if logits:  # a GPU is waited for once
+            result[np.ix_(order, self.acts - 1)] = torch.cat(logits).float().softmax(-1).cpu().numpy()
         return result

@@ -18,40 +18,86 @@ from dailydialog_gym.rewards.synonyms import synonyms
 _stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
 _TOKENIZER = NLTKWordTokenizer()
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5
-_WORD = r"(?:\w+(?:[-.]\w+)*(?:'(?:[dmst]|ll|re|ve))?|[,.;:?!\u2019]|\.\.\.)"
-_SPACED = re.compile(f"{_WORD}(?: {_WORD})*")
+MOST_KEPT = 4096  # words and alignments of a reference
+_SIMPLE = re.compile(r"\w+(?:[-.]\w+)*(?:'(?:[dmst]|ll|re|ve))?|[,.;:?!\u2019]|\.\.\.")
 _CLITIC = re.compile("('(?:[dms]|ll|re|ve)|n't)(?![^ ])")
 _CONTRACTION = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)
 
 
-@lru_cache(maxsize=1 << 16)  # the same references are scored again and again
 def words(text: str) -> tuple[str, ...]:
     """The words of a text, equal to those of NLTK's `word_tokenize`.
 
-    NLTK's tokenizer applies some 30 regular expressions, which takes two thirds of METEOR's time. In DailyDialog's
-    texts all tokens but clitics ("'s", "n't") are already separated by spaces, so one regular expression is enough for
-    them. NLTK tokenises all other texts.
+    NLTK's tokenizer applies some 30 regular expressions. In DailyDialog's texts all tokens but clitics ("'s", "n't")
+    are already separated by spaces, so one regular expression for each distinct part between spaces is enough for them.
+    NLTK tokenises all other texts.
 
     >>> words("I don't know , it's OK .")
     ('I', 'do', "n't", 'know', ',', 'it', "'s", 'OK', '.')
     """
-    if _SPACED.fullmatch(text):
-        separated = _CLITIC.sub(r" \1", text)
-        if not _CONTRACTION.search(separated):
-            return tuple(separated.split())
-    return tuple(_TOKENIZER.tokenize(text))
+    parts = [_simple_words(part) for part in text.split(" ")]
+    return tuple(_TOKENIZER.tokenize(text)) if None in parts else tuple(word for part in parts for word in part)
+
+
+@lru_cache(maxsize=1 << 16)
+def _simple_words(part: str) -> tuple[str, ...] | None:
+    """The words of a part between spaces; None where it takes all of NLTK's rules to know."""
+    if not _SIMPLE.fullmatch(part):
+        return None
+    separated = _CLITIC.sub(r" \1", part)
+    return None if _CONTRACTION.search(separated) else tuple(separated.split())
 
 
 STAGES = ("exact", "stem", "synonym")
 
 
-def _align(response: list[str], reference: list[str], stages: Sequence[str]) -> list[tuple[int, int]]:
+class _Reference:
+    """What aligning replies to one reference needs of it.
+
+    Most words of a reply match no word of the reference in any stage, so the alignment depends on the others alone.
+    Most prefixes of a reply have the same others as the prefix before, so alignments are kept.
+    """
+
+    def __init__(self, text: str, stages: Sequence[str]):
+        self.words, self.stages = [word.lower() for word in words(text)], stages
+        self._exact = {*self.words}
+        self._stems = {_stem(word) for word in self.words} if "stem" in stages else self._exact
+        self._may_match = lru_cache(maxsize=MOST_KEPT)(self._find)
+        self._kept: dict[tuple[tuple[int, str], ...], tuple[int, int]] = {}
+
+    def matches(self, response: Sequence[str]) -> tuple[int, int]:
+        """The number of matches of a reply's words, in lower case, and of chunks of them."""
+        some = tuple([(i, word) for i, word in enumerate(response) if self._may_match(word)])
+        if some not in self._kept:
+            if len(self._kept) == MOST_KEPT:
+                self._kept.clear()
+            found = _align(dict(some), self.words, self.stages)
+            # A chunk is a sequence of matches that are adjacent in both texts.
+            chunks = bool(found) + sum((i + 1, j + 1) != following for (i, j), following in pairwise(found))
+            self._kept[some] = len(found), chunks
+        return self._kept[some]
+
+    def _find(self, word: str) -> bool:
+        stem = _stem(word) if "stem" in self.stages else word
+        if word in self._exact or stem in self._stems:
+            return True
+        return "synonym" in self.stages and not synonyms(stem).isdisjoint(self._stems)
+
+
+_reference = lru_cache(maxsize=512)(_Reference)  # each is compared with several replies and all their prefixes
+
+
+def _align(left: dict[int, str], reference: Sequence[str], stages: Sequence[str]) -> list[tuple[int, int]]:
     """The alignment of NLTK's `align_words`: pairs (position in the response, position in the reference).
 
     NLTK's three stages are one loop here. It only looks up synonyms that occur in the reference, so it takes a third of
     NLTK's time.
+
+    Args:
+        left: by position, in ascending order, the words of the response that may match.
+        reference: all words of the reference.
+        stages: which words match, the first of `STAGES`.
     """
-    left, right = dict(enumerate(response)), dict(enumerate(reference))
+    right = dict(enumerate(reference))
     matches = []
     for stage in stages:
         if stage == "stem":
@@ -90,15 +136,13 @@ def meteor(response: str, reference: str, stages: Sequence[str] = STAGES) -> flo
     >>> meteor("", "Yes .")
     0.0
     """
-    response_words, reference_words = ([word.lower() for word in words(text)] for text in (response, reference))
-    matches = _align(response_words, reference_words, stages)
+    response_words, known = [word.lower() for word in words(response)], _reference(reference, tuple(stages))
+    matches, chunks = known.matches(response_words)
     if not matches:
         return 0.0
-    precision, recall = len(matches) / len(response_words), len(matches) / len(reference_words)
+    precision, recall = matches / len(response_words), matches / len(known.words)
     mean = (precision * recall) / (ALPHA * precision + (1 - ALPHA) * recall)
-    # A chunk is a sequence of matches that are adjacent in both texts.
-    chunks = 1 + sum((i + 1, j + 1) != following for (i, j), following in pairwise(matches))
-    return (1 - GAMMA * (chunks / len(matches)) ** BETA) * mean
+    return (1 - GAMMA * (chunks / matches) ** BETA) * mean
 
 
 class Meteor:

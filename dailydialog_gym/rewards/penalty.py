@@ -61,22 +61,26 @@ class KLTracker:
             ValueError: the action has other keys, the number of log-probabilities is wrong, or a log-probability is
                 positive, infinite or NaN.
         """
-        if not isinstance(action, dict) or action.keys() != {"token", "log_prob"}:
-            raise ValueError(f"KLPenalty expects an action {{'token': ..., 'log_prob': ...}}, got {action!r}")
         rows = mdp.live.nonzero()[0]
-        log_probs = np.atleast_1d(action["log_prob"])
-        if log_probs.shape != mdp.live.shape:
-            raise ValueError(f"expected {len(mdp.live)} log-probabilities, got an array of shape {log_probs.shape}")
-        log_probs = log_probs[rows]
-        # Rounding errors may make the log-probability of a certain token slightly positive. NaN compares as False.
-        invalid = ~((log_probs > -np.inf) & (log_probs <= 1e-4))
-        if invalid.any():
-            raise ValueError(
-                f"row {rows[invalid][0]}: the log-probability of a sampled token must be a finite number of at most 0, "
-                f"got {log_probs[invalid][0]}"
-            )
-        self._log_probs[rows, mdp.reply_lengths[rows]] = log_probs
-        return np.atleast_1d(action["token"])
+        tokens, log_probs = _parts(action, mdp.live.shape)
+        _check(log_probs[rows, None], rows)
+        self._log_probs[rows, mdp.reply_lengths[rows]] = log_probs[rows]
+        return tokens
+
+    def record_replies(self, actions: dict[str, np.ndarray]) -> np.ndarray:
+        """`record` for whole replies.
+
+        Args:
+            actions: ``token`` and ``log_prob``, each ``(num_envs, max_new_tokens)``. What follows the end of a reply is
+                ignored, but must be finite.
+
+        Returns:
+            ``(num_envs, max_new_tokens)``, the tokens.
+        """
+        tokens, log_probs = _parts(actions, self._log_probs.shape)
+        _check(log_probs, np.arange(len(log_probs)))
+        self._log_probs[:] = log_probs
+        return tokens
 
     def add_penalty(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
         """Like `dailydialog_gym.rewards.add_score`, for the episodes that have just ended in ``rows``.
@@ -95,6 +99,28 @@ class KLTracker:
         new_info["metric/kl_per_token"] = logged_kl / tokens
         new_info["metric/kl_coef"] = np.full(len(rows), coef)
         return rewards, new_info
+
+
+def _parts(action: dict[str, np.ndarray], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens and the log-probabilities of an action."""
+    if not isinstance(action, dict) or action.keys() != {"token", "log_prob"}:
+        raise ValueError(f"KLPenalty expects an action {{'token': ..., 'log_prob': ...}}, got {action!r}")
+    tokens, log_probs = (np.atleast_1d(action[name]) for name in ("token", "log_prob"))
+    if log_probs.shape != shape:
+        raise ValueError(f"expected log-probabilities of shape {shape}, got an array of shape {log_probs.shape}")
+    return tokens, log_probs
+
+
+def _check(log_probs: np.ndarray, rows: np.ndarray) -> None:
+    """Refuse what cannot be the log-probability of a sampled token, ``(n, tokens)`` of the given rows."""
+    # Rounding errors may make the log-probability of a certain token slightly positive. NaN compares as False.
+    invalid = ~((log_probs > -np.inf) & (log_probs <= 1e-4))
+    if invalid.any():
+        row, column = np.argwhere(invalid)[0]
+        raise ValueError(
+            f"row {rows[row]}: the log-probability of a sampled token must be a finite number of at most 0, "
+            f"got {log_probs[row, column]}"
+        )
 
 
 def _k3(log_ratios: np.ndarray, reply_mask: np.ndarray) -> np.ndarray:

@@ -28,13 +28,13 @@ from deepspeed.comm.torch import TorchBackend
 from deepspeed.utils import safe_get_full_grad
 from matplotlib.figure import Figure
 from torch import distributed
-from torch.distributions import Categorical
 
 import dailydialog_gym.runs.run
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.runs import RankedCheckpoints
+from dailydialog_gym.models import sampling
 
-draw = Categorical.sample
+draw = sampling.draw
 step, save_engine = deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint
 save, gather = RankedCheckpoints.save, TorchBackend.all_gather_into_tensor
 gradients: list[dict[str, torch.Tensor]] = []
@@ -49,8 +49,8 @@ def counted_gather(*args, **kwargs):
     return gather(*args, **kwargs)
 
 
-def drawn(distribution):
-    """`Categorical.sample`, called by the script's rollout."""
+def drawn(logits, uniform, top_k):
+    """`draw`, called by the script's rollout."""
     frame = sys._getframe(1)
     script, rollout = frame.f_globals, frame.f_locals
     iteration, t, fault = script["iteration"], rollout["t"], job.get("fault")
@@ -60,11 +60,10 @@ def drawn(distribution):
         os.killpg(0, signal.SIGINT)
     if fault == "kill rollout" and (iteration, t, rank) == (3, 3, 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    if not job["same_draws"]:
-        return draw(distribution)
-    episodes = np.random.default_rng([iteration, t]).random(rollout["B"] * world)
-    mine = torch.from_numpy(episodes[rank::world])[rollout["rows"]]
-    return (distribution.probs.double().cumsum(1) < mine[:, None]).sum(1)
+    if job["same_draws"]:
+        episodes = np.random.default_rng([iteration, t]).random(rollout["B"] * world)
+        uniform = torch.from_numpy(episodes[rank::world])[rollout["rows"]]
+    return draw(logits, uniform, top_k)
 
 
 def recorded_step(engine):
@@ -110,7 +109,7 @@ def outcome(script):
 def main(jobs):
     deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint = recorded_step, killed_save
     RankedCheckpoints.save, TorchBackend.all_gather_into_tensor = save_and_copy, counted_gather
-    Categorical.sample = drawn
+    sampling.draw = drawn  # before a script imports it
     dailydialog_gym.runs.run.plot_curves = lambda *_: Figure()  # curves take a third of such a short run's time
     gc.freeze()  # DeepSpeed calls the garbage collector for each engine
     rank = ranks.start()[0]

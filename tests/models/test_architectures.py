@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BartConfig, GPT2LMHeadModel, T5Co
 
 from benchmarks.architectures import LONGEST, TOLERANCE, VOCAB, WIDTH, WINDOW, differences, tiny_config, tiny_model
 from dailydialog_gym.models.cache import FixedCache
-from dailydialog_gym.models.forward import Decoder, forward_packed
+from dailydialog_gym.models.forward import Decoder, forward_cached, forward_packed
 from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.models.masks import attention_masks, check_supported
 from dailydialog_gym.models.self_check import self_check
@@ -65,15 +65,17 @@ def test_steps_with_a_fixed_cache_are_those_with_one_that_grows(kind):
     results = []
     for cache in (None, FixedCache(columns)):
         decoder = Decoder(
-            lambda ids, **inputs: (model(ids, **inputs, logits_to_keep=1).logits[:, -1],),
-            columns,
+            lambda ids, **inputs: (forward_cached(model, ids, **inputs).logits[:, -1],),
+            np.zeros((2, VOCAB), np.int64),  # no reply ends
+            LONGEST,
             nullcontext(),
             model.device,
             cache,
         )
         logits = [*decoder.prefill(ids[:, :WIDTH] * mask, mask, copies=1)]
-        for t in range(WIDTH, columns):
-            logits += decoder.step(torch.from_numpy(ids[:, t]), np.ones(4, bool))
+        for t in range(WIDTH, columns - 1):
+            logits += decoder.step(torch.from_numpy(ids[:, t]))
+        assert decoder.step(torch.from_numpy(ids[:, -1])) is None
         results.append(torch.stack(logits))
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 
@@ -140,7 +142,7 @@ def test_a_class_of_ones_own_may_pass_on_what_it_is_given():
 def test_masks_cost_nothing_where_there_is_no_window_or_it_is_not_reached():
     mask, positions = torch.ones(1, 1, WINDOW, WINDOW, dtype=bool).tril(), torch.arange(WINDOW)[None]
     for kind in ("gpt2", "mistral"):
-        assert attention_masks(tiny_model(tiny_config(kind)), mask, positions) is mask
+        assert attention_masks(tiny_model(tiny_config(kind)), mask, positions, positions) is mask
 
 
 # The check at a run's start
@@ -162,7 +164,7 @@ class CheckedAgent:
         return packed.predicting(outputs.logits)[:, :VOCAB], values
 
     def next_token(self, input_ids, **inputs):
-        outputs = self.policy(input_ids, **inputs, logits_to_keep=1, output_hidden_states=True)
+        outputs = forward_cached(self.policy, input_ids, **inputs, output_hidden_states=True)
         return outputs.logits[:, -1, :VOCAB], self.critic.value_head(outputs.hidden_states[-1][:, -1])[:, 0]
 
 

@@ -7,10 +7,12 @@ from shapes import SHAPES, tiny_model
 from transformers import DynamicCache
 
 from dailydialog_gym.models.cache import ROOM, FixedCache, RoomyCache, read_prompts
+from dailydialog_gym.models.forward import forward_cached
 
 
 def keys(cache):
-    return cache.layers[0].keys
+    """What the first layer holds, without the empty columns after it."""
+    return cache.layers[0].keys[..., : cache.get_seq_length(), :]
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -20,9 +22,12 @@ def test_logits_equal_those_with_transformers_own_cache(kind):
     caches = DynamicCache(), RoomyCache()
 
     def equal(input_ids):
-        expected, ours = (model(input_ids, past_key_values=cache).logits for cache in caches)
-        assert torch.equal(ours, expected)
-        assert torch.equal(*map(keys, caches))
+        expected = model(input_ids, past_key_values=caches[0]).logits[:, -1:]
+        mask = torch.ones(len(input_ids), caches[0].get_seq_length(), dtype=torch.long)
+        positions = (mask.cumsum(-1) - 1)[:, -input_ids.shape[1] :]
+        ours = forward_cached(model, input_ids, mask, positions, caches[1]).logits
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(*map(keys, caches), rtol=0, atol=1e-6)
 
     equal(torch.randint(50, (2, 3)))
     for change in (
@@ -41,7 +46,8 @@ def test_what_is_held_is_copied_only_when_the_room_is_used_up():
     for _ in range(2 * ROOM + 4):
         cache.update(one, one, 0)
         places.append(keys(cache).data_ptr())
-    assert len(set(places)) == 3
+    assert len(set(places)) == 4  # the first is the caller's own
+    assert not cache.layers[0].keys[..., cache.get_seq_length() :, :].any()
     assert cache.get_seq_length() == len(places) and (keys(cache) == 1).all()
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply, ReplyWorker, choose
@@ -114,19 +115,17 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens_and_no_more():
         assert set(draw_many(logits, **how).tolist()) == kept, how
 
 
-class Fixed(torch.nn.Module):
+class Fixed(GPT2LMHeadModel):
     """A model that gives the rows of a batch these logits, ``(rows, vocabulary)``, whatever it reads."""
 
-    device = torch.device("cpu")
-
     def __init__(self, *logits):
-        super().__init__()
-        self.logits = torch.stack(logits)
+        super().__init__(GPT2Config(vocab_size=len(logits[0]), n_embd=1, n_layer=0, n_head=1))
+        self.fixed = torch.stack(logits)
 
     def forward(self, input_ids, past_key_values, **inputs):
         states = torch.zeros(*input_ids.shape, 1)[:, None]
         past_key_values.update(states, states, 0)
-        return SimpleNamespace(logits=self.logits[:, None])
+        return SimpleNamespace(logits=self.fixed[:, None])
 
 
 def test_probabilities_are_the_models_own_whatever_the_drawing():

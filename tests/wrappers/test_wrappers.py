@@ -325,7 +325,7 @@ EXPECTED_ACTION = r"KLPenalty expects an action \{'token': ..., 'log_prob': ...\
             )
         ],
         *[
-            (vector, 2, make_action([5, 5], log_probs), "expected 2 log-probabilities")
+            (vector, 2, make_action([5, 5], log_probs), r"expected log-probabilities of shape \(2,\)")
             for log_probs in (-1.0, [-1.0], [-1.0, -1.0, -1.0], [[-1.0, -1.0]])
         ],
     ],

@@ -31,7 +31,13 @@ class ScoreReward(VectorWrapper):
         self.scorer, self.weight, self.name = scorer, weight, name
 
     def step(self, actions: Any):
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        return self._add_rewards(*self.env.step(actions))
+
+    def replay(self, actions: Any):
+        """`step` for whole replies, see `dailydialog_gym.env.DailyDialogVectorEnv.replay`."""
+        return self._add_rewards(*self.env.replay(actions))
+
+    def _add_rewards(self, observations, rewards, terminated, truncated, infos):
         rows = (terminated | truncated).nonzero()[0]
         if len(rows) == 0:
             return observations, rewards, terminated, truncated, infos
@@ -93,6 +99,9 @@ class KLPenalty(ScoreReward):
 
     def step(self, actions: dict[str, np.ndarray]):
         return super().step(self.tracker.record(self.unwrapped.mdp, actions))
+
+    def replay(self, actions: dict[str, np.ndarray]):
+        return super().replay(self.tracker.record_replies(actions))
 
     def _add_score(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
         return self.tracker.add_penalty(rows, episodes, rewards, info)
