@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -40,6 +40,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @cached_property
+    def characters(self) -> frozenset[str]:
+        """The characters of all prompts and references."""
+        return frozenset().union(*self.prompts, *self.references)
 
     def __reduce__(self):
         # A pickled environment stores the arguments that reload its samples instead of megabytes of data.

@@ -52,8 +52,9 @@ class ScoreReward(gym.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             batched = {key: [value] for key, value in info.items()}
-            batched_observation = {key: value[None] for key, value in observation.items()}
-            episode = Episodes.from_info(batched_observation, batched, self.unwrapped.max_new_tokens)
+            tokens = observation if isinstance(observation, dict) else info  # the observation may be a text
+            batched_tokens = {key: tokens[key][None] for key in ("input_ids", "attention_mask")}
+            episode = Episodes.from_info(batched_tokens, batched, self.unwrapped.max_new_tokens)
             rewards, new_info = self._add_score(episode, np.array([reward]), batched)
             reward = float(rewards[0])
             info = info | {key: value[0] for key, value in new_info.items()}

@@ -35,15 +35,17 @@ class ScoreReward(VectorWrapper):
         rows = (terminated | truncated).nonzero()[0]
         if len(rows) == 0:
             return observations, rewards, terminated, truncated, infos
-        if self.unwrapped.autoreset_mode == AutoresetMode.SAME_STEP:
-            final_info = infos["final_info"]
-            final_obs = {key: np.stack([infos["final_obs"][r][key] for r in rows]) for key in observations}
-        else:
-            final_info = infos
-            final_obs = {key: value[rows] for key, value in observations.items()}
+        same_step = self.unwrapped.autoreset_mode == AutoresetMode.SAME_STEP
+        final_info = infos["final_info"] if same_step else infos
         # The infos of the environment and of the reward wrappers are arrays. Gymnasium's wrappers may also add dicts.
         info = {key: value[rows] for key, value in final_info.items() if isinstance(value, np.ndarray)}
-        episodes = Episodes.from_info(final_obs, info, self.unwrapped.max_new_tokens)
+        if not isinstance(observations, dict):  # the observations are texts
+            tokens = info
+        elif same_step:
+            tokens = {key: np.stack([infos["final_obs"][r][key] for r in rows]) for key in observations}
+        else:
+            tokens = {key: value[rows] for key, value in observations.items()}
+        episodes = Episodes.from_info(tokens, info, self.unwrapped.max_new_tokens)
         rewards = rewards.copy()
         rewards[rows], new_info = self._add_score(rows, episodes, rewards[rows], info)
         for key, value in new_info.items():
