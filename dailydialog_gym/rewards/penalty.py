@@ -84,7 +84,9 @@ class KLTracker:
         self._log_probs[rows, mdp.reply_lengths[rows]] = log_probs
         return np.atleast_1d(action["token"])
 
-    def add_penalty(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+    def add_penalty(
+        self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Like `dailydialog_gym.rewards.add_score`, for the episodes that have just ended in ``rows``.
 
         The penalty uses the coefficient from before these episodes. They update it afterwards.

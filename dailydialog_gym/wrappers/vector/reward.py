@@ -30,7 +30,12 @@ class ScoreReward(VectorWrapper):
             )
         self.scorer, self.weight, self.name = scorer, weight, name
 
-    def step(self, actions: Any):
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """The environment's `step`, with the weighted scores of the replies that it ends in their rewards and infos.
+
+        Raises:
+            ValueError: the scores are no finite numbers, see `dailydialog_gym.rewards.add_score`.
+        """
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         rows = (terminated | truncated).nonzero()[0]
         if len(rows) == 0:
@@ -54,7 +59,9 @@ class ScoreReward(VectorWrapper):
             final_info[f"_{key}"] = terminated | truncated
         return observations, rewards, terminated, truncated, infos
 
-    def _add_score(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+    def _add_score(
+        self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return add_score(self.scorer, self.weight, self.name, episodes, rewards, info)
 
 
@@ -93,8 +100,18 @@ class KLPenalty(ScoreReward):
         self.single_action_space = add_log_prob(env.single_action_space)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
-    def step(self, actions: dict[str, np.ndarray]):
+    def step(self, actions: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """The environment's `step` with the tokens; the last step of a reply pays the penalty of all of its tokens.
+
+        Args:
+            actions: ``{"token": tokens, "log_prob": log_probs}``, two arrays of shape ``(num_envs,)``.
+
+        Raises:
+            ValueError: the actions have other keys, or a log-probability is positive, infinite or NaN.
+        """
         return super().step(self.tracker.record(self.unwrapped.mdp, actions))
 
-    def _add_score(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+    def _add_score(
+        self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return self.tracker.add_penalty(rows, episodes, rewards, info)
