@@ -35,7 +35,8 @@ def _spaces(samples: Samples, max_new_tokens: int) -> tuple[Dict, Discrete]:
 
 def _check_render_mode(render_mode: str | None) -> None:
     if render_mode not in (None, *RENDER_MODES):
-        raise ValueError(f"unknown render_mode {render_mode!r}: expected None, 'ansi' or 'human'")
+        # A TypeError, because make_vec_env of stable-baselines3 asks for "rgb_array" and takes only this for a "no"
+        raise TypeError(f"unknown render_mode {render_mode!r}: expected None, 'ansi' or 'human'")
 
 
 def _sample_ids_from(options: dict[str, Any] | None, count: int, samples: Samples) -> np.ndarray | None:
