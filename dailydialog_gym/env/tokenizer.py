@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dailydialog_gym.embedded import asset
+from dailydialog_gym.extras import need
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.templates import check_template
 from dailydialog_gym.text import pattern_of, spell_out
@@ -230,6 +231,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bo
         eos_id, pad_id = (backend.token_to_id(config[key]) for key in ("eos_token", "pad_token"))
         return ReplyTokenizer(name, backend, eos_id, pad_id, [])
 
+    need("transformers")
     from transformers import AutoTokenizer
 
     try:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dailydialog_gym.env.samples import Samples, left_pad
 from dailydialog_gym.env.tokenizer import EOU, as_messages, format_prompt, split_prompt
+from dailydialog_gym.extras import need
 from dailydialog_gym.rewards.episodes import Episodes, Scorer, add_score
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def to_trl_dataset(samples: Samples, messages: bool = False) -> datasets.Dataset
     Returns:
         A dataset with a row for each sample and the columns ``prompt``, ``reference`` and ``act``.
     """
+    need("datasets")
     from datasets import Dataset
 
     prompts: list[Any] = samples.prompts
