@@ -2,81 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Text
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from dailydialog_gym.env.envs import DailyDialogEnv, DailyDialogVectorEnv
-from dailydialog_gym.env.mdp import TokenMDP
-from dailydialog_gym.env.samples import Samples
-from dailydialog_gym.env.tokenizer import format_prompt
-
-
-class ReplyMDP(TokenMDP):
-    """The token MDP with replies as actions: `step` plays the tokens of each reply, and ends all episodes.
-
-    Attributes:
-        observation_space, action_space: of one row.
-        texts: ``num_envs`` texts, the observations: the conversations so far, see `format_prompt`.
-    """
-
-    def __init__(self, samples: Samples, num_envs: int, max_new_tokens: int):
-        super().__init__(samples, num_envs, max_new_tokens)
-        self.max_new_tokens = max_new_tokens
-        vocabulary = samples.tokenizer.backend.get_vocab(with_added_tokens=True)
-        reply_length = max_new_tokens * (max(map(len, vocabulary)) + 2)  # more characters are more tokens for sure
-        length = max(map(len, samples.prompts)) + reply_length + len(f" {format_prompt([''])}")
-        charset = samples.characters | {"\N{REPLACEMENT CHARACTER}"}
-        self.observation_space = Text(length, charset=charset)
-        self.action_space = Text(reply_length, min_length=0, charset=charset)
-        self._other_characters = re.compile(f"[^{re.escape(''.join(sorted(charset)))}]")
-        self.texts = [""] * num_envs
-
-    def reset(self, rows: np.ndarray | slice, sample_ids: np.ndarray) -> None:
-        super().reset(rows, sample_ids)
-        for row, sample_id in zip(np.arange(len(self.texts))[rows], sample_ids, strict=True):
-            self.texts[row] = self.samples.prompts[sample_id]
-
-    def step(self, replies: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Write ``replies[row]`` as the reply of every live row, of which `TokenMDP.step` cuts what is too long.
-
-        Raises:
-            ValueError: ``replies`` are not ``num_envs`` texts.
-        """
-        if isinstance(replies, str) or len(replies) != len(self.live) or not all(isinstance(r, str) for r in replies):
-            raise ValueError(f"expected {len(self.live)} text(s), one reply per row, got {replies!r}")
-        terminated, truncated = self._no_rows, self._no_rows
-        tokens = np.zeros((len(replies), self.max_new_tokens), np.int64)
-        for row, ids in enumerate(self.samples.tokenizer.encode_replies(replies)):
-            ids = ids[: self.max_new_tokens]
-            tokens[row, : len(ids)] = ids
-        for column in tokens.T:
-            if not self.live.any():
-                break
-            complete, cut = super().step(column)
-            terminated, truncated = terminated | complete, truncated | cut
-        rows = (terminated | truncated).nonzero()[0]
-        for row, response in zip(rows, self.responses(rows), strict=True):
-            written = self._other_characters.sub("\N{REPLACEMENT CHARACTER}", format_prompt([response]))
-            self.texts[row] = f"{self.texts[row]} {written}"
-        return terminated, truncated
-
-    def observation(self) -> tuple[str, ...]:
-        return tuple(self.texts)
-
-    def observation_of(self, row: int) -> str:
-        return self.texts[row]
-
-    def final_info(self, rows: np.ndarray | slice) -> dict[str, list]:
-        """`TokenMDP.final_info`, and ``input_ids`` and ``attention_mask`` of prompt and reply."""
-        return super().final_info(rows) | {
-            "input_ids": list(self.input_ids[rows].copy()),
-            "attention_mask": list(self.attention_mask[rows].copy()),
-        }
+from dailydialog_gym.env.replies import Partner, ReplyMDP
 
 
 class DailyDialogTextEnv(DailyDialogEnv):
@@ -88,22 +22,34 @@ class DailyDialogTextEnv(DailyDialogEnv):
     of each token.
 
     ## Action Space
-    ``Text``: the reply. The space has the characters of the dialogues, but `step` accepts any text.
+    ``Text``: the reply. The space has the characters of the dialogues and of ASCII, but `step` accepts any text.
 
     ## Observation Space
     ``Text``: the conversation so far, each utterance followed by `` <EOU>``. `dailydialog_gym.env.split_prompt` turns
-    it into a list of utterances. In the observation after a reply, a character that is not in the dialogues is shown as
-    U+FFFD.
+    it into a list of utterances. In the observation after a reply, a character outside the space is shown as U+FFFD.
 
-    ## Rewards, Starting State, Arguments
-    Those of `DailyDialogEnv`.
+    ## Rewards, Starting State
+    Those of `DailyDialogEnv`. Each reply has a reward of its own.
 
     ## Episode End
-    1. Termination: the reply fits into ``max_new_tokens`` tokens, its end included.
+    The episode ends with the reply number ``turns``; without ``partner`` also where the dialogue has no further reply.
+    After each reply before it, the partner answers, and the observation is the prompt of the next reply.
+
+    1. Termination: the last reply fits into ``max_new_tokens`` tokens, its end included.
     2. Truncation: it does not, and is cut.
 
-    The info of the step has the keys of `DailyDialogEnv`'s last step, and the arrays ``input_ids`` and
-    ``attention_mask`` of `DailyDialogEnv`'s last observation.
+    The info of every step has the keys of `DailyDialogEnv`'s last step, and the arrays ``input_ids`` and
+    ``attention_mask`` of prompt and reply. ``act`` and ``intent`` are those of the dialogue's own reply at this place,
+    0 after the end of the dialogue; the ``reference`` is this reply, and None after an answer of ``partner``.
+
+    ## Arguments
+    Those of `DailyDialogEnv`, and:
+
+    | Parameter | Type         | Default | Description                                                              |
+    |-----------|--------------|---------|--------------------------------------------------------------------------|
+    | `turns`   | **int**      | `1`     | maximum number of replies in an episode                                  |
+    | `partner` | **callable** | `None`  | from the utterances so far to the answer, such as a `DialogueAgent`;     |
+    |           |              |         | None: the dialogue's own utterances, whatever the agent has said         |
 
     >>> import gymnasium as gym, dailydialog_gym
     >>> env = gym.make("DailyDialogText-v0")
@@ -116,10 +62,33 @@ class DailyDialogTextEnv(DailyDialogEnv):
     * v0: first version.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, turns: int = 1, partner: Partner | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.mdp = ReplyMDP(self.samples, 1, self.max_new_tokens)
+        self.mdp = ReplyMDP(self.samples, 1, self.max_new_tokens, turns, partner)
         self.observation_space, self.action_space = self.mdp.observation_space, self.mdp.action_space
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Write a reply.
+
+        Args:
+            action: the text of the reply. It ends at an ``<EOU>``, and after ``max_new_tokens`` tokens.
+
+        Returns:
+            observation: the conversation with the reply, or, if the episode goes on, the prompt of the next reply.
+            reward: 0.0.
+            terminated: True if the episode ends and its last reply was not cut.
+            truncated: True if the episode ends and its last reply was cut.
+            info: ``prompt``, ``sample_id``, ``act``, ``response``, ``reference``, ``intent``, ``input_ids`` and
+                ``attention_mask``, see the class.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episode has ended or has not started.
+            ValueError: the action or the partner's answer is no text.
+        """
+        observation, reward, terminated, truncated, info = super().step(action)
+        if not (terminated or truncated):
+            info = {key: value[0] for key, value in self.mdp.replied.items()}
+        return observation, reward, terminated, truncated, info
 
 
 class DailyDialogTextVectorEnv(DailyDialogVectorEnv):
@@ -127,8 +96,8 @@ class DailyDialogTextVectorEnv(DailyDialogVectorEnv):
 
     Row ``i`` behaves exactly like environment ``i`` of a `gymnasium.vector.SyncVectorEnv` of `DailyDialogTextEnv` with
     the same seed and ``autoreset_mode``. Actions and observations are ``num_envs`` texts. The arguments are those of
-    `DailyDialogVectorEnv`. Every step ends the episodes of all rows that it does not reset, so ``lockstep`` changes
-    nothing.
+    `DailyDialogVectorEnv`, ``turns`` and ``partner``. Every step ends the replies of all rows that it does not reset,
+    so ``lockstep`` changes nothing. Several turns need another ``autoreset_mode`` than ``SAME_STEP``.
 
     >>> import gymnasium as gym, dailydialog_gym
     >>> envs = gym.make_vec("DailyDialogText-v0", num_envs=2)
@@ -141,9 +110,33 @@ class DailyDialogTextVectorEnv(DailyDialogVectorEnv):
     * v0: first version.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, turns: int = 1, partner: Partner | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.mdp = ReplyMDP(self.samples, self.num_envs, self.max_new_tokens)
+        if turns > 1 and self.autoreset_mode == AutoresetMode.SAME_STEP:
+            raise ValueError("several turns need autoreset_mode NextStep or Disabled")
+        self.mdp = ReplyMDP(self.samples, self.num_envs, self.max_new_tokens, turns, partner)
         self.single_observation_space, self.single_action_space = self.mdp.observation_space, self.mdp.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def step(
+        self, actions: Sequence[str]
+    ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Write a reply in every row. Replies of rows that are reset in this step (``NEXT_STEP`` mode) are ignored.
+
+        Args:
+            actions: ``num_envs`` texts.
+
+        Returns:
+            observations: ``num_envs`` texts: the conversations with the replies, or the prompts of the next replies.
+            rewards: ``(num_envs,)`` float64, zeros.
+            terminated, truncated: ``(num_envs,)`` bool.
+            infos: those of `DailyDialogTextEnv`, in the form of `DailyDialogVectorEnv`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: as in `DailyDialogVectorEnv`.
+            ValueError: ``actions`` are not ``num_envs`` texts, or a partner's answer is no text.
+        """
+        observations, rewards, terminated, truncated, infos = super().step(actions)
+        self._add_infos(infos, self.mdp.going_on, self.mdp.replied)
+        return observations, rewards, terminated, truncated, infos

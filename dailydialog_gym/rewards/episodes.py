@@ -15,7 +15,7 @@ class Episodes:
     Attributes:
         prompts: ``n`` texts, the contexts.
         responses: ``n`` texts, the agent's replies.
-        references: ``n`` texts, the reference replies.
+        references: ``n`` texts, the reference replies, or None where there is none, see `DailyDialogTextEnv`.
         intents: ``(n,)`` int64, the act that each reply should have (1 inform, 2 question, 3 directive, 4 commissive;
             0 where the dialogues have none).
         input_ids, attention_mask: ``(n, max_prompt_length + max_new_tokens)`` int64, the last observations.
@@ -26,7 +26,7 @@ class Episodes:
 
     prompts: list[str]
     responses: list[str]
-    references: list[str]
+    references: list[str | None]
     intents: np.ndarray
     input_ids: np.ndarray
     attention_mask: np.ndarray

@@ -14,9 +14,9 @@ from dailydialog_gym.rewards.penalty import KLTracker, add_log_prob
 
 
 class ScoreReward(gym.Wrapper):
-    """Adds ``weight * scorer(episode)`` to the reward of an episode's last step.
+    """Adds ``weight * scorer(episode)`` to the reward of the step that ends a reply.
 
-    Adds two keys to the info of the last step:
+    Adds two keys to the info of this step:
 
     - ``reward/<name>``: float, the score without the weight.
     - ``token_rewards``: ``(max_new_tokens,)``, the distribution of the reward over the reply's tokens, from all reward
@@ -56,7 +56,7 @@ class ScoreReward(gym.Wrapper):
             ValueError: the scores are no finite numbers, see `dailydialog_gym.rewards.add_score`.
         """
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if terminated or truncated:
+        if terminated or truncated or "response" in info:
             batched = {key: [value] for key, value in info.items()}
             tokens = observation if isinstance(observation, dict) else info  # the observation may be a text
             batched_tokens = {key: tokens[key][None] for key in ("input_ids", "attention_mask")}

@@ -37,7 +37,9 @@ class ScoreReward(VectorWrapper):
             ValueError: the scores are no finite numbers, see `dailydialog_gym.rewards.add_score`.
         """
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        rows = (terminated | truncated).nonzero()[0]
+        # In the text environment a reply need not end the episode.
+        ended = terminated | truncated | infos.get("_response", np.False_)
+        rows = ended.nonzero()[0]
         if len(rows) == 0:
             return observations, rewards, terminated, truncated, infos
         same_step = self.unwrapped.autoreset_mode == AutoresetMode.SAME_STEP
@@ -56,7 +58,7 @@ class ScoreReward(VectorWrapper):
         for key, value in new_info.items():
             final_info[key] = np.zeros((self.num_envs, *value.shape[1:]), value.dtype)
             final_info[key][rows] = value
-            final_info[f"_{key}"] = terminated | truncated
+            final_info[f"_{key}"] = ended.copy()
         return observations, rewards, terminated, truncated, infos
 
     def _add_score(
