@@ -175,6 +175,13 @@ class DialogueAgent:
             for text, reply in zip(texts, replies, strict=True)
         ]
 
+    def __call__(self, utterances: Sequence[str]) -> str:
+        """The likeliest next utterance of a conversation, in the agent's own spacing.
+
+        This makes an agent a ``partner`` of `dailydialog_gym.env.DailyDialogTextEnv`.
+        """
+        return self.reply([format_prompt(utterances[-self.context_size :])])[0]
+
     def chat(self, message: str, history: Sequence[str] = (), **decoding: Any) -> str:
         """Answer a message, both in ordinary text.
 

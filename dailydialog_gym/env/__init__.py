@@ -7,12 +7,15 @@ loads a tokenizer other than the embedded one.
 from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.env.envs import DailyDialogEnv, DailyDialogVectorEnv
 from dailydialog_gym.env.samples import Samples, load_samples
-from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer, load_tokenizer
+from dailydialog_gym.env.text_envs import DailyDialogTextEnv, DailyDialogTextVectorEnv
+from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer, load_tokenizer, split_prompt
 
 __all__ = [
     "ACTS",
     "EOU",
     "DailyDialogEnv",
+    "DailyDialogTextEnv",
+    "DailyDialogTextVectorEnv",
     "DailyDialogVectorEnv",
     "Dialogue",
     "ReplyTokenizer",
@@ -20,4 +23,5 @@ __all__ = [
     "load_dialogues",
     "load_samples",
     "load_tokenizer",
+    "split_prompt",
 ]

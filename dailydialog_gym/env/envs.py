@@ -35,7 +35,8 @@ def _spaces(samples: Samples, max_new_tokens: int) -> tuple[Dict, Discrete]:
 
 def _check_render_mode(render_mode: str | None) -> None:
     if render_mode not in (None, *RENDER_MODES):
-        raise ValueError(f"unknown render_mode {render_mode!r}: expected None, 'ansi' or 'human'")
+        # A TypeError, because make_vec_env of stable-baselines3 asks for "rgb_array" and takes only this for a "no"
+        raise TypeError(f"unknown render_mode {render_mode!r}: expected None, 'ansi' or 'human'")
 
 
 def _sample_ids_from(options: dict[str, Any] | None, count: int, samples: Samples) -> np.ndarray | None:
@@ -190,7 +191,7 @@ class DailyDialogEnv(gym.Env):
             print()
             self._printed = ""
             self._print_new_text()
-        return self._observation(), {key: value[0] for key, value in self.mdp.reset_info(_ALL_ROWS).items()}
+        return self.mdp.observation_of(0), {key: value[0] for key, value in self.mdp.reset_info(_ALL_ROWS).items()}
 
     def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Append one token to the reply.
@@ -213,13 +214,13 @@ class DailyDialogEnv(gym.Env):
         mdp = self.mdp
         if not mdp.live[0]:
             raise ResetNeeded("the episode has ended or has not started: call reset() before step()")
-        terminated, truncated = mdp.step(np.array([action]))
+        terminated, truncated = mdp.step([action])
         if self.render_mode == "human":
             self._print_new_text()
         if mdp.live[0]:
-            return self._observation(), 0.0, False, False, {}
+            return mdp.observation_of(0), 0.0, False, False, {}
         info = {key: value[0] for key, value in mdp.final_info(_ALL_ROWS).items()}
-        return self._observation(), 0.0, bool(terminated[0]), bool(truncated[0]), info
+        return mdp.observation_of(0), 0.0, bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> str | None:
         """The dialogue and the reply so far as text if the render mode is ``"ansi"``, otherwise None."""
@@ -232,9 +233,6 @@ class DailyDialogEnv(gym.Env):
             transcript = transcript.rstrip(f"\N{REPLACEMENT CHARACTER}{EOU}")
         print(transcript.removeprefix(self._printed), end="" if self.mdp.live[0] else "\n", flush=True)
         self._printed = transcript
-
-    def _observation(self) -> dict[str, np.ndarray]:
-        return {"input_ids": self.mdp.input_ids[0].copy(), "attention_mask": self.mdp.attention_mask[0].copy()}
 
 
 class DailyDialogVectorEnv(VectorEnv):
@@ -384,7 +382,7 @@ class DailyDialogVectorEnv(VectorEnv):
                 "options={'reset_mask': mask}"
             )
         if len(rows_to_reset) < self.num_envs:
-            terminated, truncated = mdp.step(np.asarray(actions))
+            terminated, truncated = mdp.step(actions)
         else:
             terminated, truncated = np.zeros_like(self._needs_reset), np.zeros_like(self._needs_reset)
         return self._after_step(rows_to_reset, terminated, truncated)
@@ -460,9 +458,7 @@ class DailyDialogVectorEnv(VectorEnv):
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
             self._add_infos(infos, rows, final_info)
             return
-        ids, mask = self.mdp.input_ids[rows], self.mdp.attention_mask[rows]
-        final_obs = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids, mask, strict=True)]
-        self._add_infos(infos, rows, {"final_obs": final_obs})
+        self._add_infos(infos, rows, {"final_obs": [self.mdp.observation_of(row) for row in rows]})
         infos["final_info"], infos["_final_info"] = {}, infos["_final_obs"].copy()
         self._add_infos(infos["final_info"], rows, final_info)
 
@@ -470,8 +466,11 @@ class DailyDialogVectorEnv(VectorEnv):
         """Like `VectorEnv._add_info`, but for many rows at once: ``columns[key][k]`` belongs to row ``rows[k]``."""
         for key, values in columns.items():
             if key not in infos:
-                dtype, empty = (np.int64, 0) if isinstance(values[0], int) else (object, None)
-                infos[key], infos[f"_{key}"] = np.full(self.num_envs, empty, dtype), np.zeros(self.num_envs, np.bool_)
+                if isinstance(values[0], int | np.ndarray):
+                    infos[key] = np.zeros((self.num_envs, *np.shape(values[0])), np.int64)
+                else:
+                    infos[key] = np.full(self.num_envs, None, object)
+                infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)
             infos[key][rows] = values
             infos[f"_{key}"][rows] = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import EOU, split_prompt
@@ -96,7 +97,7 @@ class TokenMDP:
         self._eou_state[rows] = 0
         self._live_rows = slice(None) if all(self.live.tolist()) else self.live.nonzero()[0]
 
-    def step(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, tokens: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Append ``tokens[row]`` to the reply of every live row.
 
         Args:
@@ -109,6 +110,7 @@ class TokenMDP:
         Raises:
             ValueError: ``tokens`` has another shape or type, or the token of a live row is outside the vocabulary.
         """
+        tokens = np.asarray(tokens)
         if tokens.shape != self.live.shape or tokens.dtype.kind not in "iu":
             raise ValueError(
                 f"expected {len(self.live)} integer token(s), one per row, got an array of shape {tokens.shape} and "
@@ -146,6 +148,10 @@ class TokenMDP:
     def observation(self) -> dict[str, np.ndarray]:
         """Copies of `input_ids` and `attention_mask`, which later steps do not change."""
         return {"input_ids": self.input_ids.copy(), "attention_mask": self.attention_mask.copy()}
+
+    def observation_of(self, row: int) -> dict[str, np.ndarray]:
+        """Copies of one row of `input_ids` and `attention_mask`."""
+        return {"input_ids": self.input_ids[row].copy(), "attention_mask": self.attention_mask[row].copy()}
 
     def reset_info(self, rows: np.ndarray | slice) -> dict[str, list]:
         """The infos of new episodes: for each key a list with one entry per row of ``rows``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class Samples:
         acts: ``(n,)`` int64, the dialogue act of each reference, 1 to 4, or 0 where the dataset has none.
         prompt_ids: ``(n, max_prompt_length)`` int32, the tokenised prompts, left-padded and truncated on the left.
         prompt_mask: ``(n, max_prompt_length)`` bool, True for tokens and False for padding.
+        following: ``(n,)`` int64, the sample of the dialogue's next utterance, or -1 if there is none.
+        context_size: the number of utterances in a context.
         tokenizer: the tokenizer of `prompt_ids`.
         spacing: whether the dialogues have DailyDialog's spacing of punctuation, or are ordinary text.
         source: the arguments of `load_samples` that produced these samples.
@@ -34,12 +36,19 @@ class Samples:
     acts: np.ndarray
     prompt_ids: np.ndarray
     prompt_mask: np.ndarray
+    following: np.ndarray
+    context_size: int
     tokenizer: ReplyTokenizer
     spacing: Spacing
     source: tuple
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @cached_property
+    def characters(self) -> frozenset[str]:
+        """The characters of all prompts and references."""
+        return frozenset().union(*self.prompts, *self.references)
 
     def __reduce__(self):
         # A pickled environment stores the arguments that reload its samples instead of megabytes of data.
@@ -89,13 +98,14 @@ def load_samples(
     dialogues = load_dialogues(dataset, split, raw_split, test_share)
     found = spacing_of(utterance for dialogue in dialogues for utterance in dialogue.utterances)
     first_reply = context_size if full_context else 1
-    prompts, references, acts = [], [], []
+    prompts, references, acts, is_last = [], [], [], []
     for dialogue in dialogues:
         utterances = [convert_spacing(utterance, found, spacing or found) for utterance in dialogue.utterances]
         for i in range(first_reply, len(utterances)):
             prompts.append(format_prompt(utterances[max(0, i - context_size) : i]))
             references.append(utterances[i])
             acts.append(dialogue.acts[i])
+            is_last.append(i == len(utterances) - 1)
     if not prompts:
         raise ValueError(f"dataset {dataset!r}, split {split!r}: no reply has {first_reply} utterances before it")
     encoded = _encode(reply_tokenizer, prompts, max_prompt_length)
@@ -111,11 +121,14 @@ def load_samples(
         prompts, references, acts, encoded = (
             [column[i] for i in fits] for column in (prompts, references, acts, encoded)
         )
+    # The next sample is of the next utterance, unless this one was the dialogue's last or the next was left out.
+    goes_on = np.array([not is_last[i] and i + 1 == j for i, j in zip(fits, [*fits[1:], -1], strict=True)])
+    following = np.where(goes_on, np.arange(1, len(fits) + 1), -1)
     prompt_ids, prompt_mask = _pad(reply_tokenizer, encoded, max_prompt_length)
     source = (dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
     source += (test_share, spacing, chat_template)
-    columns = (prompts, references, np.array(acts, np.int64), prompt_ids, prompt_mask)
-    return Samples(*columns, reply_tokenizer, spacing or found, source)
+    columns = (prompts, references, np.array(acts, np.int64), prompt_ids, prompt_mask, following)
+    return Samples(*columns, context_size, reply_tokenizer, spacing or found, source)
 
 
 def left_pad(tokenizer: ReplyTokenizer, prompts: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:

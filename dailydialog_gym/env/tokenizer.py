@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dailydialog_gym.embedded import asset
+from dailydialog_gym.extras import need
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.templates import check_template
 from dailydialog_gym.text import pattern_of, spell_out
@@ -109,7 +110,8 @@ class ReplyTokenizer:
         self._special = pattern_of(special if template else special - {EOU})
         self.end_ids: set[int] = set()
         if template:
-            self.end_ids = {_end_of_turn(name, template, self._special), *([] if eos_id is None else [eos_id])}
+            self._end_of_turn = _end_of_turn(name, template, self._special)
+            self.end_ids = {self._end_of_turn, *([] if eos_id is None else [eos_id])}
             self.transitions = np.zeros((len(EOU) + 1, self.vocab_size), np.int64)
             self.transitions[:, list(self.end_ids)] = self.accepting_state
             return
@@ -150,6 +152,18 @@ class ReplyTokenizer:
                 (ids,) = self.encode([self._render(messages[i])])
             encoded[i] = ids
         return [ids if len(ids) <= width else None for ids in encoded]
+
+    def encode_replies(self, replies: Sequence[str]) -> list[list[int]]:
+        """Token ids of replies, as an agent that writes these texts would choose them, with the tokens that end them.
+
+        The name of a special token is spelt out, except ``<EOU>`` where there is no chat template: it ends a reply.
+        """
+        texts = [spell_out(reply, self._special) for reply in replies]
+        if self.template:
+            return [[*ids, self._end_of_turn] for ids in self.encode(texts)]
+        # A reply follows an <EOU>, which decides how its first word is tokenised.
+        before = len(self.encode([EOU])[0])
+        return [ids[before:] for ids in self.encode([f"{EOU} {text} {EOU}" for text in texts])]
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         return _render(self.name, self.template, messages, add_generation_prompt=True)
@@ -225,6 +239,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bo
         eos_id, pad_id = (backend.token_to_id(config[key]) for key in ("eos_token", "pad_token"))
         return ReplyTokenizer(name, backend, eos_id, pad_id, [])
 
+    need("transformers")
     from transformers import AutoTokenizer
 
     try:

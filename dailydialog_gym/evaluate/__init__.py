@@ -1,5 +1,9 @@
 """Score a model's replies against the reference replies: ``python -m dailydialog_gym.evaluate``."""
 
+from dailydialog_gym.extras import need
+
+need("torch", "transformers", "evaluate")
+
 from dailydialog_gym.evaluate.evaluation import Evaluation, evenly_spread
 from dailydialog_gym.evaluate.metrics import score_replies
 from dailydialog_gym.reports.tables import table

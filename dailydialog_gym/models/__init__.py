@@ -1,5 +1,9 @@
 """Load a Hugging Face model and run it fast: packed rows, the KV cache, decoding, mixed precision, compiling."""
 
+from dailydialog_gym.extras import need
+
+need("torch", "transformers")
+
 from dailydialog_gym.models.compiling import compile_agent
 from dailydialog_gym.models.forward import Decoder, forward_packed
 from dailydialog_gym.models.loading import load_classifier, load_model

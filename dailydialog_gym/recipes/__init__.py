@@ -1,1 +1,5 @@
 """How models and assets are made: ``python -m dailydialog_gym.recipes.NAME``."""
+
+from dailydialog_gym.extras import need
+
+need("torch", "transformers", "tyro")

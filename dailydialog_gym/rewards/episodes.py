@@ -15,7 +15,7 @@ class Episodes:
     Attributes:
         prompts: ``n`` texts, the contexts.
         responses: ``n`` texts, the agent's replies.
-        references: ``n`` texts, the reference replies.
+        references: ``n`` texts, the reference replies, or None where there is none, see `DailyDialogTextEnv`.
         intents: ``(n,)`` int64, the act that each reply should have (1 inform, 2 question, 3 directive, 4 commissive;
             0 where the dialogues have none).
         input_ids, attention_mask: ``(n, max_prompt_length + max_new_tokens)`` int64, the last observations.
@@ -26,7 +26,7 @@ class Episodes:
 
     prompts: list[str]
     responses: list[str]
-    references: list[str]
+    references: list[str | None]
     intents: np.ndarray
     input_ids: np.ndarray
     attention_mask: np.ndarray
@@ -47,8 +47,13 @@ class Episodes:
         return self.attention_mask[:, -self.max_new_tokens :].astype(np.bool_)
 
     @classmethod
-    def from_info(cls, observation: dict[str, np.ndarray], info: dict[str, Any], max_new_tokens: int) -> Episodes:
-        """Make a batch from last observations and final infos, whose values have one entry per episode.
+    def from_info(cls, tokens: dict[str, Any], info: dict[str, Any], max_new_tokens: int) -> Episodes:
+        """Make a batch from final infos, whose values have one entry per episode.
+
+        Args:
+            tokens: ``input_ids`` and ``attention_mask``: the last observations, or the infos of the text environment.
+            info: the final infos.
+            max_new_tokens: the number of columns of the replies.
 
         Raises:
             ValueError: another wrapper truncated an episode, so the info has no reply.
@@ -63,8 +68,8 @@ class Episodes:
             responses=list(info["response"]),
             references=list(info["reference"]),
             intents=np.asarray(info["intent"]),
-            input_ids=observation["input_ids"],
-            attention_mask=observation["attention_mask"],
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
             max_new_tokens=max_new_tokens,
             log_probs=np.asarray(info["log_probs"]) if "log_probs" in info else None,
         )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dailydialog_gym.extras import need
+
+need("torch", "transformers")
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dailydialog_gym.extras import need
+
+need("torch", "transformers")
+
 import numpy as np
 import torch
 from torch import nn

@@ -34,5 +34,6 @@ def words_beyond_people(episodes: Episodes) -> np.ndarray:
         min(len(utterance.split()), max_words)
         for prompt, reference in zip(episodes.prompts, episodes.references, strict=True)
         for utterance in (*prompt.split(EOU)[:-1], reference)
+        if utterance is not None
     ]
     return episodes.reply_mask * (words.mean() - np.mean(human_words))

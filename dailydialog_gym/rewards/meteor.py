@@ -146,7 +146,15 @@ def meteor(response: str, reference: str, stages: Sequence[str] = STAGES) -> flo
 
 
 class Meteor:
-    """Scorer: the `meteor` score of each reply against its reference, ``(n,)``."""
+    """Scorer: the `meteor` score of each reply against its reference, ``(n,)``.
+
+    A call raises a ValueError if a reply has no reference, which is so after a partner's answer in a text environment.
+    """
 
     def __call__(self, episodes: Episodes) -> np.ndarray:
+        if None in episodes.references:
+            raise ValueError(
+                "METEOR compares a reply with a reference, and after a partner's answer there is none: use a reward "
+                "without a reference, or partner=None, where the dialogue's own utterances answer"
+            )
         return np.array([meteor(*pair) for pair in zip(episodes.responses, episodes.references, strict=True)])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from gymnasium.spaces import Box, Dict, Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Space
 
 from dailydialog_gym.env.mdp import TokenMDP
 from dailydialog_gym.rewards.coefficients import Coefficient
@@ -14,7 +14,13 @@ from dailydialog_gym.rewards.episodes import Episodes, Scorer, add_score
 
 
 def add_log_prob(token_space: Space) -> Dict:
-    """The action space whose actions are a token (or a batch of tokens) and the agent's log-probability of it."""
+    """The action space whose actions are a token (or a batch of tokens) and the agent's log-probability of it.
+
+    Raises:
+        TypeError: the actions of ``token_space`` are no tokens.
+    """
+    if not isinstance(token_space, Discrete | MultiDiscrete):
+        raise TypeError("KLPenalty needs an environment whose actions are tokens: wrap DailyDialog-v0 once")
     return Dict({"token": token_space, "log_prob": Box(-np.inf, 0.0, token_space.shape, np.float32)})
 
 
@@ -82,7 +88,9 @@ class KLTracker:
         self._log_probs[:] = log_probs
         return tokens
 
-    def add_penalty(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+    def add_penalty(
+        self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Like `dailydialog_gym.rewards.add_score`, for the episodes that have just ended in ``rows``.
 
         The penalty uses the coefficient from before these episodes. They update it afterwards.

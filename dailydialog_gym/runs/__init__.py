@@ -1,5 +1,9 @@
 """A training run's folder: flags, logs, checkpoints, signals, curves and samples. Nothing here is specific to PPO."""
 
+from dailydialog_gym.extras import need
+
+need("torch", "transformers", "tyro")
+
 from dailydialog_gym.runs.checkpoints import RandomState
 from dailydialog_gym.runs.data import DataArgs, settle
 from dailydialog_gym.runs.flags import parse_args

@@ -14,9 +14,9 @@ from dailydialog_gym.rewards.penalty import KLTracker, add_log_prob
 
 
 class ScoreReward(gym.Wrapper):
-    """Adds ``weight * scorer(episode)`` to the reward of an episode's last step.
+    """Adds ``weight * scorer(episode)`` to the reward of the step that ends a reply.
 
-    Adds two keys to the info of the last step:
+    Adds two keys to the info of this step:
 
     - ``reward/<name>``: float, the score without the weight.
     - ``token_rewards``: ``(max_new_tokens,)``, the distribution of the reward over the reply's tokens, from all reward
@@ -44,16 +44,23 @@ class ScoreReward(gym.Wrapper):
         self.scorer, self.weight, self.name = scorer, weight, name
         self._summary = ""
 
-    def reset(self, **kwargs: Any):
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Start a new episode: the environment's `reset`, with its arguments, observation and info."""
         self._summary = ""
         return self.env.reset(**kwargs)
 
-    def step(self, action: Any):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The environment's `step`; if it ends the reply, the reward and the info also have the weighted score.
+
+        Raises:
+            ValueError: the scores are no finite numbers, see `dailydialog_gym.rewards.add_score`.
+        """
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if terminated or truncated:
+        if terminated or truncated or "response" in info:
             batched = {key: [value] for key, value in info.items()}
-            batched_observation = {key: value[None] for key, value in observation.items()}
-            episode = Episodes.from_info(batched_observation, batched, self.unwrapped.max_new_tokens)
+            tokens = observation if isinstance(observation, dict) else info  # the observation may be a text
+            batched_tokens = {key: tokens[key][None] for key in ("input_ids", "attention_mask")}
+            episode = Episodes.from_info(batched_tokens, batched, self.unwrapped.max_new_tokens)
             rewards, new_info = self._add_score(episode, np.array([reward]), batched)
             reward = float(rewards[0])
             info = info | {key: value[0] for key, value in new_info.items()}
@@ -64,10 +71,13 @@ class ScoreReward(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def render(self) -> str | None:
+        """The environment's picture of the episode, and, if the render mode is ``"ansi"``, the score after its end."""
         frame = self.env.render()
         return frame + self._summary if self.render_mode == "ansi" else frame
 
-    def _add_score(self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+    def _add_score(
+        self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return add_score(self.scorer, self.weight, self.name, episode, rewards, info)
 
 
@@ -134,9 +144,19 @@ class KLPenalty(ScoreReward):
         self.tracker = KLTracker(scorer, coefficient, estimator, 1, env.unwrapped.max_new_tokens)
         self.action_space = add_log_prob(env.action_space)
 
-    def step(self, action: dict[str, Any]):
+    def step(self, action: dict[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The environment's `step` with the action's token; the last step pays the penalty of the whole reply.
+
+        Args:
+            action: ``{"token": token, "log_prob": log_prob}``, an integer and a number of at most 0.
+
+        Raises:
+            ValueError: the action has other keys, or the log-probability is positive, infinite or NaN.
+        """
         return super().step(self.tracker.record(self.unwrapped.mdp, action)[0])
 
-    def _add_score(self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+    def _add_score(
+        self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         self.weight = -self.tracker.coefficient.value
         return self.tracker.add_penalty(np.array([0]), episode, rewards, info)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import dailydialog_gym
 from dailydialog_gym import DailyDialogEnv, DailyDialogVectorEnv, wrappers
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, FixedCoefficient
 from dailydialog_gym.rewards.kl import KLDivergence
@@ -610,3 +611,19 @@ def test_importing_the_wrappers_imports_no_torch():
     code = "import sys, dailydialog_gym.wrappers.vector; print({'torch', 'transformers'} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+PUBLIC = [
+    *(getattr(dailydialog_gym, name) for name in dailydialog_gym.__all__),
+    *(getattr(room, name) for room in (wrappers, vector) for name in room.__all__),
+]
+
+
+@pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_methods_have_docstrings_of_their_own(kind):
+    """Without one, `help` shows Gymnasium's, with its CartPole examples."""
+    assert kind.__doc__
+    for name in ("reset", "step", "render"):
+        method = getattr(kind, name)
+        assert not method.__module__.startswith("dailydialog_gym") or method.__doc__, name
+    assert kind.step.__module__.startswith("dailydialog_gym")

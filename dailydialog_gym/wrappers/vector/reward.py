@@ -30,35 +30,48 @@ class ScoreReward(VectorWrapper):
             )
         self.scorer, self.weight, self.name = scorer, weight, name
 
-    def step(self, actions: Any):
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """The environment's `step`, with the weighted scores of the replies that it ends in their rewards and infos.
+
+        Raises:
+            ValueError: the scores are no finite numbers, see `dailydialog_gym.rewards.add_score`.
+        """
         return self._add_rewards(*self.env.step(actions))
 
-    def replay(self, actions: Any):
+    def replay(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`step` for whole replies, see `dailydialog_gym.env.DailyDialogVectorEnv.replay`."""
         return self._add_rewards(*self.env.replay(actions))
 
-    def _add_rewards(self, observations, rewards, terminated, truncated, infos):
-        rows = (terminated | truncated).nonzero()[0]
+    def _add_rewards(
+        self, observations: Any, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, infos: dict
+    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        # In the text environment a reply need not end the episode.
+        ended = terminated | truncated | infos.get("_response", np.False_)
+        rows = ended.nonzero()[0]
         if len(rows) == 0:
             return observations, rewards, terminated, truncated, infos
-        if self.unwrapped.autoreset_mode == AutoresetMode.SAME_STEP:
-            final_info = infos["final_info"]
-            final_obs = {key: np.stack([infos["final_obs"][r][key] for r in rows]) for key in observations}
-        else:
-            final_info = infos
-            final_obs = {key: value[rows] for key, value in observations.items()}
+        same_step = self.unwrapped.autoreset_mode == AutoresetMode.SAME_STEP
+        final_info = infos["final_info"] if same_step else infos
         # The infos of the environment and of the reward wrappers are arrays. Gymnasium's wrappers may also add dicts.
         info = {key: value[rows] for key, value in final_info.items() if isinstance(value, np.ndarray)}
-        episodes = Episodes.from_info(final_obs, info, self.unwrapped.max_new_tokens)
+        if not isinstance(observations, dict):  # the observations are texts
+            tokens = info
+        elif same_step:
+            tokens = {key: np.stack([infos["final_obs"][r][key] for r in rows]) for key in observations}
+        else:
+            tokens = {key: value[rows] for key, value in observations.items()}
+        episodes = Episodes.from_info(tokens, info, self.unwrapped.max_new_tokens)
         rewards = rewards.copy()
         rewards[rows], new_info = self._add_score(rows, episodes, rewards[rows], info)
         for key, value in new_info.items():
             final_info[key] = np.zeros((self.num_envs, *value.shape[1:]), value.dtype)
             final_info[key][rows] = value
-            final_info[f"_{key}"] = terminated | truncated
+            final_info[f"_{key}"] = ended.copy()
         return observations, rewards, terminated, truncated, infos
 
-    def _add_score(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+    def _add_score(
+        self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return add_score(self.scorer, self.weight, self.name, episodes, rewards, info)
 
 
@@ -97,11 +110,22 @@ class KLPenalty(ScoreReward):
         self.single_action_space = add_log_prob(env.single_action_space)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
-    def step(self, actions: dict[str, np.ndarray]):
+    def step(self, actions: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """The environment's `step` with the tokens; the last step of a reply pays the penalty of all of its tokens.
+
+        Args:
+            actions: ``{"token": tokens, "log_prob": log_probs}``, two arrays of shape ``(num_envs,)``.
+
+        Raises:
+            ValueError: the actions have other keys, or a log-probability is positive, infinite or NaN.
+        """
         return super().step(self.tracker.record(self.unwrapped.mdp, actions))
 
-    def replay(self, actions: dict[str, np.ndarray]):
+    def replay(self, actions: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """`step` for whole replies, whose log-probabilities stand beside their tokens."""
         return super().replay(self.tracker.record_replies(actions))
 
-    def _add_score(self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]):
+    def _add_score(
+        self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return self.tracker.add_penalty(rows, episodes, rewards, info)

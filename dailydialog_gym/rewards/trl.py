@@ -1,0 +1,106 @@
+"""The rewards and the prompts for TRL: reward functions and a dataset for its ``GRPOTrainer`` and ``RLOOTrainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dailydialog_gym.env.samples import Samples, left_pad
+from dailydialog_gym.env.tokenizer import EOU, as_messages, format_prompt, split_prompt
+from dailydialog_gym.extras import need
+from dailydialog_gym.rewards.episodes import Episodes, Scorer, add_score
+
+if TYPE_CHECKING:
+    import datasets
+
+# A text, or messages with "role" and "content", see https://huggingface.co/docs/trl/dataset_formats
+TextOrMessages = str | list[dict[str, str]]
+
+
+def to_trl_dataset(samples: Samples, messages: bool = False) -> datasets.Dataset:
+    """The samples as a dataset of prompts.
+
+    Args:
+        samples: the samples.
+        messages: the prompts are messages, as `dailydialog_gym.env.tokenizer.as_messages` makes them, for models with a
+            chat template. Otherwise they are texts, see `dailydialog_gym.env.tokenizer.format_prompt`.
+
+    Returns:
+        A dataset with a row for each sample and the columns ``prompt``, ``reference`` and ``act``.
+    """
+    need("datasets")
+    from datasets import Dataset
+
+    prompts: list[Any] = samples.prompts
+    if messages:
+        prompts = [as_messages(split_prompt(prompt)) for prompt in prompts]
+    return Dataset.from_dict({"prompt": prompts, "reference": samples.references, "act": samples.acts})
+
+
+def reward_funcs(samples: Samples, **scorers: Scorer) -> list[Callable[..., list[float]]]:
+    """Turn scorers into reward functions of TRL, which read the columns of `to_trl_dataset`.
+
+    TRL logs each under the name of its keyword, and ``GRPOConfig(reward_weights=...)`` weights them in their order. A
+    completion ends at its first ``<EOU>``. Scores per token are summed. `KLDivergence` cannot be used, because TRL does
+    not pass log-probabilities on; its trainers have a penalty of their own, ``beta``.
+
+    Args:
+        samples: the samples of the dataset. Their tokenizer makes the tokens for scorers that need them.
+        scorers: the scorers by name.
+
+    >>> from dailydialog_gym.env import load_samples
+    >>> from dailydialog_gym.rewards import Meteor
+    >>> (meteor,) = reward_funcs(load_samples(), meteor=Meteor())
+    >>> meteor(["Hi , Ann ! <EOU>"], ["Hello . How are you ?"], reference=["Hello . How are you ?"], act=[2])
+    [0.9976851851851852]
+    """
+    return [_reward_func(samples, name, scorer) for name, scorer in scorers.items()]
+
+
+def _reward_func(samples: Samples, name: str, scorer: Scorer) -> Callable[..., list[float]]:
+    def reward(
+        prompts: Sequence[TextOrMessages],
+        completions: Sequence[TextOrMessages],
+        reference: Sequence[str],
+        act: Sequence[int],
+        **_: Any,
+    ) -> list[float]:
+        episodes = _episodes(samples, prompts, completions, reference, act)
+        return add_score(scorer, 1.0, name, episodes, np.zeros(len(episodes)), {})[0].tolist()
+
+    reward.__name__ = name
+    return reward
+
+
+def _episodes(
+    samples: Samples,
+    prompts: Sequence[TextOrMessages],
+    completions: Sequence[TextOrMessages],
+    references: Sequence[str],
+    acts: Sequence[int],
+) -> Episodes:
+    tokenizer = samples.tokenizer
+    texts = [text if isinstance(text, str) else format_prompt(_contents(text)) for text in prompts]
+    replies = [text if isinstance(text, str) else "".join(_contents(text)) for text in completions]
+    responses = [reply.split(EOU, 1)[0].strip() for reply in replies]
+    prompt_ids, prompt_mask = left_pad(tokenizer, texts, samples.prompt_ids.shape[1])
+    encoded = tokenizer.encode_replies(responses)
+    lengths = np.array([len(ids) for ids in encoded])
+    reply_mask = np.arange(lengths.max()) < lengths[:, None]
+    reply_ids = np.full(reply_mask.shape, tokenizer.pad_id)
+    reply_ids[reply_mask] = np.concatenate(encoded)
+    return Episodes(
+        prompts=texts,
+        responses=responses,
+        references=list(references),
+        intents=np.asarray(acts),
+        input_ids=np.concatenate([prompt_ids, reply_ids], axis=1).astype(np.int64),
+        attention_mask=np.concatenate([prompt_mask, reply_mask], axis=1).astype(np.int64),
+        max_new_tokens=reply_mask.shape[1],
+    )
+
+
+def _contents(messages: list[dict[str, str]]) -> list[str]:
+    return [message["content"] for message in messages if message["role"] in ("user", "assistant")]
