@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -24,11 +26,12 @@ class TrainedAgent:
     Attributes:
         model: the agent folder, hub id or ``"builtin"`` that `DialogueAgent.load` takes. The folder records what the
             agent was trained with.
-        title: the agent's name on the page.
+        title: the agent's short name on the page.
         story: a sentence that tells where the agent comes from.
         home: the folder where the page keeps the votes.
         run: the folder of the run that trained the agent, None if no run is known.
         baseline: the model that the run started from, None if no run is known.
+        reward_models: the learned rewards of the run, as its flag ``--reward-model`` names them.
     """
 
     model: str
@@ -37,6 +40,7 @@ class TrainedAgent:
     home: Path = Path()
     run: Path | None = None
     baseline: str | None = None
+    reward_models: tuple[str, ...] = ()
 
 
 def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
@@ -52,40 +56,63 @@ def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
     if name is None:
         finished = sorted(runs.glob("*/evaluation.json"), key=lambda path: path.stat().st_mtime)
         if finished:
-            return _of_run(finished[-1].parent, "The newest finished run")
-        return TrainedAgent(
-            "builtin",
-            "the embedded policy",
-            f"There is no finished run in {runs}/ yet, so this is the embedded policy. "
-            "Train your own: python ppo_dialog.py",
-        )
+            return _of_run(finished[-1].parent)
+        agent = find_agent("builtin")
+        return replace(agent, story=f"{agent.story} There is no finished run in {runs}/ yet: python ppo_dialog.py")
     if name == "builtin":
-        return TrainedAgent(name, "the embedded policy", "The policy that comes with the package.")
+        return TrainedAgent(name, "Embedded policy", "The policy that comes with the package.")
     found, _ = find_agent_folder(name)
     folder = Path(found)
     if folder.name == "agent" and (folder.parent / "config.json").exists():
-        return _of_run(folder.parent, "A run")
+        return _of_run(folder.parent)
     if folder.is_dir():
         return TrainedAgent(name, folder.resolve().name, f"The model in {name}.", folder.parent)
     return TrainedAgent(name, name, "A model of the Hugging Face hub.")
 
 
-def _of_run(folder: Path, story: str) -> TrainedAgent:
+def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs")) -> list[TrainedAgent]:
+    """The agents that the page offers, under different titles.
+
+    The first is the default one, the second what it is compared with: the baseline, or the model that its run started
+    from, or else the agent itself. The runs in ``runs``, the newest first, and the embedded policy follow.
+
+    Args:
+        agent: as in `find_agent`.
+        baseline: what the agent is compared with, or None.
+        runs: the folder that holds the run folders.
+
+    Raises:
+        ValueError: the agent or the baseline is not there, or the ``config.json`` of its run can't be read.
+    """
+    first = find_agent(agent, runs)
+    second = find_agent(baseline or first.baseline or first.model)
+    others = []
+    for folder in sorted(runs.glob("*/agent"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(ValueError):  # the run of a broken configuration is not offered
+            others.append(_of_run(folder.parent))
+    offered: dict[str, TrainedAgent] = {}  # by model
+    for each in (first, second, *others, find_agent("builtin")):
+        if each.title in {other.title for other in offered.values()}:
+            each = replace(each, title=f"{each.title} ({each.model})")
+        offered.setdefault(each.model, each)
+    return list(offered.values())
+
+
+def _of_run(folder: Path) -> TrainedAgent:
     try:
-        baseline = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+        flags = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        baseline, rewards = flags["model"], tuple(flags.get("reward_model", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"cannot read {folder}/config.json: expected the flags of a run, with 'model' ({error!r})"
         ) from error
-    story += "" if (folder / "evaluation.json").exists() else " that has not finished"
-    return TrainedAgent(
-        str(folder / "agent"),
-        f"runs/{folder.resolve().name}" if folder.resolve().parent.name == "runs" else str(folder),
-        f"{story}, started from {baseline}.",
-        folder,
-        folder,
-        baseline,
-    )
+    finished = "" if (folder / "evaluation.json").exists() else " It has not finished."
+    name = folder.resolve().name
+    if made := re.fullmatch(r"ppo_dialog(?:_deepspeed)?__(\d+)__(\d{9,10})", name):  # the default name of a run
+        time = datetime.fromtimestamp(int(made[2]))
+        name = f"Run of {time.day} {time:%b %H:%M}, seed {made[1]}"
+    story = f"The agent of the run in {folder}, started from {baseline}.{finished}"
+    return TrainedAgent(str(folder / "agent"), name, story, folder, folder, baseline, rewards)
 
 
 def training_page(run: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dailydialog_gym.evaluate import __main__ as evaluate
-from dailydialog_gym.evaluate.votes import count_votes
+from dailydialog_gym.reports.votes import count_votes
 
 
 def write(path: Path, *results: str) -> Path:
