@@ -83,7 +83,8 @@ def header(choice: TrainedAgent, agent: DialogueAgent) -> str:
     parameters = sum(p.numel() for p in agent.model.parameters())
     size = f"{parameters / 1e6:.1f} million parameters"
     start = f" · from {choice.baseline}" if choice.baseline else ""
-    reads = "its chat template" if agent.template else {"spaced": "DailyDialog's format"}.get(agent.spacing, "plain text")
+    reads = "DailyDialog's format" if agent.spacing == "spaced" else "plain text"
+    reads = "its chat template" if agent.template else reads
     limits = "It can be wrong about anything."
     if parameters < TINY:
         limits = (
@@ -250,7 +251,7 @@ def chat_tab(chat: Chat, agent: gr.Dropdown, settings: list) -> None:
                             yield gr.skip(), literal(now), gr.skip(), gr.skip()
                 yield now, gr.skip(), when_done(), notice(now[-1].get("note", ""))
             except ValueError as error:
-                yield turns, literal(turns), when_done(**{key: text for key in sent}), notice(sentence(error))
+                yield turns, literal(turns), when_done(**dict.fromkeys(sent, text)), notice(sentence(error))
 
         return say
 
@@ -304,7 +305,7 @@ def two_draws(decoding: Decoding) -> dict[str, Decoding]:
     return dict(zip(SIDES, (decoding, replace(decoding, seed=other)), strict=True))
 
 
-def compare_tab(chat: Chat, votes: Votes, settings: list) -> None:
+def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> None:
     """The tab where two agents answer each message, and the conversation goes on with the better reply."""
     titles = list(chat.choices)
     turns, pair, writing = gr.State([]), gr.State(), Writing()
@@ -318,8 +319,8 @@ def compare_tab(chat: Chat, votes: Votes, settings: list) -> None:
         rate = html(elem_classes="rate")
         talk = conversation(
             buttons=[],
-            placeholder="<h2>Which reply is better?</h2><p>Two agents answer you, or one of them twice. The conversation "
-            f"goes on with the better reply. Votes are saved in {escape(str(votes.path))}.</p>",
+            placeholder="<h2>Which reply is better?</h2><p>Two agents answer you, or one of them twice. The "
+            f"conversation goes on with the better reply. Votes are saved in {escape(str(votes.path))}.</p>",
             elem_classes="talk-list",
         )
         both = html()
@@ -343,7 +344,14 @@ def compare_tab(chat: Chat, votes: Votes, settings: list) -> None:
             return notice(sentence(error))
 
     async def compare(
-        session: gr.Request, text: str, turns: list[Turn], pair: Any, first: str, second: str, blind: bool, *settings: Any
+        session: gr.Request,
+        text: str,
+        turns: list[Turn],
+        pair: Any,
+        first: str,
+        second: str,
+        blind: bool,
+        *settings: Any,
     ):
         try:
             with writing.begin(session) as add:
@@ -399,17 +407,15 @@ def compare_tab(chat: Chat, votes: Votes, settings: list) -> None:
 
     outputs = [turns, pair, talk, both, box, note]
     inputs = [box, turns, pair, *match, blind, *settings]
-    box.submit(compare, inputs, outputs, trigger_mode="once", **EVENT_OPTIONS)
+    box.submit(compare, inputs, outputs, api_name="page_compare", trigger_mode="once", **EVENT_OPTIONS)
     box.stop(writing.stop, **EVENT_OPTIONS)
     for verdict, button in buttons.items():
         cast = partial(vote, verdict=verdict)
         cast = button.click(cast, [pair, *match], [*outputs, rate], trigger_mode="once", **EVENT_OPTIONS)
         cast.then(None, js=FOCUS_COMPARE)
     pair.change(lambda pair: gr.Row(visible=pair is not None), pair, verdicts, **EVENT_OPTIONS)
-    talk.clear(
-        lambda: ([], None, [], "", when_done(interactive=True), notice()), None, outputs, **EVENT_OPTIONS
-    )
-    gr.on([*(choice.change for choice in match), gr.context.Context.root_block.load], results, match, rate, **EVENT_OPTIONS)
+    talk.clear(lambda: ([], None, [], "", when_done(interactive=True), notice()), None, outputs, **EVENT_OPTIONS)
+    gr.on([*(choice.change for choice in match), page.load], results, match, rate, **EVENT_OPTIONS)
 
 
 def add_endpoints(chat: Chat, votes: Votes) -> None:
@@ -518,7 +524,7 @@ def build_page(chat: Chat, votes: Path = Path("votes.jsonl")) -> gr.Blocks:
             with gr.Tab("Chat"):
                 chat_tab(chat, agent, settings)
             with gr.Tab("Compare"):
-                compare_tab(chat, record, settings)
+                compare_tab(page, chat, record, settings)
             with gr.Tab("Training"):
                 training = html()
 
@@ -565,7 +571,13 @@ def make_theme() -> gr.Theme:
 
 
 def launch(
-    page: gr.Blocks, host: str, port: int, share: bool, auth: str | None, root_path: str | None = None, **options: Any
+    page: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    auth: str | None = None,
+    root_path: str | None = None,
+    **options: Any,
 ) -> int:
     """Serve the page.
 
@@ -610,6 +622,7 @@ def launch(
         theme=make_theme(),
         css=(STATIC / "style.css").read_text(encoding="utf-8"),
         footer_links=[],
+        ssr_mode=False,  # a second server in front of this one would hide who asks
         **options,
     )
     return free

@@ -16,8 +16,8 @@ from typing import Any
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.tokenizer import EOU, format_prompt
-from dailydialog_gym.reports.votes import count_votes, describe_votes
 from dailydialog_gym.models.decoding import Decoding
+from dailydialog_gym.reports.votes import count_votes, describe_votes
 
 SIDES = ("trained", "start")  # the agent, and what it is compared with
 VERDICTS = (*SIDES, "tie", "both bad")
@@ -54,13 +54,13 @@ class Votes:
             decodings: by side, how they were decoded.
             blind: whether the voter does not know which agent wrote which.
         """
-        said, *texts = ([agent.own_text(text) for text in group] for group in (utterances, *[[r] for r in replies.values()]))
+        said, texts = ([agent.own_text(text) for text in group] for group in (utterances, replies.values()))
         if agent.template:
             prompt: Any = agent.messages(said)
-            formatted: list[Any] = [[{"role": "assistant", "content": text}] for (text,) in texts]
+            formatted: list[Any] = [[{"role": "assistant", "content": text}] for text in texts]
         else:
             prompt = format_prompt(said[-agent.context_size :])
-            formatted = [f" {text} {EOU}" for (text,) in texts]
+            formatted = [f" {text} {EOU}" for text in texts]
         ticket = secrets.token_urlsafe(12)
         self._pairs[ticket] = {
             "prompt": prompt,

@@ -21,9 +21,9 @@ from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.evaluate.evaluation import Evaluation, FixedReplies, evenly_spread
 from dailydialog_gym.evaluate.metrics import floor_replies
-from dailydialog_gym.reports.votes import count_votes, describe_votes
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.reports.tables import table
+from dailydialog_gym.reports.votes import count_votes, describe_votes
 from dailydialog_gym.rewards.intent import IntentMatch
 
 SHAPE = ("context_size", "max_prompt_length", "max_new_tokens")
