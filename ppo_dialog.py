@@ -399,6 +399,7 @@ if __name__ == "__main__":
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 logged.append(stats)
+        run.log_rollouts(iteration, agent, batch, samples.tokenizer, autocast)
         seconds = time.perf_counter() - start
         metrics = {
             "charts/episodic_return": batch.rewards.sum(1).mean(),

@@ -33,6 +33,7 @@ from dailydialog_gym.chat.conversation import (
     turns_before,
 )
 from dailydialog_gym.chat.guard import LOCAL, Guard
+from dailydialog_gym.chat.rollouts import MEASURES, last_iteration, read_rollouts, rollouts_page
 from dailydialog_gym.chat.trained import TrainedAgent, training_page
 from dailydialog_gym.chat.votes import SIDES, Votes
 from dailydialog_gym.models.decoding import Decoding, Reply
@@ -44,6 +45,7 @@ TINY = 50e6  # parameters
 SCROLL_TO_CLOSER = "() => document.querySelector('.closer').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 FOCUS_COMPARE = "() => document.querySelector('#compare-box textarea').focus()"
 NO_RUN = "This agent belongs to no run. Train one with ppo_dialog.py, and choose its run above."
+NO_ROLLOUTS = "The run has logged no replies: it had --log-rollouts 0, or is of an older version."
 # Options of the page's own events: no progress bar, no API endpoint, no limit of events at the same time.
 EVENT_OPTIONS = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
@@ -498,6 +500,31 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
         gr.api(function, api_name=name, concurrency_limit=None)
 
 
+def rollouts_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:
+    """The tab that walks through what PPO saw of the run's replies."""
+    with gr.Row(elem_classes="match"):
+        iteration = gr.Slider(1, 2, 1, step=1, label="Iteration")
+        measure = gr.Radio(list(MEASURES.items()), value="advantage", label="Colour of the tokens")
+    groups = html()
+
+    def show(title: str, number: int, by: str) -> str:
+        run = chat.choices[title].run
+        try:
+            found = rollouts_page(read_rollouts(run, number), by) if run else ""
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return notice(f"Cannot read the run's rollouts.jsonl: {error!r}")
+        return found or f'<p class="page-note">{NO_ROLLOUTS if run else NO_RUN}</p>'
+
+    def begin(title: str, by: str):
+        run = chat.choices[title].run
+        last = last_iteration(run) if run else 0
+        return gr.Slider(maximum=max(last, 2), value=max(last, 1)), show(title, last, by)
+
+    iteration.input(show, [agent, iteration, measure], groups, trigger_mode="always_last", **EVENT_OPTIONS)
+    measure.input(show, [agent, iteration, measure], groups, **EVENT_OPTIONS)
+    gr.on([page.load, agent.input], begin, [agent, measure], [iteration, groups], **EVENT_OPTIONS)
+
+
 def build_page(chat: Chat, votes: Path = Path("votes.jsonl")) -> gr.Blocks:
     """The page with its API endpoints.
 
@@ -527,6 +554,8 @@ def build_page(chat: Chat, votes: Path = Path("votes.jsonl")) -> gr.Blocks:
                 compare_tab(page, chat, record, settings)
             with gr.Tab("Training"):
                 training = html()
+            with gr.Tab("Rollouts"):
+                rollouts_tab(page, chat, agent)
 
         def choose(title: str):
             try:

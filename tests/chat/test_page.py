@@ -13,6 +13,7 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect, sync_playwright
+from rollout_files import write_rollouts
 from served import Served, chat_of
 
 from dailydialog_gym.agent import DialogueAgent
@@ -25,7 +26,7 @@ CHROMIUM = shutil.which("chromium")
 browser_test = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium"
 )
-TABS = ("Chat", "Compare", "Training")
+TABS = ("Chat", "Compare", "Training", "Rollouts")
 NASTY = "<img src=x onerror=alert(1)> <b>bold</b> **stars** ${alert(2)} {{value}} $x^2$ \u202eback"
 
 
@@ -35,6 +36,7 @@ def served(tiny_model, intent, tmp_path_factory):
     (run / "metrics.jsonl").write_text(
         json.dumps({"episodes": 64, "charts/episodic_return": 0.5, "reward/a<b>": 1}), encoding="utf-8"
     )
+    write_rollouts(run)
     choices = [
         TrainedAgent("builtin", "demo <i>", "The <b>newest</b> finished run.", run, run, tiny_model),
         TrainedAgent(tiny_model, "its start", "Where it began."),
@@ -334,6 +336,26 @@ def test_the_training_tab_shows_the_run_as_text(open_page):
     expect(page.get_by_role("img", name="charts/episodic_return: from 0.5 to 0.5")).to_be_visible()
     expect(page.get_by_text("reward/a<b>: from 1 to 1")).to_be_visible()
     expect(page.get_by_text("has not written evaluation.json yet")).to_be_visible()
+
+
+@browser_test
+def test_the_rollouts_tab_walks_through_the_iterations(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Rollouts").click()
+    expect(page.locator(".replies li")).to_have_count(4)
+    number = page.get_by_label("number input for Iteration")
+    expect(number).to_have_value("2")
+    number.fill("1")
+    page.keyboard.press("Tab")
+    page.get_by_label("KL", exact=True).check()
+    expect(page.locator(".token.bad").locator("visible=true")).to_have_count(8)
+    token = page.locator(".replies .token").first
+    token.focus()
+    expect(token.get_by_text("ratio after the update")).to_be_visible()
+    expect(page.get_by_text("Hi <i>").first).to_be_visible()
+    number.fill("9")
+    page.keyboard.press("Tab")
+    expect(page.locator(".replies li")).to_have_count(4)  # the slider ends at the last iteration
 
 
 @browser_test
