@@ -34,7 +34,7 @@ from dailydialog_gym.chat.conversation import (
 )
 from dailydialog_gym.chat.guard import LOCAL, Guard
 from dailydialog_gym.chat.rollouts import MEASURES, last_iteration, read_rollouts, rollouts_page
-from dailydialog_gym.chat.trained import TrainedAgent, training_page
+from dailydialog_gym.chat.trained import ORDERS, TrainedAgent, training_page
 from dailydialog_gym.chat.votes import SIDES, Votes
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.text import escape_invisible
@@ -42,6 +42,7 @@ from dailydialog_gym.text import escape_invisible
 STATIC = Path(__file__).parent / "static"
 OPENERS = ["Hi! How are you today?", "What are you doing this weekend?", "Can you help me? I lost my wallet."]
 TINY = 50e6  # parameters
+REFRESH = 10  # seconds between two looks at a run that goes on
 SCROLL_TO_CLOSER = "() => document.querySelector('.closer').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 FOCUS_COMPARE = "() => document.querySelector('#compare-box textarea').focus()"
 NO_RUN = "This agent belongs to no run. Train one with ppo_dialog.py, and choose its run above."
@@ -333,7 +334,7 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
                     (0, 1, "1 is better"),
                     (1, 2, "2 is better"),
                     ("tie", 0, "Tie"),
-                    ("both bad", 3, "Both are bad"),
+                    ("both bad", 3, "Both bad"),
                 )
             }
         note = html(notice())
@@ -500,6 +501,27 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
         gr.api(function, api_name=name, concurrency_limit=None)
 
 
+def training_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:
+    """The tab with the run's curves, scores and samples. Those of a run that goes on are drawn again and again."""
+    runs = {title: choice.run for title, choice in chat.choices.items() if choice.run}
+    with gr.Row(elem_classes="match"):
+        others = gr.Dropdown(list(runs), value=[], multiselect=True, label="Curves of other runs", filterable=False)
+        order = gr.Radio(list(ORDERS.items()), value="", label="Order of the replies")
+    shown, timer = html(), gr.Timer(REFRESH)
+
+    def show(title: str, laid_over: list[str], by: str):
+        run = runs.get(title)
+        if not run:
+            return f'<p class="page-note">{NO_RUN}</p>', gr.Timer(active=False)
+        found = training_page(run, {name: runs[name] for name in laid_over if name != title}, by)
+        return found, gr.Timer(active=not (run / "evaluation.json").exists())
+
+    inputs = [agent, others, order]
+    gr.on(
+        [page.load, agent.input, others.change, order.input, timer.tick], show, inputs, [shown, timer], **EVENT_OPTIONS
+    )
+
+
 def rollouts_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:
     """The tab that walks through what PPO saw of the run's replies."""
     with gr.Row(elem_classes="match"):
@@ -553,7 +575,7 @@ def build_page(chat: Chat, votes: Path = Path("votes.jsonl")) -> gr.Blocks:
             with gr.Tab("Compare"):
                 compare_tab(page, chat, record, settings)
             with gr.Tab("Training"):
-                training = html()
+                training_tab(page, chat, agent)
             with gr.Tab("Rollouts"):
                 rollouts_tab(page, chat, agent)
 
@@ -563,12 +585,7 @@ def build_page(chat: Chat, votes: Path = Path("votes.jsonl")) -> gr.Blocks:
             except ValueError as error:
                 return notice(sentence(error)), gr.skip()
 
-        def show_run(title: str) -> str:
-            run = chat.choices[title].run
-            return training_page(run) if run else f'<p class="page-note">{NO_RUN}</p>'
-
         agent.input(choose, agent, [about, settings[4]], **EVENT_OPTIONS)
-        gr.on([page.load, agent.input], show_run, agent, training, **EVENT_OPTIONS)
         page.load(None, js=(STATIC / "keys.js").read_text(encoding="utf-8"))
         add_endpoints(chat, record)
     return page

@@ -18,6 +18,7 @@ NAMES = {
     "value": "value",
     "advantage": "advantage",
     "ratio": "ratio after the update",
+    "kl": "KL",
 }
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from html import escape
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from dailydialog_gym.agent import find_agent_folder
-from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean
+from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean, targets_of, title_of
 from dailydialog_gym.reports.tables import score_cells
+from dailydialog_gym.text import escape_invisible
 
 
 @dataclass(frozen=True)
@@ -115,38 +119,56 @@ def _of_run(folder: Path) -> TrainedAgent:
     return TrainedAgent(str(folder / "agent"), name, story, folder, folder, baseline, rewards)
 
 
-def training_page(run: Path) -> str:
-    """HTML of a run's curves, its score table and its samples. A sentence stands for each file that isn't there yet."""
+ORDERS = {"As in the dialogues": "", "Improved most": "improved", "Worsened most": "worsened"}
+
+
+def training_page(run: Path, others: Mapping[str, Path] = MappingProxyType({}), order: str = "") -> str:
+    """HTML of a run's curves, its score table and its samples. A sentence stands for each file that isn't there yet.
+
+    Args:
+        run: the run's folder.
+        others: by name, the folders of runs whose curves are drawn too.
+        order: of the samples, one of the values of ``ORDERS``.
+    """
     parts = (
-        ("Curves", "metrics.jsonl", _curves),
+        ("Curves", "metrics.jsonl", partial(_curves, others)),
         ("Before and after, in numbers", "evaluation.json", _scores),
-        ("Before and after, in words", "samples.json", _samples),
+        ("Before and after, in words", "samples.json", partial(_samples, order)),
     )
     return "".join(f'<h2 class="run-part">{title}</h2>{_part(run / name, draw)}' for title, name, draw in parts)
 
 
-def _part(path: Path, draw: Callable[[str], str]) -> str:
+def _part(path: Path, draw: Callable[[Path], str]) -> str:
     if not path.exists():
         return f'<p class="page-note">The run has not written {escape(path.name)} yet.</p>'
     try:
-        return draw(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        return draw(path)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
         return f'<p class="page-note">Cannot read {escape(str(path))}: {escape(repr(error))}</p>'
 
 
-def _curves(text: str) -> str:
-    rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # the last may be half written
-    figures = "".join(_curve(rows, key) for key in curve_keys(rows[0]))
-    return (
-        '<p class="page-note">Over the replies trained on. Thin: each iteration; thick: running mean.</p>'
-        f'<div class="run-curves">{figures}</div>'
-    )
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _curve(rows: list[dict[str, float]], key: str) -> str:
-    values = np.array([row[key] for row in rows], dtype=float)
-    label = escape(f"{key}: from {values[0]:.3g} to {running_mean(values)[-1]:.3g}")
-    figure = plot_curves([rows], [key])
+def _curves(others: Mapping[str, Path], path: Path) -> str:
+    runs = {"this run": path, **{name: run / "metrics.jsonl" for name, run in others.items()}}
+    rows = []
+    for each in runs.values():
+        lines = each.read_text(encoding="utf-8").splitlines()
+        rows.append([json.loads(line) for line in lines if line.endswith("}")])  # the last may be half written
+    targets = targets_of(_read(path.with_name("config.json"))) if path.with_name("config.json").exists() else {}
+    figures = "".join(_curve(rows, key, targets) for key in curve_keys(rows[0][0]))
+    legend = "".join(f'<span class="legend c{i % 10}">{escape(name)}</span>' for i, name in enumerate(runs))
+    legend = legend if len(runs) > 1 else ""
+    note = "Over the replies trained on. Thin: each iteration; thick: running mean; dashed: the target of the KL."
+    return f'<p class="page-note">{note} {legend}</p><div class="run-curves">{figures}</div>'
+
+
+def _curve(runs: list[list[dict[str, float]]], key: str, targets: dict[str, float]) -> str:
+    values = np.array([row[key] for row in runs[0]], dtype=float)
+    label = escape(f"{title_of(key)}: from {values[0]:.3g} to {running_mean(values)[-1]:.3g}")
+    figure = plot_curves(runs, [key], compare=True, targets=targets)
     figure.axes[0].set_title("")  # the caption says it
     file = StringIO()
     figure.savefig(file, format="svg", transparent=True)
@@ -160,24 +182,42 @@ def _curve(rows: list[dict[str, float]], key: str) -> str:
     return f"<figure><figcaption>{label}</figcaption>{svg}</figure>"
 
 
-def _scores(text: str) -> str:
+def _scores(path: Path) -> str:
     """The score table with a line for each measure, which is narrow enough for a phone."""
-    header, *lines = zip(*score_cells(json.loads(text)), strict=True)
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in header)
-    body = "".join(
-        f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        for name, *cells in lines
-    )
+    rows, found = _read(path), path.with_name("intervals.json")
+    intervals = _read(found) if found.exists() else {}
+    header, *lines = zip(*score_cells(rows), strict=True)
+    keys = list(next(iter(rows.values())))
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in (*header, "95% interval"))
+    body = ""
+    for key, (name, *cells) in zip(keys, lines, strict=True):
+        before = rows["before"][key]
+        bounds = [f"{bound / before:+.1%}" for bound in intervals.get(key, ()) if before]
+        cells.append(" to ".join(bounds))
+        body += f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    note = "The interval is that of the change, by bootstrap over the replies, of measures that judge single replies."
     return (
-        f'<div class="run-scroll"><table class="run-table"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="run-scroll" tabindex="0"><table class="run-table"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div><p class="page-note">{note}</p>'
     )
 
 
-def _samples(text: str) -> str:
-    cards = []
-    for sample in json.loads(text):
-        context = "".join(f"<p>{escape(utterance)}</p>" for utterance in sample.pop("context"))
-        replies = "".join(f"<p><strong>{escape(who)}</strong> {escape(reply)}</p>" for who, reply in sample.items())
-        cards.append(f'<div class="run-sample"><blockquote>{context}</blockquote>{replies}</div>')
+def _samples(order: str, path: Path) -> str:
+    cards, samples = [], _read(path)
+    if order:
+        samples.sort(key=lambda sample: sample.get("change", 0.0), reverse=order == "improved")
+    for sample in samples:
+        context = "".join(f"<p>{_text(utterance)}</p>" for utterance in sample["context"])
+        replies = "".join(
+            f'<div><h3>{who}</h3><p dir="auto">{_text(sample[who])}</p></div>' for who in ("before", "after", "people")
+        )
+        change = (
+            f'<p class="hint">METEOR and intent together: {sample["change"]:+.2f}</p>' if "change" in sample else ""
+        )
+        quote = f"<blockquote>{context}</blockquote>"
+        cards.append(f'<article class="run-sample">{quote}<div class="run-replies">{replies}</div>{change}</article>')
     return "".join(cards)
+
+
+def _text(text: str) -> str:
+    return escape(escape_invisible(text))

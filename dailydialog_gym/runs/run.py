@@ -28,14 +28,14 @@ from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.memory import keep_freed_memory
-from dailydialog_gym.reports.curves import curve_keys, plot_curves
+from dailydialog_gym.reports.curves import curve_keys, plot_curves, targets_of
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder, write_text
 from dailydialog_gym.runs.fingerprint import changes, fingerprint
 from dailydialog_gym.runs.folder import lock, make_folder
 from dailydialog_gym.runs.rollouts import MAX_BYTES, action_ratios, describe_rollouts
-from dailydialog_gym.runs.samples import markdown_samples, side_by_side
+from dailydialog_gym.runs.samples import intervals, markdown_samples, side_by_side
 
 MAX_BAD_STEPS = 3
 SPACINGS = {"spaced": "spaced like DailyDialog", "ordinary": "ordinary text"}
@@ -74,7 +74,8 @@ class Run:
 
     At the end the folder holds ``config.json``, ``metrics.jsonl`` (a line for each iteration), ``rollouts.jsonl`` (a
     line for each context of which the replies are logged, see `dailydialog_gym.runs.rollouts`), TensorBoard events,
-    ``checkpoints/``, ``agent/``, ``evaluation.json``, ``samples.json``, ``samples.md`` and ``curves.png``.
+    ``checkpoints/``, ``agent/``, ``evaluation.json``, ``intervals.json``, ``samples.json``, ``samples.md`` and
+    ``curves.png``.
 
     Args:
         args: the script's arguments, a dataclass that inherits `RunArgs`.
@@ -321,6 +322,9 @@ class Run:
         shape = (args.context_size, args.max_prompt_length, args.max_new_tokens)
         agent = DialogueAgent(policy, samples.tokenizer, *shape, args.spacing)
         ids = evenly_spread(samples, args.eval_samples)
+        tqdm.write(
+            f"evaluate  {len(ids):,} replies of {args.eval_split}, {'after' if self.history else 'before'} training"
+        )
         return Evaluation(agent, samples, ids, intent, sample=True, top_k=args.eval_top_k, seed=args.seed)
 
     def print_samples(self, iteration: int, prompts: Sequence[str], responses: Sequence[str], rewards: Any) -> None:
@@ -385,10 +389,12 @@ class Run:
         write_folder(self.folder / "agent", lambda new: shutil.copytree(last / "agent", new, dirs_exist_ok=True))
         rows = {"before": self.before.scores, "after": after.scores}
         write_text(self.folder / "evaluation.json", json.dumps(rows, indent=2) + "\n")
-        samples = side_by_side(self.before, after)
+        samples, changes = side_by_side(self.before, after), intervals(self.before, after)
+        write_text(self.folder / "intervals.json", json.dumps(changes, indent=2) + "\n")
         write_text(self.folder / "samples.json", json.dumps(samples, indent=2) + "\n")
         write_text(self.folder / "samples.md", markdown_samples(samples))
-        plot_curves([self.history], curve_keys(self.history[0])).savefig(self.folder / "curves.png", dpi=120)
+        curves = plot_curves([self.history], curve_keys(self.history[0]), targets=targets_of(vars(self.args)))
+        curves.savefig(self.folder / "curves.png", dpi=120)
         if self._wandb:
             self._wandb.log({f"eval/{key}": value for key, value in after.scores.items()})
         self._close()

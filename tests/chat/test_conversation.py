@@ -251,13 +251,15 @@ def test_the_intent_model_reads_the_reply_after_the_message(agents, intent, monk
 def make_run(folder, finished=True, model="builtin"):
     (folder / "agent").mkdir(parents=True)
     save_agent(load_model("builtin"), "builtin", folder / "agent")
-    flags = {"model": model, "context_size": 3, "max_prompt_length": 64, "max_new_tokens": 12}
+    flags = {"model": model, "context_size": 3, "max_prompt_length": 64, "max_new_tokens": 12, "kl_rule": "openrl"}
     (folder / "config.json").write_text(json.dumps(flags), encoding="utf-8")
     rows = [{"episodes": 64 * i, "charts/episodic_return": 0.1 * i, "reward/meteor": 0.1} for i in range(1, 4)]
+    rows = [row | {"metric/kl_per_token": 0.01} for row in rows]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"episodes": 25', encoding="utf-8")
     if finished:
         scores = {"before": {"meteor": 0.125, "length": 9.0}, "after": {"meteor": 0.25, "length": 8.0}}
         (folder / "evaluation.json").write_text(json.dumps(scores), encoding="utf-8")
+        (folder / "intervals.json").write_text('{"meteor": [0.1, 0.15]}', encoding="utf-8")
         sample = {"context": ["Hi <b>"], "before": "*No* .", "after": "<i>Yes</i> .", "people": "Ok"}
         (folder / "samples.json").write_text(json.dumps([sample]), encoding="utf-8")
     return folder
@@ -304,10 +306,21 @@ def test_a_run_without_an_agent_or_with_a_broken_configuration_is_a_clear_error(
 
 def test_the_training_page_shows_a_run_as_text(tmp_path):
     html = training_page(make_run(tmp_path / "run"))
-    assert "charts/episodic_return: from 0.1 to 0.3" in html
-    assert "<td>0.1250</td><td>0.2500</td><td>+100.0%</td>" in html
+    assert "Return: from 0.1 to 0.3" in html
+    assert "<td>0.1250</td><td>0.2500</td><td>+100.0%</td><td>+80.0% to +120.0%</td>" in html
+    assert "stroke-dasharray" in html  # the target of the KL
     assert "Hi &lt;b&gt;" in html and "&lt;i&gt;Yes&lt;/i&gt; ." in html and "*No*" in html
     assert "<b>" not in html
+
+
+def test_samples_are_sorted_by_their_change_and_other_runs_are_laid_over(tmp_path):
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
+    sample = {"context": ["Hi"], "before": "b", "after": "a", "people": "p"}
+    samples = [{**sample, "after": f"number {change}", "change": change} for change in (0.1, -0.5, 0.7)]
+    (run / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
+    for order, expected in (("", "0.1 -0.5 0.7"), ("improved", "0.7 0.1 -0.5"), ("worsened", "-0.5 0.1 0.7")):
+        assert " ".join(re.findall(r"number ([\d.-]+)", training_page(run, order=order))) == expected
+    assert "<u>" not in training_page(run, {"<u>": other}) and "&lt;u&gt;" in training_page(run, {"<u>": other})
 
 
 def test_the_training_page_tells_what_is_not_there_yet(tmp_path):

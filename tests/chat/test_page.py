@@ -333,8 +333,8 @@ def test_a_comparison_can_be_stopped(served, open_page):
 def test_the_training_tab_shows_the_run_as_text(open_page):
     page = open_page()
     page.get_by_role("tab", name="Training").click()
-    expect(page.get_by_role("img", name="charts/episodic_return: from 0.5 to 0.5")).to_be_visible()
-    expect(page.get_by_text("reward/a<b>: from 1 to 1")).to_be_visible()
+    expect(page.get_by_role("img", name="Return: from 0.5 to 0.5")).to_be_visible()
+    expect(page.get_by_text("A<b>: from 1 to 1")).to_be_visible()
     expect(page.get_by_text("has not written evaluation.json yet")).to_be_visible()
 
 

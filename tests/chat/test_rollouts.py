@@ -26,5 +26,5 @@ def test_replies_are_sorted_and_their_tokens_coloured(tmp_path):
     assert "advantage +2.00 · reward +0.400 · KL +2.00" in html
     assert rollouts_page(groups, "reward").count('token good" style="--shade:1.000"') == 4
     assert rollouts_page(groups, "kl").count('token bad" style="--shade:1.000"') == 4
-    for name, value in {"ratio after the update": "+1.1", "reward/meteor": "+0.25", "kl": "+1"}.items():
+    for name, value in {"ratio after the update": "+1.1", "reward/meteor": "+0.25", "KL": "+1"}.items():
         assert f"<span>{name}</span> <span>{value}</span>" in html
