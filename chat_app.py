@@ -12,13 +12,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from dailydialog_gym.agent import DialogueAgent, find_agent_folder
-from dailydialog_gym.chat.conversation import Chat, check_message, choose_threads
-from dailydialog_gym.chat.trained import find_agent
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.chat.conversation import Chat, check_message
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.text import escape_invisible
@@ -29,7 +27,7 @@ class Args:
     agent: str | None = None
     """a run folder, an agent folder, "builtin" or a hub id; by default the newest finished run"""
     baseline: str | None = None
-    """the model that the agent is compared with; by default the model that its run started from"""
+    """the agent or model that the agent is compared with; by default the model that its run started from"""
     policy_class: str | None = None
     """MODULE:CLASS of the agent's model, which is necessary if it was trained with --policy-class"""
     intent_model: str | None = "builtin"
@@ -96,34 +94,20 @@ def talk_in_terminal(agent: DialogueAgent, greedy: bool, seed: int | None) -> No
 
 def main(args: Args) -> None:
     transformers.utils.logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = find_agent(args.agent)
-    baseline = args.baseline or trained.baseline
     model_class = import_object(args.policy_class, "--policy-class") if args.policy_class else AutoModelForCausalLM
-    _, record = find_agent_folder(trained.model)
-    agent = DialogueAgent.load(trained.model, device, model_class, trust_remote_code=args.trust_remote_code)
-    choose_threads(agent.model)
-    print(f"agent     {trained.title}: {trained.story}")
+    intent_model = None if args.terminal else args.intent_model
+    more = (model_class, intent_model, args.intent_labels, args.trust_remote_code)
+    chat = Chat.open(args.agent, args.baseline, *more)
+    print(f"agent     {chat.default.title}: {chat.default.story}")
     if args.terminal:
-        talk_in_terminal(agent, args.greedy, args.seed)
+        talk_in_terminal(chat.agent(chat.default.title), args.greedy, args.seed)
         return
-    start = None
-    if baseline is not None:
-        # A run started from a model of the agent's class, and read it as the agent reads; another baseline may differ
-        start_class = AutoModelForCausalLM if args.baseline else model_class
-        template = agent.template is not None
-        start = DialogueAgent.load(baseline, device, start_class, template, args.trust_remote_code, record)
-    votes = args.votes or trained.home / "votes.jsonl"
-    # Imported here because these imports take seconds, which --terminal does not need.
+    votes = args.votes or chat.default.home / "votes.jsonl"
+    print(f"votes     {votes}")
+    # Imported here because it takes seconds, which --terminal does not need.
     from dailydialog_gym.chat.page import build_page, launch
-    from dailydialog_gym.rewards.intent import IntentMatch
 
-    intent = None
-    if args.intent_model:
-        intent = IntentMatch(args.intent_model, device, args.intent_labels, spacing=agent.spacing)
-    chat = Chat(agent, start, intent, votes)
-    print(f"votes     {votes}" if start else "compare   nothing to compare with; name a model with --baseline")
-    launch(build_page(chat, trained), args.host, args.port, args.share, args.auth, args.root_path)
+    launch(build_page(chat, votes), args.host, args.port, args.share, args.auth, args.root_path)
 
 
 if __name__ == "__main__":

@@ -401,6 +401,7 @@ if __name__ == "__main__":
         # A step whose loss or gradient is not finite was left out; three of them in a row end the run
         for loss_scale, numbers in checks:
             run.check_step("the agent", *numbers, loss_scale=loss_scale)
+        run.log_rollouts(iteration, agent, batch, samples.tokenizer, autocast)
         seconds = time.perf_counter() - start
         metrics = {
             "charts/episodic_return": batch.rewards.sum(1).mean(),

@@ -422,6 +422,7 @@ if __name__ == "__main__":
                 for (name, step), loss in zip(steps.items(), losses, strict=True):
                     step.backward_and_step(loss, partial(run.check_step, name))
                 logged.append(stats)
+        run.log_rollouts(iteration, agent, batch, samples.tokenizer, autocast)
         seconds = time.perf_counter() - start
         metrics = {
             "charts/episodic_return": batch.rewards.sum(1).mean(),

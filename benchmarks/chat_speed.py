@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from pathlib import Path
 from statistics import median
 
 import httpx
@@ -16,10 +15,8 @@ import torch
 import transformers
 from machine import processor, versions
 
-from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.chat.conversation import Chat, choose_threads
+from dailydialog_gym.chat.conversation import Chat
 from dailydialog_gym.chat.page import build_page, launch
-from dailydialog_gym.chat.trained import find_agent
 from dailydialog_gym.models.decoding import Decoding
 
 MESSAGE = "I was thinking about going to the cinema on Friday. Would you like to come with me?"
@@ -32,8 +29,9 @@ async def in_process(chat: Chat, people: int) -> list[tuple[float, float]]:
     async def talk(seed: int) -> tuple[float, float]:
         start = time.perf_counter()
         how = Decoding(sample=True, top_k=20, max_new_tokens=60, seed=seed)
-        reply = chat.trained.open_reply([*HISTORY, f"{seed} times I thought: {MESSAGE}"], how)
-        async with aclosing(chat.stream(reply)) as growing:
+        title = chat.default.title
+        reply = chat.agent(title).open_reply([*HISTORY, f"{seed} times I thought: {MESSAGE}"], how)
+        async with aclosing(chat.stream(title, reply)) as growing:
             await anext(growing)
             first = time.perf_counter() - start
             async for _ in growing:
@@ -66,8 +64,7 @@ def ms(seconds: list[float], summary: Callable[[list[float]], float]) -> str:
 
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
-    chat = Chat(DialogueAgent.load("builtin"), None, None, Path())
-    choose_threads(chat.trained.model)
+    chat = Chat.open("builtin", intent_model=None)
     asyncio.run(in_process(chat, 2))  # warm-up: the first forward pass of a process takes longer
     print(f"{processor()}, {torch.get_num_threads()} threads; {versions('torch', 'transformers', 'gradio')}")
     first, speed = zip(*(asyncio.run(in_process(chat, 1))[0] for _ in range(10)), strict=True)
@@ -80,8 +77,8 @@ def main() -> None:
         print(
             f"{people} at once, in process: first token {ms(first, max)} (maximum); {sum(speed):.0f} tokens/s together"
         )
-    page = build_page(chat, find_agent("builtin"))
-    port = launch(page, "127.0.0.1", 7860, share=False, auth=None, prevent_thread_lock=True, quiet=True)
+    page = build_page(chat)
+    port = launch(page, prevent_thread_lock=True, quiet=True)
     url = f"http://127.0.0.1:{port}/gradio_api/call/chat"
     asyncio.run(through_endpoint(url, 2))  # warm-up
     first = [asyncio.run(through_endpoint(url, 1))[0] for _ in range(10)]

@@ -26,10 +26,8 @@ import tyro
 from machine import processor, versions
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.chat.conversation import Chat, choose_threads
+from dailydialog_gym.chat.conversation import Chat
 from dailydialog_gym.chat.page import build_page, launch
-from dailydialog_gym.chat.trained import find_agent
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.models.loading import load_model
 
@@ -168,7 +166,8 @@ async def visited(url: str, chat: Chat, people: int) -> tuple[int, int, float]:
     def message(person: int) -> str:
         return f"I am number {person} of {people}. How are you?"
 
-    alone = [chat.trained.chat(message(n), sample=True, top_k=20, seed=n) for n in range(people)]
+    agent = chat.agent(chat.default.title)
+    alone = [agent.chat(message(n), sample=True, top_k=20, seed=n) for n in range(people)]
     call = f"{url}/gradio_api/call/chat"
 
     async def talk(client: httpx.AsyncClient, n: int) -> tuple[str, float]:
@@ -200,7 +199,7 @@ def anything(chance: random.Random, depth: int = 0):
 
 def requests(chance: random.Random, count: int) -> Iterator[tuple[str, str, bytes, dict[str, str]]]:
     """Method, path, body and headers."""
-    paths = ["call/chat", "call/compare", "call/vote", "call/about", "run/chat", "run/page_compare", "queue/join"]
+    paths = ["call/chat", "call/compare", "call/vote", "call/about", "run/chat", "queue/join"]
     paths += [
         "component_server",
         "upload",
@@ -294,11 +293,10 @@ def main(args: Args) -> None:
         report("full disks that end in one line and lose nothing", *out_of_disk(trainings, args.full_disks, chance))
         report("damaged checkpoints that are named, and left behind", *damaged(trainings, args.corruptions, chance))
         trainings.server.close()
-        chat = Chat(DialogueAgent.load("builtin"), None, None, folder / "votes.jsonl")
-        choose_threads(chat.trained.model)
-        page = build_page(chat, find_agent("builtin"))
+        chat = Chat.open("builtin", intent_model=None)
+        page = build_page(chat, folder / "votes.jsonl")
         with contextlib.redirect_stderr(open(os.devnull, "w", encoding="utf-8")):  # Gradio logs each senseless request
-            port = launch(page, "127.0.0.1", 7860, share=False, auth=None, prevent_thread_lock=True, quiet=True)
+            port = launch(page, prevent_thread_lock=True, quiet=True)
             url = f"http://127.0.0.1:{port}"
             good, people, waited = asyncio.run(visited(url, chat, args.clients))
             report(

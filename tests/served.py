@@ -2,22 +2,32 @@
 
 import socket
 import time
+from pathlib import Path
 
+from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat
 from dailydialog_gym.chat.page import build_page, launch
 from dailydialog_gym.chat.trained import TrainedAgent
+from dailydialog_gym.rewards.intent import IntentMatch
+
+
+def chat_of(*agents: DialogueAgent, intent: IntentMatch | None = None) -> Chat:
+    """A chat with loaded agents, whose titles are "agent 0 <i>" and so on."""
+    choices = [TrainedAgent(str(number), f"agent {number} <i>", "It.") for number in range(len(agents))]
+    return Chat(choices, lambda choice: agents[int(choice.model)], intent)
 
 
 class Served:
     """A page on a local server. `delay` is the time, in seconds, by which every forward pass of its model is slowed."""
 
-    def __init__(self, chat: Chat, trained: TrainedAgent, **options):
-        self.chat, self.delay = chat, 0.0
-        chat.trained.model.register_forward_pre_hook(lambda *_: time.sleep(self.delay))
+    def __init__(self, chat: Chat, votes: Path, **options):
+        self.chat, self.votes, self.delay = chat, votes, 0.0
+        self.title = chat.default.title
+        self.agent = chat.agent(self.title)
+        self.agent.model.register_forward_pre_hook(lambda *_: time.sleep(self.delay))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.page = build_page(chat, trained)
-        options = {"share": False, "auth": None, **options}
+        self.page = build_page(chat, votes)
         launch(self.page, "127.0.0.1", port, prevent_thread_lock=True, quiet=True, **options)
         self.url = f"http://127.0.0.1:{port}/"

@@ -1,65 +1,163 @@
-"""Conversations with agents for the page and its API: check messages, stream replies, and store votes."""
+"""Conversations with agents for the page and its API: load agents, check messages, and stream replies."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
+import hashlib
 import random
-import secrets
 import threading
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.env.dialogues import ACTS
-from dailydialog_gym.env.tokenizer import EOU, format_prompt
-from dailydialog_gym.models.decoding import Decoding, Reply, ReplyWorker
+from dailydialog_gym.agent import DialogueAgent, find_agent_folder
+from dailydialog_gym.chat.closer import closer_look, read_act, read_tokens, reward_by_token
+from dailydialog_gym.chat.trained import TrainedAgent, find_agents
+from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply, ReplyWorker
+from dailydialog_gym.rewards.model import load_reward_models
 from dailydialog_gym.text import escape_invisible
 
 if TYPE_CHECKING:
     from dailydialog_gym.rewards.intent import IntentMatch
+    from dailydialog_gym.rewards.model import RewardModel
 
 MAX_REPLIES = 200  # that are being written or waiting; who comes then is asked to come again
 MAX_MESSAGE = 1000  # characters; the embedded policy only reads the last 128 tokens
-SIDES = ("start", "trained")
+
+Turn = dict[str, Any]  # role "user" or "assistant", content; of a reply also note, agent, prompt_ids and ids
 
 
 class Chat:
-    """One or two agents, the thread that generates their replies, and the votes between their replies.
+    """The agents that can be talked to, and the thread that generates their replies.
 
     Args:
-        trained: the agent.
-        start: the agent before training, which `trained` is compared with. None disables comparisons.
-        intent: the classifier of dialogue acts, for text in the agent's spacing, or None.
-        votes: the file to which votes are appended.
+        choices: the agents, the default one first.
+        load: loads one of them. Each is loaded when it is first asked for, and stays loaded.
+        intent: the classifier of dialogue acts, for text in the default agent's spacing, or None.
+
+    >>> chat = Chat.open("builtin", intent_model=None)
+    >>> list(chat.choices)[0]
+    'Embedded policy'
     """
 
-    def __init__(self, trained: DialogueAgent, start: DialogueAgent | None, intent: IntentMatch | None, votes: Path):
-        self.trained, self.start, self.intent, self.votes = trained, start, intent, votes
-        self.worker = ReplyWorker()
-        self._batches = {agent: agent.decoding_batch() for agent in (trained, start) if agent}
-        self._pairs: OrderedDict[str, dict[str, Any]] = OrderedDict()  # by ticket: pairs of replies without a vote
-        self._votes_lock = threading.Lock()
+    def __init__(
+        self,
+        choices: Sequence[TrainedAgent],
+        load: Callable[[TrainedAgent], DialogueAgent],
+        intent: IntentMatch | None = None,
+    ):
+        self.choices = {choice.title: choice for choice in choices}
+        self.default, self.intent, self.worker = choices[0], intent, ReplyWorker()
+        self._load, self._loading = load, threading.RLock()
+        self._loaded: dict[str, tuple[DialogueAgent, DecodingBatch]] = {}
+        self._revisions: dict[str, str] = {}
+        self._reward_models: dict[str, list[tuple[str, RewardModel]]] = {}
 
-    async def open_reply(self, agent: DialogueAgent, utterances: Sequence[str], decoding: Decoding) -> Reply:
-        """`DialogueAgent.open_reply` in a thread, because a chat template may be slow."""
-        return await asyncio.to_thread(agent.open_reply, utterances, decoding)
+    @classmethod
+    def open(
+        cls,
+        agent: str | None = None,
+        baseline: str | None = None,
+        model_class: type[PreTrainedModel] = AutoModelForCausalLM,
+        intent_model: str | None = "builtin",
+        intent_labels: Sequence[str] | None = None,
+        trust_remote_code: bool = False,
+    ) -> Chat:
+        """The agents of `find_agents`, of which the first is loaded, on a GPU if there is one.
 
-    async def stream(self, reply: Reply, agent: DialogueAgent | None = None) -> AsyncIterator[None]:
+        Args:
+            agent, baseline: as in `find_agents`.
+            model_class: of all agents except the baseline, as in `DialogueAgent.load`.
+            intent_model, intent_labels: as in `dailydialog_gym.rewards.IntentMatch`. None is no classifier.
+            trust_remote_code: as in `DialogueAgent.load`.
+
+        Raises:
+            ValueError: one of them is not there, or the default agent or the classifier cannot be loaded.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        choices = find_agents(agent, baseline)
+        # A model without a record, such as the one that a run started from, is read as the agent is
+        _, record = find_agent_folder(choices[0].model)
+
+        def load(choice: TrainedAgent) -> DialogueAgent:
+            own_class = AutoModelForCausalLM if choice.model == baseline else model_class
+            loaded = DialogueAgent.load(choice.model, device, own_class, True, trust_remote_code, record)
+            choose_threads(loaded.model)
+            return loaded
+
+        chat = cls(choices, load)
+        spacing = chat.agent(chat.default.title).spacing
+        if intent_model:
+            from dailydialog_gym.rewards.intent import IntentMatch  # takes seconds, and the terminal needs none
+
+            chat.intent = IntentMatch(intent_model, device, intent_labels, spacing=spacing)
+        return chat
+
+    def agent(self, title: str) -> DialogueAgent:
+        """The agent of this title. The first call loads it, which takes its time.
+
+        Raises:
+            ValueError: there is no such agent, or it cannot be loaded.
+        """
+        return self._find(title)[0]
+
+    def _find(self, title: str) -> tuple[DialogueAgent, DecodingBatch]:
+        if title not in self.choices:
+            raise ValueError(f"there is no agent {str(title)[:80]!r}")
+        with self._loading:
+            if title not in self._loaded:
+                agent = self._load(self.choices[title])
+                self._loaded[title] = agent, agent.decoding_batch()
+            return self._loaded[title]
+
+    def identity(self, title: str) -> dict[str, str]:
+        """What a vote says of an agent: its ``name``, its ``model`` and its ``revision``, a hash of the weights."""
+        if title not in self._revisions:
+            digest = hashlib.sha256()
+            for tensor in self.agent(title).model.state_dict().values():
+                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            self._revisions[title] = digest.hexdigest()[:12]
+        return {"name": title, "model": self.choices[title].model, "revision": self._revisions[title]}
+
+    def look_closer(self, utterances: Sequence[str], turn: Turn) -> str:
+        """HTML of the tokens of a reply, see `dailydialog_gym.chat.closer`.
+
+        Args:
+            utterances: the conversation before the reply.
+            turn: the reply, from `reply_turn`, once it is done.
+        """
+        title, agent = turn["agent"], self.agent(turn["agent"])
+        rewards = {name: reward_by_token(model, agent, utterances, turn["ids"]) for name, model in self._rewards(title)}
+        act = None
+        if self.intent and turn["content"]:
+            texts = (utterances[-1], turn["content"])
+            act = read_act(self.intent, *map(self.agent(self.default.title).own_text, texts))
+        return closer_look(read_tokens(agent, turn["prompt_ids"], turn["ids"]), rewards, act)
+
+    def _rewards(self, title: str) -> list[tuple[str, RewardModel]]:
+        """The learned rewards that an agent was trained against, and their names."""
+        with self._loading:
+            if title not in self._reward_models:
+                flags = self.choices[title].reward_models
+                found = load_reward_models(flags, self.agent(title).model.device, False, None, "ordinary")
+                self._reward_models[title] = [(name, model) for model, _, name in found]
+            return self._reward_models[title]
+
+    async def open_reply(self, title: str, utterances: Sequence[str], decoding: Decoding) -> Reply:
+        """`DialogueAgent.open_reply` in a thread, because loading an agent, or its chat template, may be slow."""
+        return await asyncio.to_thread(lambda: self.agent(title).open_reply(utterances, decoding))
+
+    async def stream(self, title: str, reply: Reply) -> AsyncIterator[None]:
         """Generate a reply, and yield each time it has changed. The last yield is after it is done.
 
         `Reply.cancel`, or closing the iterator (`contextlib.aclosing`), stops the generation before the next token.
 
         Args:
-            reply: a reply from `DialogueAgent.open_reply`.
-            agent: the agent that opened it, by default the trained one.
+            title: the agent.
+            reply: a reply of this agent, from `open_reply`.
 
         Raises:
             ValueError: too many replies are being written.
@@ -69,7 +167,7 @@ class Chat:
             raise ValueError(f"{MAX_REPLIES} replies are being written: try again in a moment")
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         reply.on_change = lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)
-        self.worker.submit(self._batches[agent or self.trained], reply)
+        self.worker.submit(self._find(title)[1], reply)
         if reply.done:
             changed.set()  # the reply was cancelled before it was submitted
         try:
@@ -84,108 +182,36 @@ class Chat:
         finally:
             reply.cancel()
 
-    async def stream_both(self, utterances: Sequence[str], decoding: Decoding) -> AsyncIterator[dict[str, Reply]]:
-        """Generate the replies of both agents, and yield them by side each time one has changed.
+    async def stream_both(self, titles: Sequence[str], replies: Sequence[Reply]) -> AsyncIterator[None]:
+        """Generate the replies of two agents, and yield each time one has changed.
 
         The last yield is after both are done.
+
+        Args:
+            titles: the agents, which may be the same.
+            replies: a reply of each.
         """
-        agents: dict[str, DialogueAgent] = {"start": self.start, "trained": self.trained}
-        replies = {side: await self.open_reply(agent, utterances, decoding) for side, agent in agents.items()}
         changes: asyncio.Queue[Exception | None] = asyncio.Queue()
 
-        async def forward_changes(side: str) -> None:
+        async def forward_changes(title: str, reply: Reply) -> None:
             try:
-                async with aclosing(self.stream(replies[side], agents[side])) as updates:
+                async with aclosing(self.stream(title, reply)) as updates:
                     async for _ in updates:
                         changes.put_nowait(None)
             except Exception as error:  # raised again below, in the caller's task
                 changes.put_nowait(error)
 
-        tasks = [asyncio.create_task(forward_changes(side)) for side in SIDES]
+        tasks = [asyncio.create_task(forward_changes(*pair)) for pair in zip(titles, replies, strict=True)]
         try:
             done = False
             while not done:
                 if error := await changes.get():
                     raise error
-                done = all(reply.done for reply in replies.values())
-                yield replies
+                done = all(reply.done for reply in replies)
+                yield
         finally:
             for task in tasks:
                 task.cancel()
-
-    def read_act(self, previous: str, reply: str) -> tuple[str, float]:
-        """The most probable act of a reply to the previous utterance, a name in `ACTS`, and its probability."""
-        previous, reply = (self.trained.own_text(check_message(text)) for text in (previous, reply))
-        probabilities = self.intent.probabilities([format_prompt([previous])], [reply])[0]
-        return ACTS[int(probabilities.argmax()) + 1], float(probabilities.max())
-
-    def add_pair(self, utterances: Sequence[str], replies: dict[str, str]) -> str:
-        """Store two replies that can be voted on. Returns the ticket for the vote.
-
-        Args:
-            utterances: the conversation, including the message that was answered.
-            replies: the texts by side.
-        """
-        ticket = secrets.token_urlsafe(12)
-        self._pairs[ticket] = {"utterances": list(utterances), **replies}
-        while len(self._pairs) > 1000:
-            self._pairs.popitem(last=False)
-        return ticket
-
-    def vote(self, ticket: str, preferred: str) -> int:
-        """Append a preference pair to the file of votes, a line of JSON.
-
-        Its keys are ``prompt``, ``chosen``, ``rejected`` and ``preferred``. The texts are in the training format, or
-        lists of messages if the agent uses a chat template. `datasets` and TRL's DPO trainer read both.
-
-        Args:
-            ticket: the ticket from `add_pair`, which is valid for one vote.
-            preferred: the side with the better reply, ``"trained"`` or ``"start"``.
-
-        Returns:
-            The number of votes in the file.
-
-        Raises:
-            ValueError: the side or the ticket does not exist, or the ticket has been used.
-        """
-        if preferred not in SIDES:
-            raise ValueError(f"preferred is {preferred!r}: expected 'trained' or 'start'")
-        with self._votes_lock:
-            pair = self._pairs.get(ticket) if isinstance(ticket, str) else None
-            if pair is None:
-                raise ValueError("these replies have been voted on already, or are too old")
-            count = _append_line(self.votes, json.dumps(self._preference(pair, preferred), ensure_ascii=False))
-            del self._pairs[ticket]  # not before the vote is in the file
-            return count
-
-    def _preference(self, pair: dict[str, Any], preferred: str) -> dict[str, Any]:
-        replies = [pair[preferred], pair["start" if preferred == "trained" else "trained"]]
-        said, replies = ([self.trained.own_text(text) for text in texts] for texts in (pair["utterances"], replies))
-        if self.trained.template:
-            prompt: Any = self.trained.messages(said)
-            replies = [[{"role": "assistant", "content": text}] for text in replies]
-        else:
-            prompt = format_prompt(said[-self.trained.context_size :])
-            replies = [f" {text} {EOU}" for text in replies]
-        return {"prompt": prompt, "chosen": replies[0], "rejected": replies[1], "preferred": preferred}
-
-
-def _append_line(path: Path, line: str) -> int:
-    """Append a line to a file, which keeps what it has even if the disk is full. Returns: the number of lines."""
-    with open(path, "ab+", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 1, 0))
-        begin = b"" if file.read(1) in (b"", b"\n") else b"\n"  # another program's last line may lack its end
-        new = begin + line.encode() + b"\n"
-        try:
-            if file.write(new) < len(new):
-                raise OSError(f"no room for a vote in {path}")
-        except OSError:
-            with suppress(OSError):  # the first error is the one to report
-                file.truncate(size)
-            raise
-        file.seek(0)
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def choose_threads(model: PreTrainedModel) -> None:
@@ -194,20 +220,14 @@ def choose_threads(model: PreTrainedModel) -> None:
         torch.set_num_threads(1)
 
 
-def reply_turn(agent: DialogueAgent, reply: Reply) -> dict[str, Any]:
-    """A reply as a turn of a conversation: its text and, once it is done, each token with its probability."""
-    turn: dict[str, Any] = {"role": "agent", "text": escape_invisible(agent.reply_text(reply.ids))}
+def reply_turn(title: str, agent: DialogueAgent, reply: Reply) -> Turn:
+    """A reply as a turn of a conversation. Once it is done, the turn also has a note to the user and the tokens."""
+    turn = {"role": "assistant", "content": escape_invisible(agent.reply_text(reply.ids)), "agent": title}
     if reply.done:
-        # The worker may still add one token to a cancelled reply. It adds the token's probability before the token.
-        ids = list(reply.ids)
-        texts = agent.tokenizer.backend.decode_batch([[i] for i in ids], skip_special_tokens=True)
-        turn["pieces"] = [
-            (escape_invisible(text) or "(end)", round(probability, 4))
-            for text, probability in zip(texts, reply.probabilities[: len(ids)], strict=True)
-        ]
+        turn |= {"prompt_ids": reply.prompt_ids, "ids": list(reply.ids)}
         if reply.cancelled:
             turn["note"] = "Stopped."
-        elif not turn["text"]:
+        elif not turn["content"]:
             turn["note"] = "The agent ended its reply without writing a word."
     return turn
 
@@ -246,40 +266,21 @@ def make_decoding(sample: Any, temperature: Any, top_k: Any, top_p: Any, longest
         raise ValueError(f"a setting is not a number ({error})") from error
 
 
-def apply_request(turns: list[dict[str, Any]], request: Any) -> tuple[list[dict[str, Any]], str | None]:
-    """Apply a request from the page to a conversation.
-
-    Args:
-        turns: ``{"role": "user" | "agent", "text": ...}``, in turn.
-        request: ``{"do": "send" | "edit", "text": ...}`` or ``{"do": "retry" | "undo" | "reset"}``. It comes from a
-            browser and is not trusted.
-
-    Returns:
-        turns: the turns that remain.
-        message: the message that the agent is to answer, None if there is none.
+def turns_before(turns: list[Turn], index: Any, role: str) -> list[Turn]:
+    """The turns before one of them, whose index and role a browser names.
 
     Raises:
-        ValueError: the request is not one of these, or the conversation is too short for it.
+        ValueError: there is no such turn.
     """
-    do = request.get("do") if isinstance(request, dict) else None
-    if do == "reset":
-        return [], None
-    if do == "send":
-        return turns, check_message(request.get("text"))
-    if do not in ("edit", "retry", "undo"):
-        raise ValueError("expected send, edit, retry, undo or reset")
-    if not turns:
-        raise ValueError(f"there is nothing to {do}")
-    before, message = turns[:-2], turns[-2]["text"]
-    if do == "undo":
-        return before, None
-    return before, check_message(request.get("text")) if do == "edit" else message
+    if type(index) is not int or not 0 <= index < len(turns) or turns[index]["role"] != role:
+        raise ValueError("this message is no longer in the conversation")
+    return turns[:index]
 
 
-def conversation_so_far(turns: list[dict[str, Any]], message: str) -> list[str]:
+def conversation_so_far(turns: list[Turn], message: str) -> list[str]:
     """The utterances that the agent reads: those of the turns, and the new message.
 
     Messages whose reply was empty are left out, so that the speakers alternate.
     """
     pairs = zip(turns[::2], turns[1::2], strict=True)
-    return [*(turn["text"] for pair in pairs if pair[1]["text"] for turn in pair), message]
+    return [*(turn["content"] for pair in pairs if pair[1]["content"] for turn in pair), message]

@@ -1,12 +1,15 @@
-"""The chat page, a Gradio app, and its API endpoints. static/talk.js draws the conversations."""
+"""The chat page, a Gradio app, and its API endpoints."""
 
+import asyncio
 import errno
 import os
 import random
+import re
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -21,227 +24,407 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import (
     MAX_MESSAGE,
     MAX_REPLIES,
-    SIDES,
     Chat,
-    apply_request,
+    Turn,
     check_message,
     conversation_so_far,
     make_decoding,
     reply_turn,
+    turns_before,
 )
 from dailydialog_gym.chat.guard import LOCAL, Guard
-from dailydialog_gym.chat.trained import TrainedAgent, training_page
+from dailydialog_gym.chat.rollouts import MEASURES, last_iteration, read_rollouts, rollouts_page
+from dailydialog_gym.chat.trained import ORDERS, TrainedAgent, training_page
+from dailydialog_gym.chat.votes import SIDES, Votes
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.text import escape_invisible
 
 STATIC = Path(__file__).parent / "static"
 OPENERS = ["Hi! How are you today?", "What are you doing this weekend?", "Can you help me? I lost my wallet."]
-ACT_WORDS = {"inform": "it informs", "question": "it asks", "directive": "it directs", "commissive": "it commits"}
-BEFORE_AND_AFTER = {"start": "Before training", "trained": "After training"}
-NOTHING_TO_COMPARE = (
-    "There is nothing to compare this agent with: it belongs to no run, so the model that it was trained from is not "
-    "known. Name a model with --baseline, or chat with the agent of a run: --agent runs/NAME"
-)
-NO_RUN = "This agent belongs to no run. Train one with ppo_dialog.py, then: python chat_app.py --agent runs/NAME"
+TINY = 50e6  # parameters
+REFRESH = 10  # seconds between two looks at a run that goes on
+SCROLL_TO_CLOSER = "() => document.querySelector('.closer').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+FOCUS_COMPARE = "() => document.querySelector('#compare-box textarea').focus()"
+NO_RUN = "This agent belongs to no run. Train one with ppo_dialog.py, and choose its run above."
+NO_ROLLOUTS = "The run has logged no replies: it had --log-rollouts 0, or is of an older version."
 # Options of the page's own events: no progress bar, no API endpoint, no limit of events at the same time.
 EVENT_OPTIONS = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
 
-def headline(trained: TrainedAgent, chat: Chat) -> str:
-    agent = chat.trained
-    parameters = sum(p.numel() for p in agent.model.parameters()) / 1e6
-    prompt_format = "Uses DailyDialog's format" if agent.spacing == "spaced" else "Uses ordinary text"
-    prompt_format = "Uses its chat template" if agent.template else prompt_format
-    return (
-        f'<header class="page-head"><h1>Talk with {escape(trained.title)}</h1><p>{escape(trained.story)}</p>'
-        f"<p>{parameters:.1f} million parameters. {prompt_format}; reads the last {agent.context_size} utterances, "
-        f"at most {agent.max_prompt_length} tokens. A message may have {MAX_MESSAGE:,} characters.</p></header>"
-    )
+def html(text: str = "", **options: Any) -> gr.HTML:
+    """HTML of ours. What is not ours in it must be escaped."""
+    return gr.HTML(text, apply_default_css=False, js_on_load=None, **options)
 
 
-def conversation(chat: Chat, empty: str, composer: bool, **kwargs: Any) -> gr.HTML:
-    """A conversation that static/talk.js draws.
+def notice(text: str = "") -> str:
+    return f'<p class="notice" role="status">{escape(text)}</p>'
 
-    Args:
-        chat: the agents.
-        empty: the text of an empty conversation.
-        composer: show the box for messages and the buttons.
-        kwargs: more options of `gr.HTML`.
+
+def sentence(error: Exception) -> str:
+    return f"That did not work: {error}."
+
+
+def literal(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """The turns for `gr.Chatbot`, which would take HTML in them for markup.
+
+    A zero-width non-joiner ends what the parser of HTML takes for the beginning of a tag or of an entity, and leaves
+    it to be shown, copied and edited as text.
     """
+    return [
+        {"role": turn["role"], "content": [{"type": "text", "text": re.sub("([<&])", "\\1\u200c", turn["content"])}]}
+        for turn in turns
+    ]
 
-    def read_act(utterance_and_reply: list[str]) -> str:
-        act, probability = chat.read_act(*utterance_and_reply)
-        return f"The intent model reads: {act} ({ACT_WORDS[act]}), {probability:.0%} sure."
 
-    return gr.HTML(
-        {"turns": []},
-        # Gradio evaluates templates as JavaScript, so a value inside the template would run as code.
-        html_template='<div class="talk"><ol class="talk-list" role="log" tabindex="0" aria-label="Conversation"></ol>'
-        '<div class="talk-foot"></div></div>',
-        js_on_load=(STATIC / "talk.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        server_functions=[read_act] if chat.intent else None,
-        empty=empty,
-        openers=OPENERS if composer else [],
-        limit=MAX_MESSAGE,
-        composer=composer,
-        acts=chat.intent is not None,
-        **kwargs,
+def typed(text: Any) -> str:
+    """A message as it was typed, without the joiners of `literal` that were in the box when it was edited."""
+    return check_message(re.sub("([<&])\u200c", "\\1", text) if isinstance(text, str) else text)
+
+
+def header(choice: TrainedAgent, agent: DialogueAgent) -> str:
+    """What the agent is, in a line, and a note on what it reads and what it can't do."""
+    parameters = sum(p.numel() for p in agent.model.parameters())
+    size = f"{parameters / 1e6:.1f} million parameters"
+    start = f" · from {choice.baseline}" if choice.baseline else ""
+    reads = "DailyDialog's format" if agent.spacing == "spaced" else "plain text"
+    reads = "its chat template" if agent.template else reads
+    limits = "It can be wrong about anything."
+    if parameters < TINY:
+        limits = (
+            "This is a tiny model, GPT-2 small has 124 million. It writes short replies in the manner of everyday "
+            "dialogues, often beside the point. It knows no facts, can't calculate and follows no instructions."
+        )
+    return (
+        f'<div class="about"><span class="about-line">{size}{escape(start)}</span>'
+        '<details><summary aria-label="About this agent" title="About this agent">i</summary>'
+        f'<div class="about-more"><p>{escape(choice.story)}</p><p>{limits}</p>'
+        f"<p>It reads {reads}: the last {agent.context_size} utterances, at most {agent.max_prompt_length} tokens. "
+        f"A message may have {MAX_MESSAGE:,} characters.</p></div></details></div>"
     )
 
 
 def settings_form(agent: DialogueAgent) -> list[gr.components.Component]:
     """The settings in the order of the arguments of `make_decoding`."""
+    gr.Markdown("### Settings of the replies")
     sample = gr.Radio(
         [("Sample", True), ("Greedy (always the most probable token)", False)], value=True, label="Decoding"
     )
-    with gr.Row():
-        temperature = gr.Slider(
-            0.1, 2, 1, step=0.05, label="Temperature", info="Lower: more predictable. Higher: more varied."
-        )
-        top_k = gr.Slider(0, 100, 20, step=1, label="Top-k", info="Only the k most probable tokens. 0: all.")
-        top_p = gr.Slider(
-            0.05,
-            1,
-            1,
-            step=0.05,
-            label="Top-p",
-            info="Only the most probable tokens that reach this probability together.",
-        )
-    with gr.Row():
-        longest = gr.Slider(
-            1,
-            agent.longest_reply,
-            min(agent.max_new_tokens, agent.longest_reply),
-            step=1,
-            label="Longest reply",
-            info=f"In tokens. The agent was trained with at most {agent.max_new_tokens}.",
-        )
-        seed = gr.Textbox(
-            "",
-            max_lines=1,
-            max_length=18,
-            label="Seed",
-            info="Empty: other replies each time. A number: the same replies each time.",
-        )
+    temperature = gr.Slider(
+        0.1, 2, 1, step=0.05, label="Temperature", info="Lower: more predictable. Higher: more varied."
+    )
+    top_k = gr.Slider(0, 100, 20, step=1, label="Top-k", info="Only the k most probable tokens. 0: all.")
+    top_p = gr.Slider(
+        0.05, 1, 1, step=0.05, label="Top-p", info="Only the likeliest tokens that reach this probability together."
+    )
+    seed_info = "Empty: other replies each time. A number: the same replies each time."
+    longest = longest_slider(agent)
+    seed = gr.Textbox("", max_lines=1, max_length=18, label="Seed", info=seed_info)
     return [sample, temperature, top_k, top_p, longest, seed]
 
 
-def chat_tab(chat: Chat, settings: list) -> None:
-    """The tab with one conversation. Every browser session has a conversation of its own."""
-    turns = gr.State([])
-    talk = conversation(chat, "Say something, or begin with one of these.", composer=True)
+def longest_slider(agent: DialogueAgent) -> gr.Slider:
+    info = f"In tokens. The agent was trained with at most {agent.max_new_tokens}."
+    usual = min(agent.max_new_tokens, agent.longest_reply)
+    return gr.Slider(1, agent.longest_reply, usual, step=1, label="Longest reply", info=info)
 
-    unfinished: dict[str, Reply] = {}  # by session
 
-    async def say(event: gr.EventData, session: gr.Request, turns: list[dict], *settings: Any):
-        before = turns
+def conversation(**options: Any) -> gr.Chatbot:
+    """A conversation whose messages are shown as text."""
+    return gr.Chatbot(
+        show_label=False,
+        container=False,
+        render_markdown=False,
+        latex_delimiters=[],
+        allow_tags=False,
+        group_consecutive_messages=False,
+        height="100%",
+        **options,
+    )
+
+
+def composer(label: str, **options: Any) -> gr.Textbox:
+    """The box for messages, with the button that sends."""
+    return gr.Textbox(
+        label=label,
+        show_label=False,
+        container=False,
+        placeholder=f"{label} (Enter sends, Shift+Enter: new line)",
+        lines=1,
+        max_lines=6,
+        submit_btn="Send",
+        elem_classes="composer",
+        **options,
+    )
+
+
+def while_writing(**values: Any) -> gr.Textbox:
+    """The composer with Stop in the place of Send."""
+    return gr.Textbox(submit_btn=False, stop_btn="Stop", **values)
+
+
+def when_done(**values: Any) -> gr.Textbox:
+    return gr.Textbox(submit_btn="Send", stop_btn=False, **values)
+
+
+class Writing:
+    """The replies that the sessions of the page are writing, to stop them.
+
+    Gradio's ``cancels`` does not work here: the last output of the cancelled event may arrive after this event's.
+    """
+
+    def __init__(self):
+        self._replies: dict[str, list[Reply]] = {}
+        self._stopped: set[str] = set()
+
+    @contextmanager
+    def begin(self, session: gr.Request) -> Iterator[Callable[..., None]]:
+        """Within it the session is writing: the replies that `stop` is to stop are passed to the function.
+
+        Raises:
+            ValueError: the session is writing already.
+        """
+        key = session.session_hash
+        if key in self._replies:
+            raise ValueError("a reply is being written")
+        self._replies[key] = []
+
+        def add(*replies: Reply) -> None:
+            self._replies[key] += replies
+            if key in self._stopped:  # before there were replies
+                self._cancel(key)
+
         try:
-            before, message = apply_request(turns, event._data)
-            if message is None:
-                yield before, {"turns": before}
-                return
-            decoding = make_decoding(*settings)
-            question = {"role": "user", "text": message}
-            now = [*before, question, {"role": "agent", "text": ""}]
-            yield now, {"turns": now, "busy": True}
-            reply = await chat.open_reply(chat.trained, conversation_so_far(before, message), decoding)
-            unfinished[session.session_hash] = reply
-            async with aclosing(chat.stream(reply)) as updates:
-                async for _ in updates:
-                    now = [*before, question, reply_turn(chat.trained, reply)]
-                    yield now, {"turns": now, "busy": "pieces" not in now[-1]}
-        except ValueError as error:
-            yield before, {"turns": before, "notice": f"That did not work: {error}."}
+            yield add
         finally:
-            unfinished.pop(session.session_hash, None)
+            del self._replies[key]
+            self._stopped.discard(key)
 
-    def halt(session: gr.Request) -> None:
-        # Gradio's `cancels` does not work here: the last output of the cancelled event may arrive after this event's.
-        if session.session_hash in unfinished:
-            unfinished[session.session_hash].cancel()
+    async def stop(self, session: gr.Request) -> None:
+        """Stop what the session is writing."""
+        if session.session_hash in self._replies:
+            self._stopped.add(session.session_hash)
+            self._cancel(session.session_hash)
 
-    talk.say(say, [turns, *settings], [turns, talk], trigger_mode="once", **EVENT_OPTIONS)
-    talk.halt(halt, **EVENT_OPTIONS)
+    def _cancel(self, key: str) -> None:
+        for reply in self._replies[key]:
+            reply.cancel()
 
 
-def compare_tab(chat: Chat, settings: list) -> None:
-    """The tab where both agents answer one message, side by side, and the user votes for the better reply."""
-    message = gr.Textbox(
-        label="Message for both",
-        placeholder="Both agents answer it, with the same settings.",
-        lines=2,
-        submit_btn="Compare",
-    )
-    blind = gr.Checkbox(
-        True,
-        label="Hide which is which until I have voted",
-        info=f"Votes are saved in {chat.votes}, as preference pairs.",
-    )
-    with gr.Row(elem_classes="panes"):
-        panes = [conversation(chat, "No replies yet.", composer=False, elem_classes="talk-pane") for _ in SIDES]
-    with gr.Row():
-        buttons = [gr.Button(f"{side} is better", interactive=False) for side in ("Left", "Right")]
-    note = gr.HTML(apply_default_css=False)
-    pair = gr.State()
+def chat_tab(chat: Chat, agent: gr.Dropdown, settings: list) -> None:
+    """The tab with one conversation. Every browser session has a conversation of its own."""
+    turns, writing = gr.State([]), Writing()
+    with gr.Row(elem_classes="talk"):
+        with gr.Column(scale=3, min_width=280, elem_classes="talk-main"):
+            talk = conversation(
+                editable="user",
+                buttons=["copy", "copy_all"],
+                placeholder="<h2>Say something</h2><p>Then click on a reply to see its tokens.</p>",
+                examples=[{"text": opener} for opener in OPENERS],
+                elem_classes="talk-list closable",
+            )
+            note = html(notice())
+            box = composer("Your message")
+        with gr.Column(scale=2, min_width=280, visible=False, elem_classes="closer") as closer:
+            close = gr.Button("Close", size="sm", elem_classes="closer-close")
+            look = html()
 
-    def status(text: str) -> str:
-        return f'<p class="page-note" role="status">{escape(text)}</p>'
+    def saying(request: Callable[[Any, list[Turn], str], tuple[list[Turn], Any]], **sent: Any) -> Callable:
+        """A handler that has a message answered. The request gives the turns before the message, and the message.
 
-    def vote_buttons(enabled: bool) -> list[gr.Button]:
-        return [gr.Button(interactive=enabled)] * 2
+        Args:
+            request: of the event's data, the turns and the text in the box.
+            sent: what becomes of the box.
+        """
 
-    def pane_values(talks: list[list[dict]], names: list[str], busy: bool = False) -> list[dict]:
-        return [{"turns": t, "speaker": n, "busy": busy} for t, n in zip(talks, names, strict=True)]
+        async def say(
+            event: gr.EventData, session: gr.Request, text: str, turns: list[Turn], title: str, *settings: Any
+        ):
+            try:
+                with writing.begin(session) as add:
+                    before, message = request(event._data, turns, text)
+                    message, decoding = typed(message), make_decoding(*settings)
+                    before = [*before, {"role": "user", "content": message}]
+                    now = [*before, {"role": "assistant", "content": ""}]
+                    yield now, literal(now), while_writing(**sent), notice()
+                    reply = await chat.open_reply(title, conversation_so_far(before[:-1], message), decoding)
+                    add(reply)
+                    async with aclosing(chat.stream(title, reply)) as updates:
+                        async for _ in updates:
+                            now = [*before, reply_turn(title, chat.agent(title), reply)]
+                            yield gr.skip(), literal(now), gr.skip(), gr.skip()
+                yield now, gr.skip(), when_done(), notice(now[-1].get("note", ""))
+            except ValueError as error:
+                yield turns, literal(turns), when_done(**dict.fromkeys(sent, text)), notice(sentence(error))
 
-    async def compare(message: str, blind: bool, *settings: Any):
+        return say
+
+    def retry(data: Any, turns: list[Turn], text: str) -> tuple[list[Turn], Any]:
+        return turns_before(turns, data["index"], "user"), turns[data["index"]]["content"]
+
+    def undo(event: gr.EventData, turns: list[Turn], text: str):
         try:
-            message = check_message(message)
-            decoding = make_decoding(*settings)
-            sides = random.sample(SIDES, 2) if blind else SIDES
-            names = ("Left", "Right") if blind else [BEFORE_AND_AFTER[side] for side in sides]
-            async with aclosing(chat.stream_both([message], decoding)) as updates:
-                async for replies in updates:
-                    answers = [reply_turn(getattr(chat, side), replies[side]) for side in sides]
-                    busy = any("pieces" not in answer for answer in answers)
-                    for answer in answers:
-                        if busy:  # token probabilities are shown when both replies are done
-                            answer.pop("pieces", None)
-                    talks = [[{"role": "user", "text": message}, answer] for answer in answers]
-                    yield *pane_values(talks, names, busy), *vote_buttons(False), status(""), None
+            before, message = retry(event._data, turns, text)
         except ValueError as error:
-            yield gr.skip(), gr.skip(), *vote_buttons(False), status(f"That did not work: {error}."), None
-            return
-        texts = [answer["text"] for answer in answers]
-        if texts[0] == texts[1]:
-            names = [BEFORE_AND_AFTER[side] for side in sides]
-            text = "Both replies are the same, so there is nothing to vote on."
-            yield *pane_values(talks, names), *vote_buttons(False), status(text), None
-        else:
-            ticket = chat.add_pair([message], dict(zip(sides, texts, strict=True)))
-            question = status("Which reply is better?")
-            yield *pane_values(talks, names), *vote_buttons(True), question, (ticket, sides, talks)
+            return turns, literal(turns), text, notice(sentence(error))
+        return before, literal(before), message, notice()
 
-    def vote(pair: tuple[str, list[str], list], choice: int):
-        ticket, sides, talks = pair
+    def look_closer(event: gr.EventData, turns: list[Turn]):
+        index = event._data["index"]
         try:
-            count = chat.vote(ticket, sides[choice])
+            *before, question = turns_before(turns, index, "assistant")
+            found = chat.look_closer(conversation_so_far(before, question["content"]), turns[index])
+        except ValueError as error:
+            found = notice(sentence(error))
+        return gr.Column(visible=True), found
+
+    inputs, outputs = [box, turns, agent, *settings], [turns, talk, box, note]
+    for event, request, sent in (
+        (box.submit, lambda data, turns, text: (turns, text), {"value": ""}),
+        (talk.example_select, lambda data, turns, text: (turns, data["value"]["text"]), {}),
+        (talk.retry, retry, {}),
+        (talk.edit, lambda data, turns, text: (turns_before(turns, data["index"], "user"), data["value"]), {}),
+    ):
+        event(saying(request, **sent), inputs, outputs, trigger_mode="once", **EVENT_OPTIONS)
+    box.stop(writing.stop, **EVENT_OPTIONS)
+    talk.undo(undo, [turns, box], outputs, **EVENT_OPTIONS)
+    talk.clear(lambda: ([], [], gr.skip(), notice()), None, outputs, **EVENT_OPTIONS)
+    talk.select(look_closer, turns, [closer, look], **EVENT_OPTIONS).then(None, js=SCROLL_TO_CLOSER)
+    close.click(lambda: gr.Column(visible=False), None, closer, **EVENT_OPTIONS)
+
+
+def cards(texts: Sequence[str], names: Sequence[str], better: int | None = None) -> str:
+    """Two replies side by side, with the names of their agents unless they are empty."""
+    found = ""
+    for number, (text, name) in enumerate(zip(texts, names, strict=True)):
+        title = f"Reply {number + 1}" + (f" · {escape(name)}" if name else "")
+        kind = "card better" if number == better else "card"
+        found += f'<article class="{kind}"><h3>{title}</h3><p dir="auto">{escape(text)}</p></article>'
+    return f'<div class="cards">{found}</div>'
+
+
+def two_draws(decoding: Decoding) -> dict[str, Decoding]:
+    """How the two sides decode: with the same settings and different random numbers."""
+    other = random.Random(decoding.seed).getrandbits(32)
+    return dict(zip(SIDES, (decoding, replace(decoding, seed=other)), strict=True))
+
+
+def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> None:
+    """The tab where two agents answer each message, and the conversation goes on with the better reply."""
+    titles = list(chat.choices)
+    turns, pair, writing = gr.State([]), gr.State(), Writing()
+    with gr.Column(elem_classes="talk-main"):
+        with gr.Row(elem_classes="match"):
+            match = [
+                gr.Dropdown(titles, value=title, label=label, filterable=False)
+                for label, title in (("Compare", titles[0]), ("with", titles[min(1, len(titles) - 1)]))
+            ]
+            blind = gr.Checkbox(True, label="Hide which is which until I have voted")
+        rate = html(elem_classes="rate")
+        talk = conversation(
+            buttons=[],
+            placeholder="<h2>Which reply is better?</h2><p>Two agents answer you, or one of them twice. The "
+            f"conversation goes on with the better reply. Votes are saved in {escape(str(votes.path))}.</p>",
+            elem_classes="talk-list",
+        )
+        both = html()
+        with gr.Row(visible=False, elem_classes="verdicts") as verdicts:
+            buttons = {
+                verdict: gr.Button(label, elem_id=f"vote-{key}", size="sm")
+                for verdict, key, label in (
+                    (0, 1, "1 is better"),
+                    (1, 2, "2 is better"),
+                    ("tie", 0, "Tie"),
+                    ("both bad", 3, "Both bad"),
+                )
+            }
+        note = html(notice())
+        box = composer("Your message to both", elem_id="compare-box")
+
+    def results(first: str, second: str) -> str:
+        try:
+            return notice(votes.result(first, second) if first != second else "Two draws of one agent.")
         except (ValueError, OSError) as error:
-            return gr.skip(), gr.skip(), *vote_buttons(False), status(f"That did not work: {error}."), None
-        names = [BEFORE_AND_AFTER[side] for side in sides]
-        text = f"Your vote for “{names[choice].lower()}” is saved: number {count:,} in {chat.votes}."
-        return *pane_values(talks, names), *vote_buttons(False), status(text), None
+            return notice(sentence(error))
 
-    outputs = [*panes, *buttons, note, pair]
-    message.submit(
-        compare, [message, blind, *settings], outputs, api_name="page_compare", trigger_mode="once", **EVENT_OPTIONS
-    )
-    for choice, button in enumerate(buttons):
-        button.click(partial(vote, choice=choice), pair, outputs, **EVENT_OPTIONS)
+    async def compare(
+        session: gr.Request,
+        text: str,
+        turns: list[Turn],
+        pair: Any,
+        first: str,
+        second: str,
+        blind: bool,
+        *settings: Any,
+    ):
+        try:
+            with writing.begin(session) as add:
+                if pair:
+                    raise ValueError("vote on these two replies first")
+                message, decodings = check_message(text), two_draws(make_decoding(*settings))
+                asked = [*turns, {"role": "user", "content": message}]
+                yield gr.skip(), None, literal(asked), cards(["", ""], ["", ""]), while_writing(value=""), notice()
+                agents = dict(zip(SIDES, (first, second), strict=True))
+                sides = random.sample(SIDES, 2) if blind else SIDES
+                names, shown = [agents[side] for side in sides], ["", ""] if blind else [first, second]
+                said = conversation_so_far(turns, message)
+                replies = [await chat.open_reply(agents[side], said, decodings[side]) for side in sides]
+                add(*replies)
+                async with aclosing(chat.stream_both(names, replies)) as updates:
+                    async for _ in updates:
+                        answers = [reply_turn(n, chat.agent(n), r) for n, r in zip(names, replies, strict=True)]
+                        texts = [answer["content"] for answer in answers]
+                        yield *[gr.skip()] * 3, cards(texts, shown), *[gr.skip()] * 2
+            if any(reply.cancelled for reply in replies):
+                stopped = notice("Stopped, so there is nothing to vote on.")
+                yield turns, None, literal(turns), "", when_done(value=text), stopped
+            elif texts[0] == texts[1]:
+                now = [*asked, answers[0]]
+                same = notice("Both replies are the same, so the conversation goes on with it.")
+                yield now, None, literal(now), cards(texts, names), when_done(), same
+            else:
+                about = {side: await asyncio.to_thread(chat.identity, agents[side]) for side in SIDES}
+                both = dict(zip(sides, texts, strict=True))
+                ticket = votes.add_pair(chat.agent(first), about, said, both, decodings, blind)
+                pair = {"ticket": ticket, "sides": sides, "names": names, "answers": answers, "asked": asked}
+                question = notice("Which reply is better? Press 1, 2, 0 for a tie, or 3 if both are bad.")
+                yield gr.skip(), pair, gr.skip(), cards(texts, shown), when_done(interactive=False), question
+        except ValueError as error:
+            yield turns, pair, literal(turns), gr.skip(), when_done(value=text), notice(sentence(error))
+
+    def vote(pair: dict[str, Any] | None, first: str, second: str, verdict: int | str):
+        if pair is None:
+            return [gr.skip()] * 7
+        sides, answers, asked = pair["sides"], pair["answers"], pair["asked"]
+        try:
+            count = votes.vote(pair["ticket"], sides[verdict] if isinstance(verdict, int) else verdict)
+        except (ValueError, OSError) as error:
+            return *[gr.skip()] * 5, notice(sentence(error)), gr.skip()
+        if verdict == "both bad":
+            now, text = asked[:-1], asked[-1]["content"]
+        else:
+            better = verdict if isinstance(verdict, int) else random.randrange(2)
+            now, text = [*asked, answers[better]], ""
+        shown = cards([answer["content"] for answer in answers], pair["names"], verdict if verdict != "tie" else None)
+        saved = notice(f"Saved as number {count:,} in {votes.path}.")
+        return now, None, literal(now), shown, when_done(value=text, interactive=True), saved, results(first, second)
+
+    outputs = [turns, pair, talk, both, box, note]
+    inputs = [box, turns, pair, *match, blind, *settings]
+    box.submit(compare, inputs, outputs, api_name="page_compare", trigger_mode="once", **EVENT_OPTIONS)
+    box.stop(writing.stop, **EVENT_OPTIONS)
+    for verdict, button in buttons.items():
+        cast = partial(vote, verdict=verdict)
+        cast = button.click(cast, [pair, *match], [*outputs, rate], trigger_mode="once", **EVENT_OPTIONS)
+        cast.then(None, js=FOCUS_COMPARE)
+    pair.change(lambda pair: gr.Row(visible=pair is not None), pair, verdicts, **EVENT_OPTIONS)
+    talk.clear(lambda: ([], None, [], "", when_done(interactive=True), notice()), None, outputs, **EVENT_OPTIONS)
+    gr.on([*(choice.change for choice in match), page.load], results, match, rate, **EVENT_OPTIONS)
 
 
-def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
+def add_endpoints(chat: Chat, votes: Votes) -> None:
     """Add the API endpoints `about`, `chat`, `compare` and `vote`, which `gradio_client` can call."""
+    titles = list(chat.choices)
+    default, other = titles[0], titles[min(1, len(titles) - 1)]
 
     def check(message: str, history: Sequence[str], *settings: Any) -> tuple[list[str], Decoding]:
         try:
@@ -251,12 +434,13 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
 
     def about() -> dict:
         """Describe the agent and its limits."""
+        agent = chat.agent(default)
         return {
-            "agent": trained.title,
-            "story": trained.story,
-            "can_compare": chat.start is not None,
-            "context_size": chat.trained.context_size,
-            "longest_reply": chat.trained.longest_reply,
+            "agent": default,
+            "story": chat.default.story,
+            "compared_with": other,
+            "context_size": agent.context_size,
+            "longest_reply": agent.longest_reply,
             "longest_message": MAX_MESSAGE,
         }
 
@@ -273,10 +457,10 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
         """Answer a message. The history holds the utterances before it. Streams the reply so far."""
         utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
         try:
-            reply = await chat.open_reply(chat.trained, utterances, decoding)
-            async with aclosing(chat.stream(reply)) as updates:
+            reply = await chat.open_reply(default, utterances, decoding)
+            async with aclosing(chat.stream(default, reply)) as updates:
                 async for _ in updates:
-                    yield escape_invisible(chat.trained.reply_text(reply.ids))
+                    yield escape_invisible(chat.agent(default).reply_text(reply.ids))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -290,21 +474,26 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
         longest: int = 20,
         seed: int | None = None,
     ) -> dict:
-        """The replies of the agent ("trained") and of the agent before training ("start"), and a ticket for `vote`."""
-        if chat.start is None:
-            raise gr.Error(NOTHING_TO_COMPARE, print_exception=False)
+        """The replies of the agent ("trained") and of what it is compared with ("start"), and a ticket for `vote`."""
         utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
+        agents, decodings = dict(zip(SIDES, (default, other), strict=True)), two_draws(decoding)
         try:
-            async for replies in chat.stream_both(utterances, decoding):
-                texts = {side: reply_turn(getattr(chat, side), reply)["text"] for side, reply in replies.items()}
+            replies = [await chat.open_reply(agents[side], utterances, decodings[side]) for side in SIDES]
+            async with aclosing(chat.stream_both([default, other], replies)) as updates:
+                async for _ in updates:
+                    pass
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return {**texts, "ticket": chat.add_pair(utterances, texts)}
+        turns = {s: reply_turn(agents[s], chat.agent(agents[s]), r) for s, r in zip(SIDES, replies, strict=True)}
+        texts = {side: turn["content"] for side, turn in turns.items()}
+        about = {side: await asyncio.to_thread(chat.identity, agents[side]) for side in SIDES}
+        ticket = votes.add_pair(chat.agent(default), about, utterances, texts, decodings, blind=False)
+        return {**texts, "ticket": ticket}
 
     def vote(ticket: str, preferred: str) -> int:
-        """Vote for the better reply of a `compare`, "trained" or "start". Returns the number of votes."""
+        """Vote on a `compare`: "trained", "start", "tie" or "both bad". Returns the number of votes."""
         try:
-            return chat.vote(ticket, preferred)
+            return votes.vote(ticket, preferred)
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -312,31 +501,93 @@ def add_endpoints(chat: Chat, trained: TrainedAgent) -> None:
         gr.api(function, api_name=name, concurrency_limit=None)
 
 
-def build_page(chat: Chat, trained: TrainedAgent) -> gr.Blocks:
+def training_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:
+    """The tab with the run's curves, scores and samples. Those of a run that goes on are drawn again and again."""
+    runs = {title: choice.run for title, choice in chat.choices.items() if choice.run}
+    with gr.Row(elem_classes="match"):
+        others = gr.Dropdown(list(runs), value=[], multiselect=True, label="Curves of other runs", filterable=False)
+        order = gr.Radio(list(ORDERS.items()), value="", label="Order of the replies")
+    shown, timer = html(), gr.Timer(REFRESH)
+
+    def show(title: str, laid_over: list[str], by: str):
+        run = runs.get(title)
+        if not run:
+            return f'<p class="page-note">{NO_RUN}</p>', gr.Timer(active=False)
+        found = training_page(run, {name: runs[name] for name in laid_over if name != title}, by)
+        return found, gr.Timer(active=not (run / "evaluation.json").exists())
+
+    inputs = [agent, others, order]
+    gr.on(
+        [page.load, agent.input, others.change, order.input, timer.tick], show, inputs, [shown, timer], **EVENT_OPTIONS
+    )
+
+
+def rollouts_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:
+    """The tab that walks through what PPO saw of the run's replies."""
+    with gr.Row(elem_classes="match"):
+        iteration = gr.Slider(1, 2, 1, step=1, label="Iteration")
+        measure = gr.Radio(list(MEASURES.items()), value="advantage", label="Colour of the tokens")
+    groups = html()
+
+    def show(title: str, number: int, by: str) -> str:
+        run = chat.choices[title].run
+        try:
+            found = rollouts_page(read_rollouts(run, number), by) if run else ""
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return notice(f"Cannot read the run's rollouts.jsonl: {error!r}")
+        return found or f'<p class="page-note">{NO_ROLLOUTS if run else NO_RUN}</p>'
+
+    def begin(title: str, by: str):
+        run = chat.choices[title].run
+        last = last_iteration(run) if run else 0
+        return gr.Slider(maximum=max(last, 2), value=max(last, 1)), show(title, last, by)
+
+    iteration.input(show, [agent, iteration, measure], groups, trigger_mode="always_last", **EVENT_OPTIONS)
+    measure.input(show, [agent, iteration, measure], groups, **EVENT_OPTIONS)
+    gr.on([page.load, agent.input], begin, [agent, measure], [iteration, groups], **EVENT_OPTIONS)
+
+
+def build_page(chat: Chat, votes: Path = Path("votes.jsonl")) -> gr.Blocks:
     """The page with its API endpoints.
 
     Args:
-        chat: the agents.
-        trained: the description of the agent, and of the run that trained it.
+        chat: the agents; the default one is loaded.
+        votes: the file to which votes are appended.
     """
-    with gr.Blocks(title=f"Talk with {trained.title}", analytics_enabled=False) as page:
-        gr.HTML(headline(trained, chat), apply_default_css=False)
-        with gr.Accordion("Settings of the replies", open=False, render=False) as settings_accordion:
-            settings = settings_form(chat.trained)
+    default, record = chat.default, Votes(votes)
+    with gr.Blocks(title=f"{default.title} · dailydialog-gym", analytics_enabled=False, fill_height=True) as page:
+        with gr.Row(elem_classes="top"):
+            agent = gr.Dropdown(
+                list(chat.choices),
+                value=default.title,
+                label="Agent",
+                show_label=False,
+                container=False,
+                filterable=False,
+                elem_classes="agent",
+            )
+            about = html(header(default, chat.agent(default.title)))
+        with gr.Sidebar("Settings of the replies", open=False, position="right"):
+            settings = settings_form(chat.agent(default.title))
         with gr.Tabs():
             with gr.Tab("Chat"):
-                chat_tab(chat, settings)
+                chat_tab(chat, agent, settings)
             with gr.Tab("Compare"):
-                if chat.start is None:
-                    gr.HTML(f'<p class="page-note">{NOTHING_TO_COMPARE}</p>', apply_default_css=False)
-                else:
-                    compare_tab(chat, settings)
+                compare_tab(page, chat, record, settings)
             with gr.Tab("Training"):
-                training = gr.HTML(f'<p class="page-note">{NO_RUN}</p>', apply_default_css=False)
-                if trained.run:  # read on every visit, because the run may still go on
-                    page.load(partial(training_page, trained.run), outputs=training, **EVENT_OPTIONS)
-        settings_accordion.render()
-        add_endpoints(chat, trained)
+                training_tab(page, chat, agent)
+            with gr.Tab("Rollouts"):
+                rollouts_tab(page, chat, agent)
+
+        def choose(title: str):
+            try:
+                return header(chat.choices[title], chat.agent(title)), longest_slider(chat.agent(title))
+            except ValueError as error:
+                return notice(sentence(error)), gr.skip()
+
+        agent.input(choose, agent, [about, settings[4]], **EVENT_OPTIONS)
+        page.load(None, js=(STATIC / "keys.js").read_text(encoding="utf-8"))
+        add_endpoints(chat, record)
     return page
 
 
@@ -366,7 +617,13 @@ def make_theme() -> gr.Theme:
 
 
 def launch(
-    page: gr.Blocks, host: str, port: int, share: bool, auth: str | None, root_path: str | None = None, **options: Any
+    page: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    auth: str | None = None,
+    root_path: str | None = None,
+    **options: Any,
 ) -> int:
     """Serve the page.
 
@@ -411,6 +668,7 @@ def launch(
         theme=make_theme(),
         css=(STATIC / "style.css").read_text(encoding="utf-8"),
         footer_links=[],
+        ssr_mode=False,  # a second server in front of this one would hide who asks
         **options,
     )
     return free

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 from html import escape
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from dailydialog_gym.agent import find_agent_folder
-from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean
+from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean, targets_of, title_of
 from dailydialog_gym.reports.tables import score_cells
+from dailydialog_gym.text import escape_invisible
 
 
 @dataclass(frozen=True)
@@ -24,11 +30,12 @@ class TrainedAgent:
     Attributes:
         model: the agent folder, hub id or ``"builtin"`` that `DialogueAgent.load` takes. The folder records what the
             agent was trained with.
-        title: the agent's name on the page.
+        title: the agent's short name on the page.
         story: a sentence that tells where the agent comes from.
         home: the folder where the page keeps the votes.
         run: the folder of the run that trained the agent, None if no run is known.
         baseline: the model that the run started from, None if no run is known.
+        reward_models: the learned rewards of the run, as its flag ``--reward-model`` names them.
     """
 
     model: str
@@ -37,6 +44,7 @@ class TrainedAgent:
     home: Path = Path()
     run: Path | None = None
     baseline: str | None = None
+    reward_models: tuple[str, ...] = ()
 
 
 def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
@@ -52,74 +60,115 @@ def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
     if name is None:
         finished = sorted(runs.glob("*/evaluation.json"), key=lambda path: path.stat().st_mtime)
         if finished:
-            return _of_run(finished[-1].parent, "The newest finished run")
-        return TrainedAgent(
-            "builtin",
-            "the embedded policy",
-            f"There is no finished run in {runs}/ yet, so this is the embedded policy. "
-            "Train your own: python ppo_dialog.py",
-        )
+            return _of_run(finished[-1].parent)
+        agent = find_agent("builtin")
+        return replace(agent, story=f"{agent.story} There is no finished run in {runs}/ yet: python ppo_dialog.py")
     if name == "builtin":
-        return TrainedAgent(name, "the embedded policy", "The policy that comes with the package.")
+        return TrainedAgent(name, "Embedded policy", "The policy that comes with the package.")
     found, _ = find_agent_folder(name)
     folder = Path(found)
     if folder.name == "agent" and (folder.parent / "config.json").exists():
-        return _of_run(folder.parent, "A run")
+        return _of_run(folder.parent)
     if folder.is_dir():
         return TrainedAgent(name, folder.resolve().name, f"The model in {name}.", folder.parent)
     return TrainedAgent(name, name, "A model of the Hugging Face hub.")
 
 
-def _of_run(folder: Path, story: str) -> TrainedAgent:
+def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs")) -> list[TrainedAgent]:
+    """The agents that the page offers, under different titles.
+
+    The first is the default one, the second what it is compared with: the baseline, or the model that its run started
+    from, or else the agent itself. The runs in ``runs``, the newest first, and the embedded policy follow.
+
+    Args:
+        agent: as in `find_agent`.
+        baseline: what the agent is compared with, or None.
+        runs: the folder that holds the run folders.
+
+    Raises:
+        ValueError: the agent or the baseline is not there, or the ``config.json`` of its run can't be read.
+    """
+    first = find_agent(agent, runs)
+    second = find_agent(baseline or first.baseline or first.model)
+    others = []
+    for folder in sorted(runs.glob("*/agent"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(ValueError):  # the run of a broken configuration is not offered
+            others.append(_of_run(folder.parent))
+    offered: dict[str, TrainedAgent] = {}  # by model
+    for each in (first, second, *others, find_agent("builtin")):
+        if each.title in {other.title for other in offered.values()}:
+            each = replace(each, title=f"{each.title} ({each.model})")
+        offered.setdefault(each.model, each)
+    return list(offered.values())
+
+
+def _of_run(folder: Path) -> TrainedAgent:
     try:
-        baseline = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+        flags = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        baseline, rewards = flags["model"], tuple(flags.get("reward_model", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"cannot read {folder}/config.json: expected the flags of a run, with 'model' ({error!r})"
         ) from error
-    story += "" if (folder / "evaluation.json").exists() else " that has not finished"
-    return TrainedAgent(
-        str(folder / "agent"),
-        f"runs/{folder.resolve().name}" if folder.resolve().parent.name == "runs" else str(folder),
-        f"{story}, started from {baseline}.",
-        folder,
-        folder,
-        baseline,
-    )
+    finished = "" if (folder / "evaluation.json").exists() else " It has not finished."
+    name = folder.resolve().name
+    if made := re.fullmatch(r"ppo_dialog(?:_deepspeed)?__(\d+)__(\d{9,10})", name):  # the default name of a run
+        time = datetime.fromtimestamp(int(made[2]))
+        name = f"Run of {time.day} {time:%b %H:%M}, seed {made[1]}"
+    story = f"The agent of the run in {folder}, started from {baseline}.{finished}"
+    return TrainedAgent(str(folder / "agent"), name, story, folder, folder, baseline, rewards)
 
 
-def training_page(run: Path) -> str:
-    """HTML of a run's curves, its score table and its samples. A sentence stands for each file that isn't there yet."""
+ORDERS = {"As in the dialogues": "", "Improved most": "improved", "Worsened most": "worsened"}
+
+
+def training_page(run: Path, others: Mapping[str, Path] = MappingProxyType({}), order: str = "") -> str:
+    """HTML of a run's curves, its score table and its samples. A sentence stands for each file that isn't there yet.
+
+    Args:
+        run: the run's folder.
+        others: by name, the folders of runs whose curves are drawn too.
+        order: of the samples, one of the values of ``ORDERS``.
+    """
     parts = (
-        ("Curves", "metrics.jsonl", _curves),
+        ("Curves", "metrics.jsonl", partial(_curves, others)),
         ("Before and after, in numbers", "evaluation.json", _scores),
-        ("Before and after, in words", "samples.json", _samples),
+        ("Before and after, in words", "samples.json", partial(_samples, order)),
     )
     return "".join(f'<h2 class="run-part">{title}</h2>{_part(run / name, draw)}' for title, name, draw in parts)
 
 
-def _part(path: Path, draw: Callable[[str], str]) -> str:
+def _part(path: Path, draw: Callable[[Path], str]) -> str:
     if not path.exists():
         return f'<p class="page-note">The run has not written {escape(path.name)} yet.</p>'
     try:
-        return draw(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        return draw(path)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
         return f'<p class="page-note">Cannot read {escape(str(path))}: {escape(repr(error))}</p>'
 
 
-def _curves(text: str) -> str:
-    rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # the last may be half written
-    figures = "".join(_curve(rows, key) for key in curve_keys(rows[0]))
-    return (
-        '<p class="page-note">Over the replies trained on. Thin: each iteration; thick: running mean.</p>'
-        f'<div class="run-curves">{figures}</div>'
-    )
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _curve(rows: list[dict[str, float]], key: str) -> str:
-    values = np.array([row[key] for row in rows], dtype=float)
-    label = escape(f"{key}: from {values[0]:.3g} to {running_mean(values)[-1]:.3g}")
-    figure = plot_curves([rows], [key])
+def _curves(others: Mapping[str, Path], path: Path) -> str:
+    runs = {"this run": path, **{name: run / "metrics.jsonl" for name, run in others.items()}}
+    rows = []
+    for each in runs.values():
+        lines = each.read_text(encoding="utf-8").splitlines()
+        rows.append([json.loads(line) for line in lines if line.endswith("}")])  # the last may be half written
+    targets = targets_of(_read(path.with_name("config.json"))) if path.with_name("config.json").exists() else {}
+    figures = "".join(_curve(rows, key, targets) for key in curve_keys(rows[0][0]))
+    legend = "".join(f'<span class="legend c{i % 10}">{escape(name)}</span>' for i, name in enumerate(runs))
+    legend = legend if len(runs) > 1 else ""
+    note = "Over the replies trained on. Thin: each iteration; thick: running mean; dashed: the target of the KL."
+    return f'<p class="page-note">{note} {legend}</p><div class="run-curves">{figures}</div>'
+
+
+def _curve(runs: list[list[dict[str, float]]], key: str, targets: dict[str, float]) -> str:
+    values = np.array([row[key] for row in runs[0]], dtype=float)
+    label = escape(f"{title_of(key)}: from {values[0]:.3g} to {running_mean(values)[-1]:.3g}")
+    figure = plot_curves(runs, [key], compare=True, targets=targets)
     figure.axes[0].set_title("")  # the caption says it
     file = StringIO()
     figure.savefig(file, format="svg", transparent=True)
@@ -133,24 +182,42 @@ def _curve(rows: list[dict[str, float]], key: str) -> str:
     return f"<figure><figcaption>{label}</figcaption>{svg}</figure>"
 
 
-def _scores(text: str) -> str:
+def _scores(path: Path) -> str:
     """The score table with a line for each measure, which is narrow enough for a phone."""
-    header, *lines = zip(*score_cells(json.loads(text)), strict=True)
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in header)
-    body = "".join(
-        f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        for name, *cells in lines
-    )
+    rows, found = _read(path), path.with_name("intervals.json")
+    intervals = _read(found) if found.exists() else {}
+    header, *lines = zip(*score_cells(rows), strict=True)
+    keys = list(next(iter(rows.values())))
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in (*header, "95% interval"))
+    body = ""
+    for key, (name, *cells) in zip(keys, lines, strict=True):
+        before = rows["before"][key]
+        bounds = [f"{bound / before:+.1%}" for bound in intervals.get(key, ()) if before]
+        cells.append(" to ".join(bounds))
+        body += f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+    note = "The interval is that of the change, by bootstrap over the replies, of measures that judge single replies."
     return (
-        f'<div class="run-scroll"><table class="run-table"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="run-scroll" tabindex="0"><table class="run-table"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div><p class="page-note">{note}</p>'
     )
 
 
-def _samples(text: str) -> str:
-    cards = []
-    for sample in json.loads(text):
-        context = "".join(f"<p>{escape(utterance)}</p>" for utterance in sample.pop("context"))
-        replies = "".join(f"<p><strong>{escape(who)}</strong> {escape(reply)}</p>" for who, reply in sample.items())
-        cards.append(f'<div class="run-sample"><blockquote>{context}</blockquote>{replies}</div>')
+def _samples(order: str, path: Path) -> str:
+    cards, samples = [], _read(path)
+    if order:
+        samples.sort(key=lambda sample: sample.get("change", 0.0), reverse=order == "improved")
+    for sample in samples:
+        context = "".join(f"<p>{_text(utterance)}</p>" for utterance in sample["context"])
+        replies = "".join(
+            f'<div><h3>{who}</h3><p dir="auto">{_text(sample[who])}</p></div>' for who in ("before", "after", "people")
+        )
+        change = (
+            f'<p class="hint">METEOR and intent together: {sample["change"]:+.2f}</p>' if "change" in sample else ""
+        )
+        quote = f"<blockquote>{context}</blockquote>"
+        cards.append(f'<article class="run-sample">{quote}<div class="run-replies">{replies}</div>{change}</article>')
     return "".join(cards)
+
+
+def _text(text: str) -> str:
+    return escape(escape_invisible(text))

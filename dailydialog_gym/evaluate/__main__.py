@@ -21,9 +21,9 @@ from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.evaluate.evaluation import Evaluation, FixedReplies, evenly_spread
 from dailydialog_gym.evaluate.metrics import floor_replies
-from dailydialog_gym.evaluate.votes import count_votes, describe_votes
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.reports.tables import table
+from dailydialog_gym.reports.votes import count_votes, describe_votes
 from dailydialog_gym.rewards.intent import IntentMatch
 
 SHAPE = ("context_size", "max_prompt_length", "max_new_tokens")
@@ -81,7 +81,11 @@ class Args:
 
 def main(args: Args) -> None:
     if args.votes:
-        print(describe_votes(count_votes(args.votes)))
+        counts = count_votes(args.votes)
+        if not counts:
+            raise ValueError(f"{args.votes} has no blind vote between two agents")
+        for (first, second), results in counts.items():
+            print(describe_votes(first[:1].upper() + first[1:], second, results))
         return
     if args.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {args.seed}")

@@ -12,6 +12,7 @@ from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.evaluate.metrics import score_replies, score_with_marker
 from dailydialog_gym.rewards.intent import IntentMatch
+from dailydialog_gym.rewards.meteor import meteor
 
 PLAIN = (
     "SacreBLEU in [0, 100], Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches)."
@@ -57,6 +58,12 @@ class Evaluation:
             leave the score ``"intent"`` out.
         keep_eou: score as RL4LMs and OpenRL do, see `dailydialog_gym.evaluate.metrics.score_with_marker`.
         decoding: as in `DialogueAgent.reply`.
+
+    Attributes:
+        prompts, references, replies: the texts.
+        scores: by measure, the score of all replies.
+        by_reply: by measure that judges single replies, ``meteor`` and ``intent``, a list of ``n`` scores.
+        manner: how the replies were made and scored, in words.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class Evaluation:
             self.scores = score_with_marker(self.replies, self.references, ended)
         else:
             self.scores = score_replies(self.replies, self.references)
+        pairs = zip(self.replies, self.references, strict=True)
+        self.by_reply = {"meteor": [meteor(*pair) for pair in pairs]}
         drawing = f"sampled, top-k {decoding.get('top_k') or 'all'}" if decoding.get("sample") else "greedy"
         protocol = PUBLISHED if keep_eou else PLAIN
         self.manner = (
@@ -85,7 +94,10 @@ class Evaluation:
         if intent and acts.any():
             rows = acts.nonzero()[0]
             prompts, replies, references = ([c[i] for i in rows] for c in (self.prompts, self.replies, self.references))
-            self.scores["intent"] = float(intent.match(prompts, replies, acts[rows]).mean())
+            matches = intent.match(prompts, replies, acts[rows])
+            self.scores["intent"] = float(matches.mean())
+            by_row = dict(zip(rows.tolist(), matches.tolist(), strict=True))
+            self.by_reply["intent"] = [by_row.get(row, 0.0) for row in range(len(ids))]  # 0 in a context without acts
             ceiling = intent.match(prompts, references, acts[rows]).mean()
             self.manner += f" The intent model finds the act of {ceiling:.1%} of the reference replies."
 

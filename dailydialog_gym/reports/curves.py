@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # pyplot would need a window system and keep every figure in memory
+
+TITLES = {
+    "charts/episodic_return": "Return",
+    "reward/meteor": "METEOR",
+    "reward/intent": "Intent",
+    "reward/kl": "KL a reply",
+    "metric/kl_per_token": "KL a token",
+    "metric/kl_coef": "KL coefficient",
+}
+
+
+def title_of(key: str) -> str:
+    """What a metric is called above its curve.
+
+    >>> title_of("metric/kl_per_token"), title_of("reward/my_rewards")
+    ('KL a token', 'My rewards')
+    """
+    name = key.partition("/")[2].replace("_", " ")
+    return TITLES.get(key, name[:1].upper() + name[1:])
+
+
+def targets_of(flags: dict[str, Any]) -> dict[str, float]:
+    """The KL divergence at which a run's KL coefficient stays, by the metric that it is a target of.
+
+    Args:
+        flags: the run's flags, as in its ``config.json``.
+    """
+    rules = {"openrl": ("metric/kl_per_token", 0.1), "ziegler": ("reward/kl", 6.0)}
+    if flags.get("kl_rule") not in rules:
+        return {}
+    key, usual = rules[flags["kl_rule"]]
+    return {key: usual if flags.get("kl_target") is None else flags["kl_target"]}
 
 
 def curve_keys(row: dict[str, float]) -> list[str]:
@@ -25,7 +59,12 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     return np.stack(means, axis=-1)
 
 
-def plot_curves(runs: Sequence[Sequence[dict[str, float]]], keys: Sequence[str]) -> Figure:
+def plot_curves(
+    runs: Sequence[Sequence[dict[str, float]]],
+    keys: Sequence[str],
+    compare: bool = False,
+    targets: Mapping[str, float] = MappingProxyType({}),
+) -> Figure:
     """A panel for each metric, over the number of replies trained on.
 
     A thin line is a run's metric in each iteration. The thick line is the running mean; with several runs, it is the
@@ -34,6 +73,8 @@ def plot_curves(runs: Sequence[Sequence[dict[str, float]]], keys: Sequence[str])
     Args:
         runs: the rows of each run's ``metrics.jsonl``, the same number for each.
         keys: the metrics.
+        compare: draw each run's running mean in a colour of its own, ``C0`` and on. The runs may differ in length.
+        targets: by metric, a value that is marked by a dashed line.
     """
     columns = min(3, len(keys))
     lines = -(-len(keys) // columns)
@@ -42,15 +83,19 @@ def plot_curves(runs: Sequence[Sequence[dict[str, float]]], keys: Sequence[str])
     # Margins in inches: a layout engine would draw everything twice to find them
     margins = {"left": 0.7 / width, "right": 1 - 0.2 / width, "bottom": 0.5 / height, "top": 1 - 0.4 / height}
     axes = figure.subplots(lines, columns, squeeze=False, gridspec_kw=margins | {"wspace": 0.25, "hspace": 0.45}).flat
-    episodes = [row["episodes"] for row in runs[0]]
     for axis, key in zip(axes, keys, strict=False):
-        values = np.array([[row[key] for row in run] for run in runs], dtype=float)  # (runs, iterations), None is NaN
-        means = running_mean(values)
-        axis.plot(episodes, values.T, color="black", alpha=0.4, linewidth=0.8)
-        if len(runs) > 1:
-            axis.fill_between(episodes, means.min(0), means.max(0), color="tab:blue", alpha=0.2, linewidth=0)
-        axis.plot(episodes, means.mean(0), color="tab:blue")
-        axis.set(title=key, xlabel="replies")
+        for number, group in enumerate([[run] for run in runs] if compare else [runs]):
+            episodes = [row["episodes"] for row in group[0]]
+            # (runs, iterations); None, and a metric that a run does not have, is NaN
+            values = np.array([[row.get(key) for row in run] for run in group], dtype=float)
+            means = running_mean(values)
+            axis.plot(episodes, values.T, color=f"C{number}" if compare else "black", alpha=0.4, linewidth=0.8)
+            if len(group) > 1:
+                axis.fill_between(episodes, means.min(0), means.max(0), color="C0", alpha=0.2, linewidth=0)
+            axis.plot(episodes, means.mean(0), color=f"C{number}")
+        if key in targets:
+            axis.axhline(targets[key], color="tab:red", linestyle="--", linewidth=1)
+        axis.set(title=title_of(key), xlabel="replies")
         axis.grid(alpha=0.3)
     for axis in axes[len(keys) :]:
         axis.axis("off")

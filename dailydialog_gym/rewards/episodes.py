@@ -112,6 +112,7 @@ def add_score(
 
             - ``reward/<name>``: ``(n,)``, the scores without the weight; of `Scores` the raw ones. Scores per token are
               summed over the reply.
+            - ``token_rewards/<name>``: ``(n, max_new_tokens)``, the weighted scores by token.
             - ``token_rewards``: ``(n, max_new_tokens)``, the distribution of the rewards over the reply's tokens. A
               score of a whole reply belongs to its last token, and so does reward that was not added by this function.
               The sum over a row is the episode's reward.
@@ -125,15 +126,16 @@ def add_score(
     mask, last_token = episodes.reply_mask, episodes.reply_mask.sum(1) - 1
     scores = scorer(episodes)
     raw, paid = scores if isinstance(scores, Scores) else (scores, scores)
-    weighted = weight * _by_token(paid, weight, name, episodes)
+    weighted = weight * by_token(paid, weight, name, episodes)
     token_rewards = np.array(info.get("token_rewards", np.zeros(mask.shape)))
     token_rewards[np.arange(len(episodes)), last_token] += rewards - token_rewards.sum(1)
     token_rewards += weighted
-    raw = _by_token(raw, 1.0, name, episodes).sum(1)
-    return token_rewards.sum(1), {f"reward/{name}": raw, "token_rewards": token_rewards}
+    raw = by_token(raw, 1.0, name, episodes).sum(1)
+    new_info = {f"reward/{name}": raw, f"token_rewards/{name}": weighted, "token_rewards": token_rewards}
+    return token_rewards.sum(1), new_info
 
 
-def _by_token(scores: Any, weight: float, name: str, episodes: Episodes) -> np.ndarray:
+def by_token(scores: Any, weight: float, name: str, episodes: Episodes) -> np.ndarray:
     """``(n, max_new_tokens)``: a scorer's scores, checked; a score of a whole reply belongs to its last token."""
     mask = episodes.reply_mask
     try:

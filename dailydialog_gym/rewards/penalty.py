@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Space
 
 from dailydialog_gym.env.mdp import TokenMDP
 from dailydialog_gym.rewards.coefficients import Coefficient
-from dailydialog_gym.rewards.episodes import Episodes, Scorer, add_score
+from dailydialog_gym.rewards.episodes import Episodes, Scorer, add_score, by_token
 
 
 def add_log_prob(token_space: Space) -> Dict:
@@ -103,6 +103,7 @@ class KLTracker:
         kl, tokens = new_info["reward/kl"], episodes.reply_mask.sum(1)
         self.coefficient.update(kl, tokens, episodes_per_update=len(self._log_probs))
         new_info["log_probs"] = log_probs
+        new_info["ref_log_probs"] = log_probs - by_token(log_ratios, 1.0, "kl", episodes)
         logged_kl = kl if self.estimator == "k1" else _k3(log_ratios, episodes.reply_mask)
         new_info["metric/kl_per_token"] = logged_kl / tokens
         new_info["metric/kl_coef"] = np.full(len(rows), coef)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -23,17 +24,18 @@ from transformers import PreTrainedModel
 
 from dailydialog_gym.agent import AgentRecord, DialogueAgent, save_agent
 from dailydialog_gym.env.samples import Samples
-from dailydialog_gym.env.tokenizer import split_prompt
+from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.memory import keep_freed_memory
-from dailydialog_gym.reports.curves import curve_keys, plot_curves
+from dailydialog_gym.reports.curves import curve_keys, plot_curves, targets_of
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder, write_text
 from dailydialog_gym.runs.fingerprint import changes, fingerprint
 from dailydialog_gym.runs.folder import lock, make_folder
-from dailydialog_gym.runs.samples import markdown_samples, side_by_side
+from dailydialog_gym.runs.rollouts import MAX_BYTES, action_ratios, describe_rollouts
+from dailydialog_gym.runs.samples import intervals, markdown_samples, side_by_side
 
 MAX_BAD_STEPS = 3
 SPACINGS = {"spaced": "spaced like DailyDialog", "ordinary": "ordinary text"}
@@ -51,6 +53,8 @@ class RunArgs:
     """with --resume: go on although the dataset's rows or a model's files are no longer those of the checkpoint"""
     sample_every: int = 10
     """print two replies every so many iterations"""
+    log_rollouts: int = 16
+    """write about so many replies of each iteration, whole groups, to rollouts.jsonl with all numbers by token; or 0"""
     eval_split: str = "test"
     """dataset split of the evaluation before and after training; use validation while you tune"""
     eval_samples: int = 1000
@@ -68,8 +72,10 @@ class RunArgs:
 class Run:
     """The folder ``runs/<name>`` of one training run, its logs, checkpoints and progress bar.
 
-    At the end the folder holds ``config.json``, ``metrics.jsonl`` (a line for each iteration), TensorBoard events,
-    ``checkpoints/``, ``agent/``, ``evaluation.json``, ``samples.json``, ``samples.md`` and ``curves.png``.
+    At the end the folder holds ``config.json``, ``metrics.jsonl`` (a line for each iteration), ``rollouts.jsonl`` (a
+    line for each context of which the replies are logged, see `dailydialog_gym.runs.rollouts`), TensorBoard events,
+    ``checkpoints/``, ``agent/``, ``evaluation.json``, ``intervals.json``, ``samples.json``, ``samples.md`` and
+    ``curves.png``.
 
     Args:
         args: the script's arguments, a dataclass that inherits `RunArgs`.
@@ -97,6 +103,7 @@ class Run:
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None, is_main: bool = True):
         least = {"checkpoint_every": 1, "keep_checkpoints": 1, "sample_every": 1, "eval_samples": 0, "eval_top_k": 0}
+        least["log_rollouts"] = 0
         for flag, number in least.items():
             if getattr(args, flag) < number:
                 raise ValueError(f"--{flag.replace('_', '-')} must be at least {number}, got {getattr(args, flag)}")
@@ -215,6 +222,10 @@ class Run:
             return
         # What a killed run logged after its last checkpoint is logged again
         write_text(self.folder / "metrics.jsonl", "".join(_line(row) for row in self.history))
+        if (rollouts := self.folder / "rollouts.jsonl").exists():
+            with open(rollouts, encoding="utf-8") as file:
+                whole = [line for line in file if line.endswith("\n")]
+            write_text(rollouts, "".join(line for line in whole if json.loads(line)["iteration"] <= self.iteration))
         self._writer = SummaryWriter(self.folder, purge_step=self._episodes + 1)
         self._writer.add_text("config", "\n".join(f"- {key}: {value}" for key, value in asdict(self.args).items()))
         if self.args.track:
@@ -283,6 +294,26 @@ class Run:
         )
         self._bar.update(episodes - self._bar.n)
 
+    def log_rollouts(self, iteration: int, agent: Any, batch: Any, tokenizer: ReplyTokenizer, autocast: Any) -> None:
+        """Write the first groups of a batch to ``rollouts.jsonl``, after the update, up to `MAX_BYTES`.
+
+        Args:
+            iteration, batch, tokenizer: as for `dailydialog_gym.runs.rollouts.describe_rollouts`.
+            agent, autocast: as for `dailydialog_gym.runs.rollouts.action_ratios`.
+        """
+        copies = self.args.replies_per_prompt
+        groups = min(-(-self.args.log_rollouts // copies), len(batch.input_ids) // copies)
+        path = self.folder / "rollouts.jsonl"
+        full = self._broadcast(self.is_main and path.exists() and path.stat().st_size > MAX_BYTES)
+        if not groups or full:
+            return
+        rows = np.arange(groups * copies)
+        ratios = action_ratios(agent, batch, rows, copies, autocast)
+        if self.is_main:
+            lines = describe_rollouts(iteration, batch, rows, copies, ratios, tokenizer)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
     def evaluate(self, policy: PreTrainedModel, samples: Samples, intent: IntentMatch | None) -> Evaluation | None:
         """Evaluate the policy on the samples by the flags of `RunArgs`; None if this isn't the main process."""
         if not self.is_main:
@@ -291,6 +322,9 @@ class Run:
         shape = (args.context_size, args.max_prompt_length, args.max_new_tokens)
         agent = DialogueAgent(policy, samples.tokenizer, *shape, args.spacing)
         ids = evenly_spread(samples, args.eval_samples)
+        tqdm.write(
+            f"evaluate  {len(ids):,} replies of {args.eval_split}, {'after' if self.history else 'before'} training"
+        )
         return Evaluation(agent, samples, ids, intent, sample=True, top_k=args.eval_top_k, seed=args.seed)
 
     def print_samples(self, iteration: int, prompts: Sequence[str], responses: Sequence[str], rewards: Any) -> None:
@@ -355,10 +389,12 @@ class Run:
         write_folder(self.folder / "agent", lambda new: shutil.copytree(last / "agent", new, dirs_exist_ok=True))
         rows = {"before": self.before.scores, "after": after.scores}
         write_text(self.folder / "evaluation.json", json.dumps(rows, indent=2) + "\n")
-        samples = side_by_side(self.before, after)
+        samples, changes = side_by_side(self.before, after), intervals(self.before, after)
+        write_text(self.folder / "intervals.json", json.dumps(changes, indent=2) + "\n")
         write_text(self.folder / "samples.json", json.dumps(samples, indent=2) + "\n")
         write_text(self.folder / "samples.md", markdown_samples(samples))
-        plot_curves([self.history], curve_keys(self.history[0])).savefig(self.folder / "curves.png", dpi=120)
+        curves = plot_curves([self.history], curve_keys(self.history[0]), targets=targets_of(vars(self.args)))
+        curves.savefig(self.folder / "curves.png", dpi=120)
         if self._wandb:
             self._wandb.log({f"eval/{key}": value for key, value in after.scores.items()})
         self._close()

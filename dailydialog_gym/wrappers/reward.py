@@ -16,9 +16,10 @@ from dailydialog_gym.rewards.penalty import KLTracker, add_log_prob
 class ScoreReward(gym.Wrapper):
     """Adds ``weight * scorer(episode)`` to the reward of the step that ends a reply.
 
-    Adds two keys to the info of this step:
+    Adds three keys to the info of this step:
 
     - ``reward/<name>``: float, the score without the weight.
+    - ``token_rewards/<name>``: ``(max_new_tokens,)``, the distribution of the weighted score over the reply's tokens.
     - ``token_rewards``: ``(max_new_tokens,)``, the distribution of the reward over the reply's tokens, from all reward
       wrappers together. Its sum is the reward.
 
@@ -120,6 +121,7 @@ class KLPenalty(ScoreReward):
 
     - ``reward/kl``: float, the sum of the log-ratios over the reply, in nats.
     - ``log_probs``: ``(max_new_tokens,)``, the log-probabilities of the actions, 0 after the end of the reply.
+    - ``ref_log_probs``: ``(max_new_tokens,)``, the reference's log-probabilities of the same tokens.
     - ``metric/kl_per_token``: float, the estimated KL divergence per token, in nats.
     - ``metric/kl_coef``: float, the coefficient of this episode's penalty.
 

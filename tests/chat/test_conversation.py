@@ -1,30 +1,31 @@
 import asyncio
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
 from contextlib import aclosing
-from pathlib import Path
 
-import datasets
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import ROOT
-from transformers import AutoTokenizer
+from served import chat_of
 
 from dailydialog_gym.agent import DialogueAgent, save_agent
+from dailydialog_gym.chat.closer import Token, closer_look, read_tokens, reward_by_token
 from dailydialog_gym.chat.conversation import (
     MAX_MESSAGE,
     Chat,
-    apply_request,
     check_message,
     conversation_so_far,
     make_decoding,
     reply_turn,
+    turns_before,
 )
-from dailydialog_gym.chat.trained import find_agent, training_page
+from dailydialog_gym.chat.trained import TrainedAgent, find_agent, find_agents, training_page
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.models.decoding import Decoding
 from dailydialog_gym.models.loading import load_model
@@ -37,46 +38,46 @@ def agents(tiny_models):
 
 
 @pytest.fixture
-def chat(agents, tmp_path):
-    return Chat(*agents, None, tmp_path / "votes.jsonl")
+def chat(agents):
+    return chat_of(*agents)
+
+
+FIRST, SECOND = "agent 0 <i>", "agent 1 <i>"
 
 
 def user(text):
-    return {"role": "user", "text": text}
+    return {"role": "user", "content": text}
 
 
 def agent(text):
-    return {"role": "agent", "text": text}
+    return {"role": "assistant", "content": text}
 
 
 TALK = [user("Hi"), agent("Hello."), user("How are you?"), agent("Fine.")]
 
 
-def test_what_requests_make_of_a_conversation():
-    assert apply_request(TALK, {"do": "send", "text": " And you? "}) == (TALK, "And you?")
-    assert apply_request(TALK, {"do": "retry"}) == (TALK[:2], "How are you?")
-    assert apply_request(TALK, {"do": "edit", "text": "Who are you?"}) == (TALK[:2], "Who are you?")
-    assert apply_request(TALK, {"do": "undo"}) == (TALK[:2], None)
-    assert apply_request(TALK, {"do": "reset"}) == ([], None)
+def test_the_turns_before_one_that_a_browser_names():
+    assert turns_before(TALK, 2, "user") == TALK[:2]
+    assert turns_before(TALK, 3, "assistant") == TALK[:3]
+    for index, role in (
+        (3, "user"),
+        (4, "user"),
+        (-2, "user"),
+        ("2", "user"),
+        (2.0, "user"),
+        (True, "assistant"),
+        (None, "user"),
+    ):
+        with pytest.raises(ValueError, match="no longer in the conversation"):
+            turns_before(TALK, index, role)
 
 
 @pytest.mark.parametrize(
-    ("turns", "request_", "message"),
-    [
-        (TALK, None, "expected send, edit, retry, undo or reset"),
-        (TALK, "send", "expected send, edit, retry, undo or reset"),
-        (TALK, {}, "expected send, edit, retry, undo or reset"),
-        (TALK, {"do": "sing"}, "expected send, edit, retry, undo or reset"),
-        (TALK, {"do": "send"}, "expected text"),
-        (TALK, {"do": "send", "text": " "}, "the message is empty"),
-        (TALK, {"do": "send", "text": "a" * 1001}, "1,001 characters: expected at most 1,000"),
-        (TALK, {"do": "edit", "text": 1}, "expected text"),
-        ([], {"do": "undo"}, "nothing to undo"),
-    ],
+    ("text", "message"), [(" ", "is empty"), ("a" * 1001, "1,001 characters"), (1, "expected text")]
 )
-def test_an_impossible_request_is_refused(turns, request_, message):
+def test_a_message_that_cannot_be_sent_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        apply_request(turns, request_)
+        check_message(text)
 
 
 def test_the_longest_message_is_accepted():
@@ -109,23 +110,14 @@ REASONABLE = st.tuples(
 )
 
 
-@given(
-    st.lists(st.text(max_size=60), max_size=4),
-    st.dictionaries(st.sampled_from(["do", "text"]), st.sampled_from(["send", "edit", "retry"]) | st.text(), max_size=2)
-    | st.none()
-    | st.integers(),
-    REASONABLE | SETTINGS,
-)
+@given(st.lists(st.text(max_size=60), max_size=4), st.text() | st.none() | st.integers(), REASONABLE | SETTINGS)
 @settings(max_examples=150, deadline=None)
-def test_whatever_people_send_is_answered_or_refused_with_a_sentence(agents, talked, request_, form):
-    """All that the page does except Gradio: any conversation, request and settings give a reply or a ValueError."""
+def test_whatever_people_send_is_answered_or_refused_with_a_sentence(agents, talked, message, form):
+    """All that the page does except Gradio: any conversation, message and settings give a reply or a ValueError."""
     turns = [turn for text in talked for turn in (user(escape_invisible(text)), agent(text))]
     try:
-        before, message = apply_request(turns, request_)
-        decoding = make_decoding(*form)
-        if message is None:
-            return
-        reply = agents[0].open_reply(conversation_so_far(before, message), decoding)
+        message, decoding = check_message(message), make_decoding(*form)
+        reply = agents[0].open_reply(conversation_so_far(turns, message), decoding)
     except ValueError as error:
         assert str(error)
         return
@@ -133,31 +125,31 @@ def test_whatever_people_send_is_answered_or_refused_with_a_sentence(agents, tal
     batch.add([reply])
     while batch.replies:
         batch.step()
-    turn = reply_turn(agents[0], reply)
-    assert escape_invisible(turn["text"]) == turn["text"]
+    turn = reply_turn(FIRST, agents[0], reply)
+    assert escape_invisible(turn["content"]) == turn["content"]
     assert json.dumps(turn, allow_nan=False).encode()
-    assert len(turn["pieces"]) == len(reply.ids) <= decoding.max_new_tokens
+    assert len(turn["ids"]) == len(reply.ids) <= decoding.max_new_tokens
 
 
 def test_twenty_people_at_once_get_their_own_replies(chat):
     async def talk(number):
-        reply = chat.trained.open_reply([f"I am number {number}."], Decoding(sample=True, seed=number))
-        async with aclosing(chat.stream(reply)) as growing:
+        reply = chat.agent(FIRST).open_reply([f"I am number {number}."], Decoding(sample=True, seed=number))
+        async with aclosing(chat.stream(FIRST, reply)) as growing:
             seen = [len(reply.ids) async for _ in growing]
         assert reply.done and seen[-1] == len(reply.ids)
-        return chat.trained.reply_text(reply.ids)
+        return chat.agent(FIRST).reply_text(reply.ids)
 
     async def everybody():
         return await asyncio.gather(*(talk(number) for number in range(20)))
 
-    alone = [chat.trained.chat(f"I am number {n}.", sample=True, seed=n) for n in range(20)]
+    alone = [chat.agent(FIRST).chat(f"I am number {n}.", sample=True, seed=n) for n in range(20)]
     assert asyncio.run(everybody()) == alone
 
 
 def test_leaving_a_stream_frees_the_worker(chat):
     async def leave():
-        reply = chat.trained.open_reply(["Hi!"], Decoding(max_new_tokens=32))
-        async with aclosing(chat.stream(reply)) as growing:
+        reply = chat.agent(FIRST).open_reply(["Hi!"], Decoding(max_new_tokens=32))
+        async with aclosing(chat.stream(FIRST, reply)) as growing:
             await anext(growing)
         return reply
 
@@ -167,120 +159,107 @@ def test_leaving_a_stream_frees_the_worker(chat):
 
 def test_a_reply_that_is_cancelled_ends_its_stream(chat):
     async def cancel_at(count):
-        reply = chat.trained.open_reply(["Hi!"], Decoding(max_new_tokens=32))
+        reply = chat.agent(FIRST).open_reply(["Hi!"], Decoding(max_new_tokens=32))
         if count == 0:
             reply.cancel()
-        async with aclosing(chat.stream(reply)) as growing:
+        async with aclosing(chat.stream(FIRST, reply)) as growing:
             async for _ in growing:
                 if len(reply.ids) >= count:
                     reply.cancel()
-        return reply_turn(chat.trained, reply)
+        return reply_turn(FIRST, chat.agent(FIRST), reply)
 
     for count in (0, 2):
         turn = asyncio.run(cancel_at(count))
-        assert turn["note"] == "Stopped." and len(turn["pieces"]) < 32
+        assert turn["note"] == "Stopped." and len(turn["ids"]) < 32
 
 
 def test_both_agents_answer_and_an_error_is_raised(chat, agents):
     async def last(decoding):
-        async with aclosing(chat.stream_both(["Hi!"], decoding)) as growing:
-            return [replies async for replies in growing][-1]
+        replies = [await chat.open_reply(title, ["Hi!"], decoding) for title in (FIRST, SECOND)]
+        async with aclosing(chat.stream_both((FIRST, SECOND), replies)) as growing:
+            async for _ in growing:
+                pass
+        return replies
 
     replies = asyncio.run(last(Decoding(sample=True, seed=3)))
-    said = [a.reply_text(replies[side].ids) for a, side in zip(agents, ("trained", "start"), strict=True)]
+    said = [a.reply_text(reply.ids) for a, reply in zip(agents, replies, strict=True)]
     assert said == [a.chat("Hi!", sample=True, seed=3) for a in agents]
     with pytest.raises(ValueError, match="max_new_tokens"):
         asyncio.run(last(Decoding(max_new_tokens=10**6)))
 
 
-def test_votes_are_preference_pairs_in_the_training_format(chat):
-    asked = ["Hi!", "Hello.", "It's late, isn't it?"]
-    for preferred in ("trained", "start"):
-        ticket = chat.add_pair(asked, {"trained": "Yes, it is.", "start": "No 你好."})
-        count = chat.vote(ticket, preferred)
-    assert count == 2
-    rows = datasets.load_dataset("json", data_files=str(chat.votes), split="train", cache_dir=str(chat.votes.parent))
-    assert rows[0] == {
-        "prompt": "Hi ! <EOU> Hello . <EOU> It's late , isn't it ? <EOU>",
-        "chosen": " Yes , it is . <EOU>",
-        "rejected": " No 你好 . <EOU>",
-        "preferred": "trained",
-    }
-    assert (rows[1]["chosen"], rows[1]["rejected"]) == (rows[0]["rejected"], rows[0]["chosen"])
+def test_an_agent_is_loaded_when_it_is_first_asked_for_and_once(agents):
+    loaded = []
+    choices = [TrainedAgent(name, name, "") for name in ("a", "b")]
+    chat = Chat(choices, lambda choice: loaded.append(choice.title) or agents[0])
+    assert chat.agent("b") is chat.agent("b") is agents[0] and loaded == ["b"]
+    for title in ("/etc/passwd", None):
+        with pytest.raises(ValueError, match="there is no agent"):
+            chat.agent(title)
 
 
-def test_votes_of_an_agent_with_a_template_are_messages(chat, monkeypatch):
-    monkeypatch.setattr(chat.trained, "template", AutoTokenizer.from_pretrained(ASSETS / "policy"))
-    monkeypatch.setattr(chat.trained, "spacing", "ordinary")  # as of an instruct model
-    chat.vote(chat.add_pair(["Hi!"], {"trained": "Yes.", "start": "No."}), "trained")
-    row = json.loads(chat.votes.read_text(encoding="utf-8"))
-    assert row["prompt"] == [{"role": "user", "content": "Hi!"}]
-    assert row["chosen"] == [{"role": "assistant", "content": "Yes."}]
+def test_the_identity_of_an_agent_changes_with_its_weights(tiny_models):
+    models = [DialogueAgent.load(tiny_models["gpt2"]) for _ in range(3)]
+    next(models[2].model.parameters()).data[0] += 1
+    first, same, other = (chat_of(model).identity(FIRST) for model in models)
+    assert first == same == {"name": FIRST, "model": "0", "revision": first["revision"]}
+    assert first["revision"] != other["revision"]
 
 
-def test_a_vote_counts_once_and_for_one_of_the_two(chat):
-    ticket = chat.add_pair(["Hi!"], {"trained": "Yes.", "start": "No."})
-    with pytest.raises(ValueError, match="expected 'trained' or 'start'"):
-        chat.vote(ticket, "both")
-    chat.vote(ticket, "trained")
-    for used in (ticket, "guessed", None, ["x"]):
-        with pytest.raises(ValueError, match="voted on already"):
-            chat.vote(used, "trained")
-    assert len(chat.votes.read_text(encoding="utf-8").splitlines()) == 1
+def test_the_tokens_of_a_reply_have_the_probabilities_that_they_were_drawn_with(agents):
+    for one in agents:
+        reply = one.open_reply(["Hi!", "Hello."], Decoding(sample=True, seed=4))
+        batch = one.decoding_batch()
+        batch.add([reply])
+        while batch.replies:
+            batch.step()
+        tokens = read_tokens(one, reply.prompt_ids, reply.ids)
+        assert [token.probability for token in tokens] == pytest.approx(reply.probabilities, abs=1e-5)
+        for token in tokens:
+            shares = [share for _, share in token.likeliest]
+            assert len(shares) == 5 and shares == sorted(shares, reverse=True) and shares[0] >= token.probability - 1e-6
+        assert read_tokens(one, reply.prompt_ids, []) == []
 
 
-WORKING = b'{"prompt": "a"}\n'
-FILES = {
-    "none": (None, b"", 1),
-    "empty": (b"", b"", 1),
-    "whole lines": (WORKING * 2, WORKING * 2, 3),
-    "half a line": (WORKING + b'{"prompt": "b', WORKING + b'{"prompt": "b\n', 3),
-    "no text": (b"\xff\xfe\x00" * 9, b"\xff\xfe\x00" * 9 + b"\n", 2),
-}
+def test_the_rewards_of_the_tokens_sum_to_that_of_the_reply(agents):
+    class ByLength:
+        def scores(self, contexts, replies):
+            assert contexts == [["Hi!"]] * len(replies)
+            return np.array([len(reply) for reply in replies], float)
+
+    ids = agents[0].open_reply(["Hi!"], Decoding()).prompt_ids[:3]
+    rewards = reward_by_token(ByLength(), agents[0], ["Hi!"], ids)
+    assert rewards.shape == (3,) and rewards.sum() == len(agents[0].reply_text(ids))
 
 
-@pytest.mark.parametrize("kind", FILES)
-def test_a_vote_is_a_line_of_its_own_whatever_is_before_it(chat, kind):
-    before, kept, count = FILES[kind]
-    if before is not None:
-        chat.votes.write_bytes(before)
-    ticket = chat.add_pair(["Hello ."], {"start": "Hi .", "trained": "Bye ."})
-    assert chat.vote(ticket, "start") == count
-    content = chat.votes.read_bytes()
-    assert content.startswith(kept)
-    assert json.loads(content[len(kept) :])["chosen"] == " Hi . <EOU>"
+def test_the_closer_look_at_a_reply_is_text():
+    token = Token("<b>", 0.5, [("<i>", 0.5)] * 5)
+    html = closer_look([token], {"<u>": np.array([0.25])}, ("question", 0.9))
+    assert not {"<b>", "<i>", "<u>"} & set(re.findall("<[biu]>", html))
+    assert all(text in html for text in ("50%", "+0.25", "question (it asks), 90% sure"))
 
 
-def test_a_vote_that_could_not_be_written_can_be_repeated(chat, tmp_path):
-    votes = chat.votes
-    ticket = chat.add_pair(["Hello ."], {"start": "Hi .", "trained": "Bye ."})
-    for path in ("/dev/full", tmp_path / "no" / "folder", tmp_path):
-        chat.votes = Path(path)
-        with pytest.raises(OSError, match=r"No space|No such file|Is a directory"):
-            chat.vote(ticket, "start")
-    chat.votes = votes
-    assert chat.vote(ticket, "start") == 1
-
-
-def test_the_intent_model_reads_the_reply_after_the_message(agents, intent, tmp_path, monkeypatch):
+def test_the_intent_model_reads_the_reply_after_the_message(agents, intent, monkeypatch):
     read = []
     classify = intent.classify
     monkeypatch.setattr(intent, "classify", lambda texts: read.extend(texts) or classify(texts))
-    act, probability = Chat(*agents, intent, tmp_path).read_act("Where's he?", "At home, I think.")
+    turn = {"agent": FIRST, "content": "At home, I think.", "prompt_ids": [1], "ids": [2]}
+    assert "The intent model reads" in chat_of(*agents, intent=intent).look_closer(["Where's he?"], turn)
     assert read == ["Where's he ? At home , I think ."]
-    assert act in ("inform", "question", "directive", "commissive") and 0.25 <= probability <= 1
 
 
 def make_run(folder, finished=True, model="builtin"):
     (folder / "agent").mkdir(parents=True)
     save_agent(load_model("builtin"), "builtin", folder / "agent")
-    flags = {"model": model, "context_size": 3, "max_prompt_length": 64, "max_new_tokens": 12}
+    flags = {"model": model, "context_size": 3, "max_prompt_length": 64, "max_new_tokens": 12, "kl_rule": "openrl"}
     (folder / "config.json").write_text(json.dumps(flags), encoding="utf-8")
     rows = [{"episodes": 64 * i, "charts/episodic_return": 0.1 * i, "reward/meteor": 0.1} for i in range(1, 4)]
+    rows = [row | {"metric/kl_per_token": 0.01} for row in rows]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"episodes": 25', encoding="utf-8")
     if finished:
         scores = {"before": {"meteor": 0.125, "length": 9.0}, "after": {"meteor": 0.25, "length": 8.0}}
         (folder / "evaluation.json").write_text(json.dumps(scores), encoding="utf-8")
+        (folder / "intervals.json").write_text('{"meteor": [0.1, 0.15]}', encoding="utf-8")
         sample = {"context": ["Hi <b>"], "before": "*No* .", "after": "<i>Yes</i> .", "people": "Ok"}
         (folder / "samples.json").write_text(json.dumps([sample]), encoding="utf-8")
     return folder
@@ -289,15 +268,30 @@ def make_run(folder, finished=True, model="builtin"):
 def test_agents_are_found_by_run_agent_folder_and_name(tmp_path):
     runs = tmp_path / "runs"
     assert find_agent(None, runs).model == "builtin"
-    old, new = make_run(runs / "old"), make_run(runs / "new")
+    old, new = make_run(runs / "old"), make_run(runs / "ppo_dialog__3__1795692409")
     make_run(runs / "unfinished", finished=False)
     os.utime(old / "evaluation.json", (1, 1))
     newest = find_agent(None, runs)
     assert (newest.run, newest.model, newest.baseline) == (new, str(new / "agent"), "builtin")
+    assert newest.title.endswith(", seed 3") and "ppo_dialog" not in newest.title
     assert find_agent(str(old)).run == find_agent(str(old / "agent")).run == old
     assert "not finished" in find_agent(str(runs / "unfinished")).story
     assert find_agent(str(ASSETS / "policy")).run is None
     assert find_agent("gpt2").model == "gpt2"
+
+
+def test_the_page_offers_the_agent_its_start_the_runs_and_the_embedded_policy(tmp_path):
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    first, same_name = make_run(runs / "a", model=str(ASSETS / "policy")), make_run(elsewhere / "a")
+    make_run(runs / "broken") / "config.json"
+    (runs / "broken" / "config.json").write_text("{", encoding="utf-8")
+    offered = find_agents(str(same_name), None, runs)
+    assert [agent.model for agent in offered] == [str(same_name / "agent"), "builtin", str(first / "agent")]
+    assert len({agent.title for agent in offered}) == 3
+    offered = find_agents(str(first), None, runs)
+    assert [agent.model for agent in offered] == [str(first / "agent"), str(ASSETS / "policy"), "builtin"]
+    offered = find_agents("builtin", "gpt2", runs)
+    assert [agent.model for agent in offered] == ["builtin", "gpt2", str(first / "agent")]
 
 
 def test_a_run_without_an_agent_or_with_a_broken_configuration_is_a_clear_error(tmp_path):
@@ -312,10 +306,21 @@ def test_a_run_without_an_agent_or_with_a_broken_configuration_is_a_clear_error(
 
 def test_the_training_page_shows_a_run_as_text(tmp_path):
     html = training_page(make_run(tmp_path / "run"))
-    assert "charts/episodic_return: from 0.1 to 0.3" in html
-    assert "<td>0.1250</td><td>0.2500</td><td>+100.0%</td>" in html
+    assert "Return: from 0.1 to 0.3" in html
+    assert "<td>0.1250</td><td>0.2500</td><td>+100.0%</td><td>+80.0% to +120.0%</td>" in html
+    assert "stroke-dasharray" in html  # the target of the KL
     assert "Hi &lt;b&gt;" in html and "&lt;i&gt;Yes&lt;/i&gt; ." in html and "*No*" in html
     assert "<b>" not in html
+
+
+def test_samples_are_sorted_by_their_change_and_other_runs_are_laid_over(tmp_path):
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
+    sample = {"context": ["Hi"], "before": "b", "after": "a", "people": "p"}
+    samples = [{**sample, "after": f"number {change}", "change": change} for change in (0.1, -0.5, 0.7)]
+    (run / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
+    for order, expected in (("", "0.1 -0.5 0.7"), ("improved", "0.7 0.1 -0.5"), ("worsened", "-0.5 0.1 0.7")):
+        assert " ".join(re.findall(r"number ([\d.-]+)", training_page(run, order=order))) == expected
+    assert "<u>" not in training_page(run, {"<u>": other}) and "&lt;u&gt;" in training_page(run, {"<u>": other})
 
 
 def test_the_training_page_tells_what_is_not_there_yet(tmp_path):

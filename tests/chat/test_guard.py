@@ -8,15 +8,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from gradio_client import Client
-from served import Served
+from served import Served, chat_of
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat import conversation, guard
-from dailydialog_gym.chat.conversation import Chat
 from dailydialog_gym.chat.page import free_port, launch
-from dailydialog_gym.chat.trained import TrainedAgent
-
-ABOUT = TrainedAgent("builtin", "it", "It.")
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +22,15 @@ def agent():
 
 @pytest.fixture(scope="module")
 def served(agent, tmp_path_factory):
-    served = Served(Chat(agent, None, None, tmp_path_factory.mktemp("votes") / "votes.jsonl"), ABOUT)
+    served = Served(chat_of(agent), tmp_path_factory.mktemp("votes") / "votes.jsonl")
     yield served
     served.page.close()
 
 
 @pytest.fixture(scope="module")
 def behind_proxy(agent, tmp_path_factory):
-    chat = Chat(agent, None, None, tmp_path_factory.mktemp("votes") / "votes.jsonl")
-    served = Served(chat, ABOUT, root_path="https://talk.example.org/chat")
+    votes = tmp_path_factory.mktemp("votes") / "votes.jsonl"
+    served = Served(chat_of(agent), votes, root_path="https://talk.example.org/chat")
     yield served
     served.page.close()
 
@@ -119,7 +115,7 @@ def test_a_broken_body_is_not_logged_at_length(served, capfd):
 
 
 def test_a_password_cannot_be_guessed_quickly(agent, tmp_path):
-    served = Served(Chat(agent, None, None, tmp_path / "votes.jsonl"), ABOUT, auth="me:sec:ret")
+    served = Served(chat_of(agent), tmp_path / "votes.jsonl", auth="me:sec:ret")
 
     async def guess() -> list[int]:
         async with httpx.AsyncClient(timeout=60) as client:
@@ -190,7 +186,7 @@ def test_a_listener_may_wait_longer_than_that(served, monkeypatch):
     served.delay = 0.1
     answer = Client(served.url, verbose=False).predict("How are you?", longest=15, sample=False, api_name="/chat")
     served.delay = 0.0
-    assert answer == served.chat.trained.chat("How are you?", max_new_tokens=15)
+    assert answer == served.agent.chat("How are you?", max_new_tokens=15)
 
 
 def test_too_many_replies_at_once_are_refused_with_a_sentence(served, monkeypatch):

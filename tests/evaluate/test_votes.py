@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dailydialog_gym.evaluate import __main__ as evaluate
-from dailydialog_gym.evaluate.votes import count_votes
+from dailydialog_gym.reports.votes import count_votes
 
 
 def write(path: Path, *results: str) -> Path:
@@ -22,10 +22,17 @@ def test_the_command_prints_the_win_rate_with_its_interval(tmp_path, capsys):
     )
 
 
+def test_only_blind_votes_between_two_agents_count(tmp_path):
+    names = {"trained": {"name": "a"}, "start": {"name": "a"}}
+    rows = [{"preferred": "start", "blind": False}, {"preferred": "start", **names}]
+    (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="has no blind vote between two agents"):
+        evaluate.main(evaluate.Args(votes=tmp_path / "votes.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no vote"),
         ("{\n", "line 1: expected .*, got '{"),
         ('{"preferred": "start"}\n{}\n', "line 2: expected .*preferred"),
         ('{"preferred": "left"}\n', "line 1: 'preferred' is 'left': expected trained, start, tie"),

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from dailydialog_gym.chat.conversation import Chat
+from dailydialog_gym.chat.votes import Votes
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.dialogues import load_dialogues
+from dailydialog_gym.models.decoding import Decoding
 from dailydialog_gym.recipes import pairs as pairs_recipe
 from dailydialog_gym.recipes import reward
 from dailydialog_gym.recipes.reward import Pair, loss_of, read_pairs, scores, split_pairs
@@ -180,13 +181,15 @@ def test_a_line_that_is_no_pair_is_named(tmp_path, line):
 def test_the_page_s_votes_are_read(tmp_path):
     from dailydialog_gym.agent import DialogueAgent
 
-    agent = DialogueAgent.load("builtin")
-    chat = Chat(agent, agent, None, tmp_path / "votes.jsonl")
-    ticket = chat.add_pair(["Hello!", "Hi.", "It's late, isn't it?"], {"trained": "Yes, it is.", "start": "I see."})
-    chat.vote(ticket, "start")
-    assert read_pairs(str(chat.votes)) == [
-        Pair(("Hello !", "Hi .", "It's late , isn't it ?"), "I see .", "Yes , it is .", 1.0, 0.0, None)
-    ]
+    votes, asked = Votes(tmp_path / "votes.jsonl"), ["Hello!", "Hi.", "It's late, isn't it?"]
+    names, decodings = (dict.fromkeys(("trained", "start"), value) for value in ({"name": "it"}, Decoding()))
+    for verdict in ("start", "tie", "both bad"):
+        replies = {"trained": "Yes, it is.", "start": "I see."}
+        ticket = votes.add_pair(DialogueAgent.load("builtin"), names, asked, replies, decodings, blind=True)
+        votes.vote(ticket, verdict)
+    context = ("Hello !", "Hi .", "It's late , isn't it ?")
+    tie = Pair(context, "Yes , it is .", "I see .", 0.5, 0.0, None)
+    assert read_pairs(str(votes.path)) == [Pair(context, "I see .", "Yes , it is .", 1.0, 0.0, None), tie, tie]
 
 
 def test_held_out_contexts_are_never_trained_on():

@@ -8,7 +8,8 @@ import pytest
 from paths import ROOT
 
 from dailydialog_gym.evaluate import score_replies
-from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean
+from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean, targets_of
+from dailydialog_gym.reports.intervals import bootstrap_difference
 from dailydialog_gym.reports.tables import LABELS, score_cells
 
 ROW = {"episodes": 8, "charts/episodic_return": 0.5, "charts/FPS": 9.0, "reward/meteor": 0.1, "metric/kl_coef": 0.2}
@@ -38,13 +39,34 @@ def test_curves_have_a_panel_for_each_key_and_the_mean_over_the_runs(seeds):
     keys = curve_keys(ROW)
     assert keys == ["charts/episodic_return", "reward/meteor", "metric/kl_coef"]
     panels = plot_curves(runs, keys).axes
-    assert [panel.get_title() for panel in panels] == keys
+    assert [panel.get_title() for panel in panels] == ["Return", "METEOR", "KL coefficient"]
     *raw, mean = panels[1].lines
     assert len(raw) == seeds and len(panels[1].collections) == (seeds > 1)
     values = np.array([[row["reward/meteor"] for row in run] for run in runs], float)
     np.testing.assert_array_equal(mean.get_ydata(), running_mean(values).mean(0))
     assert np.isnan(mean.get_ydata()).sum() == 4  # a number that isn't finite leaves a gap as wide as the window
     np.testing.assert_array_equal(mean.get_xdata(), [row["episodes"] for row in runs[0]])
+
+
+def test_runs_of_different_lengths_are_compared_and_a_target_is_marked():
+    runs = [[ROW | {"episodes": 8 * i} for i in range(1, length)] for length in (5, 9)]
+    del runs[1][0]["reward/meteor"]
+    targets = targets_of({"kl_rule": "openrl", "kl_target": None})
+    assert targets == {"metric/kl_per_token": 0.1} and targets_of({"kl_rule": "fixed", "kl_target": 1.0}) == {}
+    assert targets_of({"kl_rule": "ziegler", "kl_target": 3.0}) == {"reward/kl": 3.0}
+    (panel,) = plot_curves(runs, ["reward/meteor"], compare=True, targets={"reward/meteor": 0.3}).axes
+    assert [line.get_color() for line in panel.lines] == ["C0", "C0", "C1", "C1", "tab:red"]
+    assert [len(line.get_xdata()) for line in panel.lines[:4]] == [4, 4, 8, 8]
+
+
+def test_the_bootstrap_interval_covers_the_true_change_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        before, after = rng.normal(size=(2, 60))
+        low, high = bootstrap_difference(before, after + 0.5, resamples=400, seed=trial)
+        covered += low < 0.5 < high
+    assert 180 <= covered <= 198
 
 
 def test_the_training_tab_needs_none_of_the_training_libraries():
