@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import Literal
 
 import numpy as np
@@ -208,9 +207,8 @@ def checkouts(revisions: tuple[str, ...], folder: Path) -> Iterator[list[Path]]:
     trees = [folder / f"revision-{i}" for i in range(len(revisions))]
     try:
         for tree, revision in zip(trees, revisions, strict=True):
-            subprocess.run(
-                ["git", "-C", HERE, "worktree", "add", "--detach", tree, revision], check=True, stdout=DEVNULL
-            )
+            command = ["git", "-C", HERE, "worktree", "add", "--quiet", "--detach", tree, revision]
+            subprocess.run(command, check=True)
         yield trees
     finally:
         for tree in filter(Path.exists, trees):
