@@ -1,4 +1,4 @@
-"""PPO on dialogue: tokens a second of ppo_dialog.py, of a per-token loop in OpenRL's manner, and of TRL's PPO trainer.
+"""PPO on dialogue: tokens a second of ppo_dialog.py, of a per-token loop in OpenRL's manner, and of TRL's trainers.
 
     python benchmarks/ppo_speed.py                                   # the embedded model, some minutes
     python benchmarks/ppo_speed.py --models gpt2-small --precisions fp32 --trl-python trl_venv/bin/python
@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import Literal
 
 import numpy as np
@@ -45,14 +44,14 @@ AMP = {"fp32": None, "amp": "bfloat16", "fp16": "float16"}  # by precision, the 
 class Args:
     models: tuple[str, ...] = ("builtin",)
     """"builtin"; "gpt2-small", its 124 million parameters drawn at random; or a causal language model's folder"""
-    contestants: tuple[Literal["ours", "per-token", "trl"], ...] = ("ours", "per-token", "trl")
-    """ppo_dialog.py; the per-token loop in OpenRL's manner; TRL, where it is installed"""
+    contestants: tuple[Literal["ours", "per-token", "trl", "trl-grpo", "trl-rloo"], ...] = ("ours", "per-token", "trl")
+    """ppo_dialog.py; the per-token loop in OpenRL's manner; TRL's PPO, and its current GRPO and RLOO"""
     precisions: tuple[Literal["fp32", "amp", "fp16"], ...] = ("fp32",)
     """float32; "amp", automatic mixed precision with bfloat16; or, of ppo_dialog.py alone, "fp16", with float16"""
     critics: tuple[Literal["separate", "shared"], ...] = ("separate", "shared")
     """of ppo_dialog.py; the others' are separate"""
     replies_per_prompt: tuple[int, ...] = (1, 4, 8)
-    """of ppo_dialog.py; the others can't share a context"""
+    """of ppo_dialog.py, and those from 2 on of TRL's GRPO and RLOO; the others can't share a context"""
     compiled: bool = False
     """ppo_dialog.py with the first of these once more, with --compile"""
     rollouts: tuple[int, ...] = ()
@@ -73,6 +72,8 @@ class Args:
     """the classifier of ppo_dialog.py and of the per-token loop"""
     trl_python: str = sys.executable
     """a Python that has trl 1.12.0, torch and transformers, where it isn't this one"""
+    trl_now_python: str = sys.executable
+    """the same with trl 1.16.0, for GRPO and RLOO"""
     revisions: tuple[str, ...] = ()
     """older revisions of this project to run as well, whose ppo_dialog.py takes turns with this one's"""
     rounds: int = 1
@@ -101,6 +102,12 @@ def contestants(args: Args) -> list[Contestant]:
             found.append(Contestant("per_token.py", f"per-token loop in OpenRL's manner, {precision}", amp))
         if "trl" in args.contestants:
             found.append(Contestant("trl_ppo.py", f"TRL, {precision}", amp))
+        for algorithm in ("grpo", "rloo"):
+            for copies in args.replies_per_prompt if f"trl-{algorithm}" in args.contestants else ():
+                if copies > 1:
+                    settings = {**amp, "replies_per_prompt": copies, "algorithm": algorithm}
+                    label = f"TRL's {algorithm.upper()}, {precision}, K={copies}"
+                    found.append(Contestant("trl_groups.py", label, settings))
         if "ours" in args.contestants:
             for critic in args.critics:
                 for copies in args.replies_per_prompt:
@@ -135,7 +142,7 @@ def describe_job(args: Args, model: str) -> dict:
     wanted = args.num_envs * args.iterations
     sample_ids = np.resize(np.random.default_rng(0).permutation(len(samples)), wanted)  # repeated if there are fewer
     stop_ids = samples.tokenizer.encode([" <EOU>"])[0]
-    if "trl" in args.contestants and len(stop_ids) > 1:
+    if any(name.startswith("trl") for name in args.contestants) and len(stop_ids) > 1:
         raise SystemExit(f"{model}: TRL stops at one token, but <EOU> is {len(stop_ids)}; leave trl out")
     settings = {key: getattr(args, key) for key in ("dataset", "context_size", "num_envs", "num_minibatches")}
     return {
@@ -151,8 +158,22 @@ def describe_job(args: Args, model: str) -> dict:
     }
 
 
-def has_trl(python: str) -> bool:
-    return subprocess.run([python, "-c", "import trl.experimental.ppo"], capture_output=True).returncode == 0
+def pythons(args: Args) -> dict[str, str]:
+    """The Python of each script."""
+    found = {"ours.py": sys.executable, "per_token.py": sys.executable}
+    return found | {"trl_ppo.py": args.trl_python, "trl_groups.py": args.trl_now_python}
+
+
+def without_trl(todo: list[Contestant], args: Args) -> list[Contestant]:
+    """What is to run without the contestants whose TRL is not installed."""
+    for script, what, version in (("trl_ppo.py", "experimental.ppo", "1.12.0"), ("trl_groups.py", "trainer", "1.16.0")):
+        python = pythons(args)[script]
+        if any(each.script == script for each in todo):
+            done = subprocess.run([python, "-c", f"import trl.{what}"], capture_output=True)
+            if done.returncode:
+                print(f"{script} is left out: {python} can't import trl.{what} (pip install trl=={version})\n")
+                todo = [each for each in todo if each.script != script]
+    return todo
 
 
 def run(contestant: Contestant, job: dict, args: Args, folder: Path) -> dict | None:
@@ -161,7 +182,7 @@ def run(contestant: Contestant, job: dict, args: Args, folder: Path) -> dict | N
     files["job"].write_text(
         json.dumps({**job, **contestant.settings, "result": str(files["result"])}), encoding="utf-8"
     )
-    python = args.trl_python if contestant.script == "trl_ppo.py" else sys.executable
+    python = pythons(args)[contestant.script]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
     if python == sys.executable:
         environment["PYTHONPATH"] = os.pathsep.join([str(contestant.root), *filter(None, [os.getenv("PYTHONPATH")])])
@@ -208,9 +229,8 @@ def checkouts(revisions: tuple[str, ...], folder: Path) -> Iterator[list[Path]]:
     trees = [folder / f"revision-{i}" for i in range(len(revisions))]
     try:
         for tree, revision in zip(trees, revisions, strict=True):
-            subprocess.run(
-                ["git", "-C", HERE, "worktree", "add", "--detach", tree, revision], check=True, stdout=DEVNULL
-            )
+            command = ["git", "-C", HERE, "worktree", "add", "--quiet", "--detach", tree, revision]
+            subprocess.run(command, check=True)
         yield trees
     finally:
         for tree in filter(Path.exists, trees):
@@ -239,10 +259,7 @@ def machine(threads: int) -> str:
 
 def main(args: Args) -> None:
     transformers.utils.logging.disable_progress_bar()
-    todo = contestants(args)
-    if any(c.script == "trl_ppo.py" for c in todo) and not has_trl(args.trl_python):
-        print(f"TRL is left out: {args.trl_python} can't import trl.experimental.ppo (pip install trl==1.12.0)\n")
-        todo = [c for c in todo if c.script != "trl_ppo.py"]
+    todo = without_trl(contestants(args), args)
     told = {
         "machine": machine(args.threads),
         "versions": versions("torch", "transformers"),
