@@ -141,7 +141,7 @@ class DailyDialogEnv(gym.Env):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": RENDER_MODES, "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": RENDER_MODES, "render_fps": 10}  # type: ignore[misc]  # Gymnasium's is no ClassVar
 
     def __init__(
         self,
@@ -462,7 +462,7 @@ class DailyDialogVectorEnv(VectorEnv):
         infos["final_info"], infos["_final_info"] = {}, infos["_final_obs"].copy()
         self._add_infos(infos["final_info"], rows, final_info)
 
-    def _add_infos(self, infos: dict[str, Any], rows: np.ndarray, columns: dict[str, list]) -> None:
+    def _add_infos(self, infos: dict[str, Any], rows: np.ndarray, columns: dict[str, list[Any]]) -> None:
         """Like `VectorEnv._add_info`, but for many rows at once: ``columns[key][k]`` belongs to row ``rows[k]``."""
         for key, values in columns.items():
             if key not in infos:

@@ -152,9 +152,13 @@ class Meteor:
     """
 
     def __call__(self, episodes: Episodes) -> np.ndarray:
-        if None in episodes.references:
-            raise ValueError(
-                "METEOR compares a reply with a reference, and after a partner's answer there is none: use a reward "
-                "without a reference, or partner=None, where the dialogue's own utterances answer"
-            )
-        return np.array([meteor(*pair) for pair in zip(episodes.responses, episodes.references, strict=True)])
+        return np.array([_checked(*pair) for pair in zip(episodes.responses, episodes.references, strict=True)])
+
+
+def _checked(response: str, reference: str | None) -> float:
+    if reference is None:
+        raise ValueError(
+            "METEOR compares a reply with a reference, and after a partner's answer there is none: use a reward "
+            "without a reference, or partner=None, where the dialogue's own utterances answer"
+        )
+    return meteor(response, reference)
