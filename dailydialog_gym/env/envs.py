@@ -417,7 +417,9 @@ class DailyDialogVectorEnv(VectorEnv):
                 break
         return self._after_step(np.arange(0), terminated, truncated)
 
-    def _after_step(self, rows_to_reset: np.ndarray, terminated: np.ndarray, truncated: np.ndarray):
+    def _after_step(
+        self, rows_to_reset: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         mdp = self.mdp
         self._needs_reset = terminated | truncated
         ended_rows = self._needs_reset.nonzero()[0]

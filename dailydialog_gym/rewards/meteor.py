@@ -35,7 +35,9 @@ def words(text: str) -> tuple[str, ...]:
     ('I', 'do', "n't", 'know', ',', 'it', "'s", 'OK', '.')
     """
     parts = [_simple_words(part) for part in text.split(" ")]
-    return tuple(_TOKENIZER.tokenize(text)) if None in parts else tuple(word for part in parts for word in part)
+    if None in parts:
+        return tuple(_TOKENIZER.tokenize(text))
+    return tuple(word for part in parts if part for word in part)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -42,10 +42,16 @@ class ScoreReward(VectorWrapper):
 
     def replay(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`step` for whole replies, see `dailydialog_gym.env.DailyDialogVectorEnv.replay`."""
-        return self._add_rewards(*self.env.replay(actions))
+        env: Any = self.env  # the environment, or a wrapper of this kind
+        return self._add_rewards(*env.replay(actions))
 
     def _add_rewards(
-        self, observations: Any, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, infos: dict
+        self,
+        observations: Any,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        infos: dict[str, Any],
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         # In the text environment a reply need not end the episode.
         ended = terminated | truncated | infos.get("_response", np.False_)
