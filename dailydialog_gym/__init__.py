@@ -9,7 +9,7 @@ from dailydialog_gym.env import (
     DailyDialogVectorEnv,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["DailyDialogEnv", "DailyDialogTextEnv", "DailyDialogTextVectorEnv", "DailyDialogVectorEnv"]
 
 register(

@@ -109,7 +109,7 @@ def check_other(program, arguments):
         assert launch.user_script == "ppo_dialog_deepspeed.py"
         parse_args(runpy.run_path(launch.user_script)["Args"], "", launch.user_args)
     elif program != "benchmarks/gpu.sh":  # tests/test_benchmarks.py runs it
-        assert program in ("ruff", "pytest", "mkdocs")
+        assert program in ("ruff", "mypy", "pytest", "mkdocs")
 
 
 @pytest.mark.parametrize("block", BASH, ids=str)
@@ -211,7 +211,7 @@ def test_every_logged_metric_is_defined_and_every_file_listed(finished_run):
 def test_the_layout_has_the_two_commands_on_the_first_screen():
     first_screen = "\n".join(README.read_text(encoding="utf-8").splitlines()[:24])
     assert '-e ".[train]" && python ppo_dialog.py' in first_screen
-    assert "&& ruff check . && ruff format --check . && pytest" in first_screen
+    assert "&& ruff check . && ruff format --check . && mypy && pytest" in first_screen
     assert "mkdocs build --strict" in first_screen
 
 

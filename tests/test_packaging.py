@@ -11,6 +11,8 @@ import zipfile
 import pytest
 from paths import ROOT
 
+import dailydialog_gym
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SCRIPTS = ("ppo_dialog.py", "ppo_dialog_deepspeed.py", "chat_app.py")
 NEED_TORCH = {
@@ -112,3 +114,10 @@ def test_the_wheel_alone_runs_the_three_commands(distributions, tiny_model, tiny
     assert "> Agent: " in run("dailydialog-chat", "--agent=runs/one", "--terminal", input="Hi .\nquit\n")
     where = "import dailydialog_gym; print(dailydialog_gym.__file__)"
     assert run("python", "-c", where).startswith(str(home))
+
+
+def test_the_changelog_begins_with_this_version_and_the_hooks_are_valid():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", changelog, re.MULTILINE)[0] == dailydialog_gym.__version__
+    command = [sys.executable, "-m", "pre_commit", "validate-config", ".pre-commit-config.yaml"]
+    subprocess.run(command, cwd=ROOT, check=True)

@@ -141,7 +141,7 @@ class DailyDialogEnv(gym.Env):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": RENDER_MODES, "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": RENDER_MODES, "render_fps": 10}  # type: ignore[misc]  # Gymnasium's is no ClassVar
 
     def __init__(
         self,
@@ -417,7 +417,9 @@ class DailyDialogVectorEnv(VectorEnv):
                 break
         return self._after_step(np.arange(0), terminated, truncated)
 
-    def _after_step(self, rows_to_reset: np.ndarray, terminated: np.ndarray, truncated: np.ndarray):
+    def _after_step(
+        self, rows_to_reset: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         mdp = self.mdp
         self._needs_reset = terminated | truncated
         ended_rows = self._needs_reset.nonzero()[0]
@@ -462,7 +464,7 @@ class DailyDialogVectorEnv(VectorEnv):
         infos["final_info"], infos["_final_info"] = {}, infos["_final_obs"].copy()
         self._add_infos(infos["final_info"], rows, final_info)
 
-    def _add_infos(self, infos: dict[str, Any], rows: np.ndarray, columns: dict[str, list]) -> None:
+    def _add_infos(self, infos: dict[str, Any], rows: np.ndarray, columns: dict[str, list[Any]]) -> None:
         """Like `VectorEnv._add_info`, but for many rows at once: ``columns[key][k]`` belongs to row ``rows[k]``."""
         for key, values in columns.items():
             if key not in infos:

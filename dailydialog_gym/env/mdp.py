@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -70,12 +72,12 @@ class TokenMDP:
         tokenizer = self.samples.tokenizer
         self._transitions = (tokenizer.transitions * tokenizer.vocab_size).reshape(-1)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         # A copy needs views of its own arrays.
         derived = {"_flat_ids", "_flat_mask", "_transitions"}
         return {name: value for name, value in self.__dict__.items() if name not in derived}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._make_flat_views()
 
@@ -153,7 +155,7 @@ class TokenMDP:
         """Copies of one row of `input_ids` and `attention_mask`."""
         return {"input_ids": self.input_ids[row].copy(), "attention_mask": self.attention_mask[row].copy()}
 
-    def reset_info(self, rows: np.ndarray | slice) -> dict[str, list]:
+    def reset_info(self, rows: np.ndarray | slice) -> dict[str, list[Any]]:
         """The infos of new episodes: for each key a list with one entry per row of ``rows``."""
         ids = self.sample_ids[rows].tolist()
         return {
@@ -162,7 +164,7 @@ class TokenMDP:
             "act": self.samples.acts[ids].tolist(),
         }
 
-    def final_info(self, rows: np.ndarray | slice) -> dict[str, list]:
+    def final_info(self, rows: np.ndarray | slice) -> dict[str, list[Any]]:
         """The infos of ended episodes: `reset_info`, the decoded reply, the reference reply and its act."""
         info = self.reset_info(rows)
         return info | {
@@ -171,7 +173,7 @@ class TokenMDP:
             "intent": info["act"],
         }
 
-    def responses(self, rows: np.ndarray | slice) -> list[str]:
+    def responses(self, rows: np.ndarray | slice | list[int]) -> list[str]:
         """The texts of the replies so far."""
         spans = zip(self._reply_start[rows].tolist(), self._cursor[rows].tolist(), strict=True)
         return self.samples.tokenizer.decode([self._flat_ids[start:end] for start, end in spans])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Text
@@ -58,7 +59,7 @@ class ReplyMDP(TokenMDP):
         self.action_space = Text(reply_length, min_length=0, charset=charset)
         self._other_characters = re.compile(f"[^{re.escape(''.join(sorted(charset)))}]")
         self.texts = [""] * num_envs
-        self.going_on, self.replied = np.zeros(0, np.int64), dict[str, list]()
+        self.going_on, self.replied = np.zeros(0, np.int64), dict[str, list[Any]]()
         self._utterances: list[list[str]] = [[]] * num_envs
         self._prompts = [""] * num_envs  # what the next reply answers
         self._transcripts = [""] * num_envs  # up to the next reply
@@ -74,7 +75,7 @@ class ReplyMDP(TokenMDP):
             self._utterances[row] = split_prompt(self._prompts[row])
             self._transcripts[row] = "".join(f"  {utterance}\n" for utterance in self._utterances[row])
 
-    def step(self, replies: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, replies: Any) -> tuple[np.ndarray, np.ndarray]:
         """Write ``replies[row]`` as the reply of every live row, of which `TokenMDP.step` cuts what is too long.
 
         Returns:
@@ -99,7 +100,7 @@ class ReplyMDP(TokenMDP):
         goes_on = self._turns[rows] + 1 < self.turns
         if not self.partner:
             goes_on &= self._place_after(self._place_after(self._places[rows])) >= 0
-        for row, response in zip(rows, self.responses(rows), strict=True):
+        for row, response in zip(rows.tolist(), self.responses(rows), strict=True):
             self._utterances[row] = [*self._utterances[row], response]
             self.texts[row] = self._shown(f"{self._prompts[row]} {format_prompt([response])}")
         self.going_on = rows[goes_on]
@@ -112,7 +113,7 @@ class ReplyMDP(TokenMDP):
         self.replied = self.final_info(rows) if len(rows) else {}
         if not self.replied:
             return
-        for row in rows:
+        for row in rows.tolist():
             if self.partner:
                 answer = self.partner(list(self._utterances[row]))
                 if not isinstance(answer, str):
@@ -136,13 +137,13 @@ class ReplyMDP(TokenMDP):
         """A text as it is in the observation space."""
         return self._other_characters.sub("\N{REPLACEMENT CHARACTER}", text)[-self.observation_space.max_length :]
 
-    def observation(self) -> tuple[str, ...]:
+    def observation(self) -> Any:
         return tuple(self.texts)
 
-    def observation_of(self, row: int) -> str:
+    def observation_of(self, row: int) -> Any:
         return self.texts[row]
 
-    def final_info(self, rows: np.ndarray | slice) -> dict[str, list]:
+    def final_info(self, rows: np.ndarray | slice) -> dict[str, list[Any]]:
         """The infos of finished replies, and ``input_ids`` and ``attention_mask`` of prompt and reply.
 
         ``act`` and ``intent`` are those of the dialogue's reply at this place, 0 after the end of the dialogue. The

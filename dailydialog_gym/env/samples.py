@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Samples:
     context_size: int
     tokenizer: ReplyTokenizer
     spacing: Spacing
-    source: tuple
+    source: tuple[Any, ...]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -50,7 +51,7 @@ class Samples:
         """The characters of all prompts and references."""
         return frozenset().union(*self.prompts, *self.references)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # A pickled environment stores the arguments that reload its samples instead of megabytes of data.
         return load_samples, self.source
 
@@ -118,14 +119,12 @@ def load_samples(
         )
         if not fits:
             raise ValueError(f"no utterance of {dataset!r} fits into max_prompt_length {max_prompt_length}")
-        prompts, references, acts, encoded = (
-            [column[i] for i in fits] for column in (prompts, references, acts, encoded)
-        )
+        prompts, references, acts = [prompts[i] for i in fits], [references[i] for i in fits], [acts[i] for i in fits]
     # The next sample is of the next utterance, unless this one was the dialogue's last or the next was left out.
     goes_on = np.array([not is_last[i] and i + 1 == j for i, j in zip(fits, [*fits[1:], -1], strict=True)])
     following = np.where(goes_on, np.arange(1, len(fits) + 1), -1)
-    prompt_ids, prompt_mask = _pad(reply_tokenizer, encoded, max_prompt_length)
-    source = (dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
+    prompt_ids, prompt_mask = _pad(reply_tokenizer, [ids for ids in encoded if ids is not None], max_prompt_length)
+    source: tuple[Any, ...] = (dataset, split, tokenizer, context_size, max_prompt_length, raw_split, full_context)
     source += (test_share, spacing, chat_template)
     columns = (prompts, references, np.array(acts, np.int64), prompt_ids, prompt_mask, following)
     return Samples(*columns, context_size, reply_tokenizer, spacing or found, source)
@@ -143,12 +142,13 @@ def left_pad(tokenizer: ReplyTokenizer, prompts: Sequence[str], width: int) -> t
     Raises:
         ValueError: ``width`` leaves no column for text, or, with a chat template, is too short for an utterance.
     """
-    encoded = _encode(tokenizer, prompts, width)
-    for prompt, ids in zip(prompts, encoded, strict=True):
+    encoded = []
+    for prompt, ids in zip(prompts, _encode(tokenizer, prompts, width), strict=True):
         if ids is None:
             raise ValueError(
                 f"the message has too many tokens, template included: expected at most {width}, got {prompt[-60:]!r}"
             )
+        encoded.append(ids)
     return _pad(tokenizer, encoded, width)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,12 +61,14 @@ class DailyDialogTextEnv(DailyDialogEnv):
     * v0: first version.
     """
 
+    mdp: ReplyMDP
+
     def __init__(self, *args: Any, turns: int = 1, partner: Partner | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.mdp = ReplyMDP(self.samples, 1, self.max_new_tokens, turns, partner)
         self.observation_space, self.action_space = self.mdp.observation_space, self.mdp.action_space
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Write a reply.
 
         Args:
@@ -110,6 +111,8 @@ class DailyDialogTextVectorEnv(DailyDialogVectorEnv):
     * v0: first version.
     """
 
+    mdp: ReplyMDP
+
     def __init__(self, *args: Any, turns: int = 1, partner: Partner | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if turns > 1 and self.autoreset_mode == AutoresetMode.SAME_STEP:
@@ -119,9 +122,7 @@ class DailyDialogTextVectorEnv(DailyDialogVectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-    def step(
-        self, actions: Sequence[str]
-    ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Write a reply in every row. Replies of rows that are reset in this step (``NEXT_STEP`` mode) are ignored.
 
         Args:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -102,7 +102,7 @@ class ReplyTokenizer:
     ):
         self.name = name
         self.backend = backend
-        self.template = template
+        self.template: Any = template
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_ids = [] if template else bos_ids
         self.pad_id = next((i for i in (pad_id, eos_id) if i is not None), 0)

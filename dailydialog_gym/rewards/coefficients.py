@@ -89,8 +89,8 @@ class AdaptiveCoefficient:
         return {"value": self.value, **sums}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        keys = ("value", "episodes", "kl", "tokens")
-        self.value, self._episodes, self._kl, self._tokens = (state_dict[key] for key in keys)
+        self.value, self._kl = state_dict["value"], state_dict["kl"]
+        self._episodes, self._tokens = int(state_dict["episodes"]), int(state_dict["tokens"])
 
     def _relative_change(self, kl: float, tokens: int, episodes: int) -> float:
         return float(self.rate * np.clip((kl / tokens - self.target) / self.target, -self.clip, self.clip))

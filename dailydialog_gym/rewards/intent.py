@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.env.dialogues import ACTS
@@ -93,7 +94,7 @@ class IntentMatch:
         # 0 where the reference reply has no act
         return probabilities[np.arange(len(episodes)), episodes.intents - 1] * (episodes.intents > 0)
 
-    def match(self, prompts: Sequence[str], responses: Sequence[str], intents: Sequence[int]) -> np.ndarray:
+    def match(self, prompts: Sequence[str], responses: Sequence[str], intents: ArrayLike) -> np.ndarray:
         """``(n,)``: 1.0 if the most probable act of a response to a prompt is the required one, else 0.0."""
         found = self.probabilities(prompts, responses).argmax(1) + 1
         return (found == np.asarray(intents)).astype(np.float64)

@@ -35,7 +35,9 @@ def words(text: str) -> tuple[str, ...]:
     ('I', 'do', "n't", 'know', ',', 'it', "'s", 'OK', '.')
     """
     parts = [_simple_words(part) for part in text.split(" ")]
-    return tuple(_TOKENIZER.tokenize(text)) if None in parts else tuple(word for part in parts for word in part)
+    if None in parts:
+        return tuple(_TOKENIZER.tokenize(text))
+    return tuple(word for part in parts if part for word in part)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -152,9 +154,13 @@ class Meteor:
     """
 
     def __call__(self, episodes: Episodes) -> np.ndarray:
-        if None in episodes.references:
-            raise ValueError(
-                "METEOR compares a reply with a reference, and after a partner's answer there is none: use a reward "
-                "without a reference, or partner=None, where the dialogue's own utterances answer"
-            )
-        return np.array([meteor(*pair) for pair in zip(episodes.responses, episodes.references, strict=True)])
+        return np.array([_checked(*pair) for pair in zip(episodes.responses, episodes.references, strict=True)])
+
+
+def _checked(response: str, reference: str | None) -> float:
+    if reference is None:
+        raise ValueError(
+            "METEOR compares a reply with a reference, and after a partner's answer there is none: use a reward "
+            "without a reference, or partner=None, where the dialogue's own utterances answer"
+        )
+    return meteor(response, reference)

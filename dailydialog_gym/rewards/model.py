@@ -31,7 +31,7 @@ class RunningMoments:
         std: the population's standard deviation.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._count, self.mean, self._squares = 0.0, 0.0, 0.0  # the last is the sum of squared deviations from the mean
 
     @property

@@ -52,7 +52,7 @@ def _example() -> Episodes:
     return Episodes(
         prompts=samples.prompts[:1],
         responses=samples.references[:1],
-        references=samples.references[:1],
+        references=[samples.references[0]],
         intents=samples.acts[:1],
         input_ids=np.concatenate([samples.prompt_ids[0], reply, padding + samples.tokenizer.pad_id])[None],
         attention_mask=np.concatenate([samples.prompt_mask[0], [1] * len(reply), padding])[None].astype(np.int64),

@@ -13,7 +13,7 @@ from dailydialog_gym.rewards.coefficients import Coefficient
 from dailydialog_gym.rewards.episodes import Episodes, Scorer, add_score, by_token
 
 
-def add_log_prob(token_space: Space) -> Dict:
+def add_log_prob(token_space: Space[Any]) -> Dict:
     """The action space whose actions are a token (or a batch of tokens) and the agent's log-probability of it.
 
     Raises:
@@ -104,7 +104,7 @@ class KLTracker:
         self.coefficient.update(kl, tokens, episodes_per_update=len(self._log_probs))
         new_info["log_probs"] = log_probs
         new_info["ref_log_probs"] = log_probs - by_token(log_ratios, 1.0, "kl", episodes)
-        logged_kl = kl if self.estimator == "k1" else _k3(log_ratios, episodes.reply_mask)
+        logged_kl = kl if self.estimator == "k1" else _k3(np.asarray(log_ratios), episodes.reply_mask)
         new_info["metric/kl_per_token"] = logged_kl / tokens
         new_info["metric/kl_coef"] = np.full(len(rows), coef)
         return rewards, new_info

@@ -13,7 +13,7 @@ from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficien
 from dailydialog_gym.rewards.penalty import KLTracker, add_log_prob
 
 
-class ScoreReward(gym.Wrapper):
+class ScoreReward(gym.Wrapper[Any, Any, Any, Any]):
     """Adds ``weight * scorer(episode)`` to the reward of the step that ends a reply.
 
     Adds three keys to the info of this step:
@@ -38,10 +38,12 @@ class ScoreReward(gym.Wrapper):
     >>> env = ScoreReward(gym.make("DailyDialog-v0"), brevity, weight=0.5, name="brevity")
     """
 
-    def __init__(self, env: gym.Env, scorer: Scorer, weight: float = 1.0, name: str = "score"):
+    def __init__(self, env: gym.Env[Any, Any], scorer: Scorer, weight: float = 1.0, name: str = "score"):
         super().__init__(env)
-        if not isinstance(env.unwrapped, DailyDialogEnv):
+        base = env.unwrapped
+        if not isinstance(base, DailyDialogEnv):
             raise TypeError(f"{type(self).__name__} wraps a DailyDialogEnv, got {env.unwrapped}")
+        self._base = base
         self.scorer, self.weight, self.name = scorer, weight, name
         self._summary = ""
 
@@ -56,12 +58,13 @@ class ScoreReward(gym.Wrapper):
         Raises:
             ValueError: the scores are no finite numbers, see `dailydialog_gym.rewards.add_score`.
         """
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, paid, terminated, truncated, info = self.env.step(action)
+        reward = float(paid)
         if terminated or truncated or "response" in info:
             batched = {key: [value] for key, value in info.items()}
             tokens = observation if isinstance(observation, dict) else info  # the observation may be a text
             batched_tokens = {key: tokens[key][None] for key in ("input_ids", "attention_mask")}
-            episode = Episodes.from_info(batched_tokens, batched, self.unwrapped.max_new_tokens)
+            episode = Episodes.from_info(batched_tokens, batched, self._base.max_new_tokens)
             rewards, new_info = self._add_score(episode, np.array([reward]), batched)
             reward = float(rewards[0])
             info = info | {key: value[0] for key, value in new_info.items()}
@@ -74,7 +77,7 @@ class ScoreReward(gym.Wrapper):
     def render(self) -> str | None:
         """The environment's picture of the episode, and, if the render mode is ``"ansi"``, the score after its end."""
         frame = self.env.render()
-        return frame + self._summary if self.render_mode == "ansi" else frame
+        return f"{frame}{self._summary}" if self.render_mode == "ansi" else None
 
     def _add_score(
         self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]
@@ -92,9 +95,10 @@ class MeteorReward(ScoreReward):
             `dailydialog_gym.rewards.TokenCredit`. Otherwise the last token gets the whole score.
     """
 
-    def __init__(self, env: gym.Env, weight: float = 1.0, by_token: bool = False):
-        scorer = TokenCredit(Meteor(), env.unwrapped.samples.tokenizer) if by_token else Meteor()
-        super().__init__(env, scorer, weight, "meteor")
+    def __init__(self, env: gym.Env[Any, Any], weight: float = 1.0, by_token: bool = False):
+        super().__init__(env, Meteor(), weight, "meteor")
+        if by_token:
+            self.scorer = TokenCredit(self.scorer, self._base.samples.tokenizer)
 
 
 class IntentReward(ScoreReward):
@@ -106,7 +110,7 @@ class IntentReward(ScoreReward):
         weight: the factor of the score, which is in [0, 1].
     """
 
-    def __init__(self, env: gym.Env, scorer: Scorer, weight: float = 1.0):
+    def __init__(self, env: gym.Env[Any, Any], scorer: Scorer, weight: float = 1.0):
         super().__init__(env, scorer, weight, "intent")
 
 
@@ -136,14 +140,14 @@ class KLPenalty(ScoreReward):
 
     def __init__(
         self,
-        env: gym.Env,
+        env: gym.Env[Any, Any],
         scorer: Scorer,
         coefficient: Coefficient | None = None,
         estimator: Literal["k1", "k3"] = "k1",
     ):
         coefficient = coefficient or AdaptiveCoefficient()
         super().__init__(env, scorer, -coefficient.value, "kl")
-        self.tracker = KLTracker(scorer, coefficient, estimator, 1, env.unwrapped.max_new_tokens)
+        self.tracker = KLTracker(scorer, coefficient, estimator, 1, self._base.max_new_tokens)
         self.action_space = add_log_prob(env.action_space)
 
     def step(self, action: dict[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -155,7 +159,7 @@ class KLPenalty(ScoreReward):
         Raises:
             ValueError: the action has other keys, or the log-probability is positive, infinite or NaN.
         """
-        return super().step(self.tracker.record(self.unwrapped.mdp, action)[0])
+        return super().step(self.tracker.record(self._base.mdp, action)[0])
 
     def _add_score(
         self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]

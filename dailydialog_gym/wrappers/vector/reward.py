@@ -21,13 +21,15 @@ class ScoreReward(VectorWrapper):
     ``final_info``.
     """
 
-    def __init__(self, env: VectorEnv, scorer: Scorer, weight: float = 1.0, name: str = "score"):
+    def __init__(self, env: VectorEnv[Any, Any, Any], scorer: Scorer, weight: float = 1.0, name: str = "score"):
         super().__init__(env)
-        if not isinstance(env.unwrapped, DailyDialogVectorEnv):
+        base = env.unwrapped
+        if not isinstance(base, DailyDialogVectorEnv):
             raise TypeError(
                 f"vector.{type(self).__name__} wraps a DailyDialogVectorEnv, got {env.unwrapped}: wrap the single "
                 f"environments of other vector environments in dailydialog_gym.wrappers.{type(self).__name__}"
             )
+        self._base = base
         self.scorer, self.weight, self.name = scorer, weight, name
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -40,17 +42,23 @@ class ScoreReward(VectorWrapper):
 
     def replay(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`step` for whole replies, see `dailydialog_gym.env.DailyDialogVectorEnv.replay`."""
-        return self._add_rewards(*self.env.replay(actions))
+        env: Any = self.env  # the environment, or a wrapper of this kind
+        return self._add_rewards(*env.replay(actions))
 
     def _add_rewards(
-        self, observations: Any, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, infos: dict
+        self,
+        observations: Any,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        infos: dict[str, Any],
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         # In the text environment a reply need not end the episode.
         ended = terminated | truncated | infos.get("_response", np.False_)
         rows = ended.nonzero()[0]
         if len(rows) == 0:
             return observations, rewards, terminated, truncated, infos
-        same_step = self.unwrapped.autoreset_mode == AutoresetMode.SAME_STEP
+        same_step = self._base.autoreset_mode == AutoresetMode.SAME_STEP
         final_info = infos["final_info"] if same_step else infos
         # The infos of the environment and of the reward wrappers are arrays. Gymnasium's wrappers may also add dicts.
         info = {key: value[rows] for key, value in final_info.items() if isinstance(value, np.ndarray)}
@@ -60,7 +68,7 @@ class ScoreReward(VectorWrapper):
             tokens = {key: np.stack([infos["final_obs"][r][key] for r in rows]) for key in observations}
         else:
             tokens = {key: value[rows] for key, value in observations.items()}
-        episodes = Episodes.from_info(tokens, info, self.unwrapped.max_new_tokens)
+        episodes = Episodes.from_info(tokens, info, self._base.max_new_tokens)
         rewards = rewards.copy()
         rewards[rows], new_info = self._add_score(rows, episodes, rewards[rows], info)
         for key, value in new_info.items():
@@ -78,15 +86,16 @@ class ScoreReward(VectorWrapper):
 class MeteorReward(ScoreReward):
     """The vector version of `dailydialog_gym.wrappers.MeteorReward`."""
 
-    def __init__(self, env: VectorEnv, weight: float = 1.0, by_token: bool = False):
-        scorer = TokenCredit(Meteor(), env.unwrapped.samples.tokenizer) if by_token else Meteor()
-        super().__init__(env, scorer, weight, "meteor")
+    def __init__(self, env: VectorEnv[Any, Any, Any], weight: float = 1.0, by_token: bool = False):
+        super().__init__(env, Meteor(), weight, "meteor")
+        if by_token:
+            self.scorer = TokenCredit(self.scorer, self._base.samples.tokenizer)
 
 
 class IntentReward(ScoreReward):
     """The vector version of `dailydialog_gym.wrappers.IntentReward`."""
 
-    def __init__(self, env: VectorEnv, scorer: Scorer, weight: float = 1.0):
+    def __init__(self, env: VectorEnv[Any, Any, Any], scorer: Scorer, weight: float = 1.0):
         super().__init__(env, scorer, weight, "intent")
 
 
@@ -99,14 +108,14 @@ class KLPenalty(ScoreReward):
 
     def __init__(
         self,
-        env: VectorEnv,
+        env: VectorEnv[Any, Any, Any],
         scorer: Scorer,
         coefficient: Coefficient | None = None,
         estimator: Literal["k1", "k3"] = "k1",
     ):
         coefficient = coefficient or AdaptiveCoefficient()
         super().__init__(env, scorer, -coefficient.value, "kl")
-        self.tracker = KLTracker(scorer, coefficient, estimator, env.num_envs, env.unwrapped.max_new_tokens)
+        self.tracker = KLTracker(scorer, coefficient, estimator, env.num_envs, self._base.max_new_tokens)
         self.single_action_space = add_log_prob(env.single_action_space)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
@@ -119,7 +128,7 @@ class KLPenalty(ScoreReward):
         Raises:
             ValueError: the actions have other keys, or a log-probability is positive, infinite or NaN.
         """
-        return super().step(self.tracker.record(self.unwrapped.mdp, actions))
+        return super().step(self.tracker.record(self._base.mdp, actions))
 
     def replay(self, actions: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`step` for whole replies, whose log-probabilities stand beside their tokens."""
