@@ -211,9 +211,8 @@ def _samples(order: str, path: Path) -> str:
         replies = "".join(
             f'<div><h3>{who}</h3><p dir="auto">{_text(sample[who])}</p></div>' for who in ("before", "after", "people")
         )
-        change = (
-            f'<p class="hint">METEOR and intent together: {sample["change"]:+.2f}</p>' if "change" in sample else ""
-        )
+        change = f"METEOR and intent together: {sample['change']:+.2f}" if "change" in sample else ""
+        change = f'<p class="hint">{change}</p>'
         quote = f"<blockquote>{context}</blockquote>"
         cards.append(f'<article class="run-sample">{quote}<div class="run-replies">{replies}</div>{change}</article>')
     return "".join(cards)
