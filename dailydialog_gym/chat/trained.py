@@ -186,9 +186,9 @@ def _scores(path: Path) -> str:
     """The score table with a line for each measure, which is narrow enough for a phone."""
     rows, found = _read(path), path.with_name("intervals.json")
     intervals = _read(found) if found.exists() else {}
-    header, *lines = zip(*score_cells(rows), strict=True)
+    (_, *header), *lines = zip(*score_cells(rows), strict=True)
     keys = list(next(iter(rows.values())))
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in (*header, "95% interval"))
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("measure", *header, "95% interval"))
     body = ""
     for key, (name, *cells) in zip(keys, lines, strict=True):
         before = rows["before"][key]
