@@ -95,7 +95,7 @@ def header(choice: TrainedAgent, agent: DialogueAgent) -> str:
             "dialogues, often beside the point. It knows no facts, can't calculate and follows no instructions."
         )
     return (
-        f'<div class="about"><span class="about-line">{size}{escape(start)}</span>'
+        f'<div class="about"><h1 class="about-line">{size}{escape(start)}</h1>'
         '<details><summary aria-label="About this agent" title="About this agent">i</summary>'
         f'<div class="about-more"><p>{escape(choice.story)}</p><p>{limits}</p>'
         f"<p>It reads {reads}: the last {agent.context_size} utterances, at most {agent.max_prompt_length} tokens. "

@@ -186,9 +186,9 @@ def _scores(path: Path) -> str:
     """The score table with a line for each measure, which is narrow enough for a phone."""
     rows, found = _read(path), path.with_name("intervals.json")
     intervals = _read(found) if found.exists() else {}
-    header, *lines = zip(*score_cells(rows), strict=True)
+    (_, *header), *lines = zip(*score_cells(rows), strict=True)
     keys = list(next(iter(rows.values())))
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in (*header, "95% interval"))
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("measure", *header, "95% interval"))
     body = ""
     for key, (name, *cells) in zip(keys, lines, strict=True):
         before = rows["before"][key]
@@ -211,9 +211,8 @@ def _samples(order: str, path: Path) -> str:
         replies = "".join(
             f'<div><h3>{who}</h3><p dir="auto">{_text(sample[who])}</p></div>' for who in ("before", "after", "people")
         )
-        change = (
-            f'<p class="hint">METEOR and intent together: {sample["change"]:+.2f}</p>' if "change" in sample else ""
-        )
+        change = f"METEOR and intent together: {sample['change']:+.2f}" if "change" in sample else ""
+        change = f'<p class="hint">{change}</p>'
         quote = f"<blockquote>{context}</blockquote>"
         cards.append(f'<article class="run-sample">{quote}<div class="run-replies">{replies}</div>{change}</article>')
     return "".join(cards)

@@ -21,13 +21,8 @@ def evaluation(name, meteor):
 def test_samples_are_different_contexts_spread_over_all():
     samples = side_by_side(evaluation("old", 0.25), evaluation("new", 0.5), 4)
     assert [sample["context"][0] for sample in samples] == ["A0 .", "A3 .", "A6 .", "A9 ."]
-    assert samples[1] == {
-        "context": ["A3 .", "B ."],
-        "before": "old 9",
-        "after": "new 9",
-        "people": "people 3",
-        "change": 0.25,
-    }
+    replies = {"before": "old 9", "after": "new 9", "people": "people 3"}
+    assert samples[1] == {"context": ["A3 .", "B ."], **replies, "change": 0.25}
     assert len(side_by_side(evaluation("old", 0.25), evaluation("new", 0.5))) == 10
     assert "- before: old 9\n- after: new 9\n- people: people 3\n" in markdown_samples(samples)
 

@@ -6,6 +6,7 @@
     if ("1203".includes(event.key) && !event.target.closest("input, textarea:enabled")) press(`#vote-${event.key}`);
   });
   new MutationObserver(() => {
+    document.querySelector(".examples[role=list]")?.setAttribute("role", "group"); // its children are no list items
     for (const reply of document.querySelectorAll(".closable [data-testid=bot]:not([tabindex])")) {
       reply.tabIndex = 0;
       reply.role = "button";
