@@ -142,7 +142,7 @@ def test_ppo_on_an_instruct_model_needs_no_end_of_utterance_marker(
 def test_an_instruct_model_that_was_never_trained_here_is_scored_with_its_template(
     train, tiny_instruct_model, tiny_model, capsys
 ):
-    with pytest.raises(ValueError, match=r"cannot represent the end-of-utterance marker .*: --chat-template"):
+    with pytest.raises(ValueError, match=r"cannot represent the end-of-utterance marker .*--chat-template"):
         evaluate.main(evaluate.Args(agent=tiny_instruct_model, samples=2))
     args = evaluate.Args(agent=tiny_instruct_model, samples=2, chat_template=True, max_new_tokens=8)
     evaluate.main(args)

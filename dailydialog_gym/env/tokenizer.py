@@ -125,8 +125,8 @@ class ReplyTokenizer:
             tokens = [backend.id_to_token(i) for i in self.encode([EOU])[0]]
             raise ValueError(
                 f"tokenizer {name!r} cannot represent the end-of-utterance marker {EOU!r}: it encodes it as {tokens}. "
-                f"Add it as a token: tokenizer.add_special_tokens({{'additional_special_tokens': ['{EOU}']}}), or use "
-                "the tokenizer's chat template, which needs none: --chat-template"
+                "An instruct model needs none with its chat template (--chat-template). "
+                f"Add it as a token: tokenizer.add_special_tokens({{'additional_special_tokens': ['{EOU}']}})"
             )
 
     def encode(self, texts: list[str]) -> list[list[int]]:

@@ -84,6 +84,9 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
     args = cls(**values)
     if values.get("seed", 0) not in range(2**63):
         raise ValueError(f"--seed {args.seed}: expected a number from 0 to 2**63 - 1")
+    for key, value in values.items():
+        if value != value:  # NaN
+            raise ValueError(f"--{key.replace('_', '-')} nan: expected a number")
     if start.resume:
         _refuse_changes(cls(**given), args, start.resume)
     return args, start.resume

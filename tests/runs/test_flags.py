@@ -123,6 +123,12 @@ def test_a_number_or_a_date_is_also_a_name_as_on_the_command_line(yaml_file, tex
     assert parse("--config", yaml_file(text))[0].run_name == parse("--run-name", name)[0].run_name == name
 
 
+def test_nan_is_no_number(yaml_file):
+    for flags in (("--learning-rate", "nan"), ("--config", yaml_file("learning_rate: .nan"))):
+        with pytest.raises(ValueError, match="--learning-rate nan: expected a number"):
+            parse(*flags)
+
+
 def test_a_resumed_run_has_its_own_flags(run_folder):
     args = Args(learning_rate=0.5, run_name="run", labels=("a", "b"))
     assert parse("--resume", run_folder) == (args, Path(run_folder))
