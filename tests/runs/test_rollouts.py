@@ -47,7 +47,8 @@ def test_the_ratios_are_those_of_the_loss(trained):
     rows = np.arange(4)
     ratios = action_ratios(agent, batch, rows, 2, nullcontext())
     args.clip_coef, args.ent_coef, args.vf_coef = 1e9, 0.0, 0.0
-    *_, stats = ppo_dialog.ppo_loss(agent, batch, rows, args, nullcontext())
+    packed = ppo_dialog.pack(batch.input_ids, batch.attention_mask, 6, rows // 2, "cpu", rows)
+    *_, stats = ppo_dialog.ppo_loss(agent, batch, packed, args, nullcontext())
     there = batch.reply_mask.bool().numpy()
     assert (ratios[~there] == 0).all()
     r = ratios[there]
