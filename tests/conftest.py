@@ -21,11 +21,6 @@ from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.dialogues import ACTS, load_dialogues
 
 
-def pytest_xdist_auto_num_workers():
-    """One more than there are cores, because tests also wait for servers, browsers and processes."""
-    return os.cpu_count() + 1
-
-
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory) -> dict[str, str]:
     """By architecture, the folder of a random two-layer model with the builtin tokenizer."""
