@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from quality import ROOT, call
+from quality import start_or_resume
 
 from dailydialog_gym.reports.curves import running_mean
 from dailydialog_gym.reports.tables import markdown, score_cells
@@ -53,14 +53,10 @@ def train(args: Args, condition: str, seed: int) -> Path:
     """Train one agent, or resume a run that was stopped. Returns: the run's folder."""
     run = args.out / "runs" / f"{condition.replace(' ', '-')}-{seed}"
     if not (run / "evaluation.json").exists():
-        flags = {"model": args.model, "dataset": args.dataset, "total-episodes": args.total_episodes, "seed": seed}
-        flags |= {"reward-model": args.reward_model, "meteor-weight": 0, "intent-weight": 0, "kl-rule": "fixed"}
+        flags = {"reward-model": args.reward_model, "meteor-weight": 0, "intent-weight": 0, "kl-rule": "fixed"}
         flags["top-k"] = 0  # the estimate of the KL divergence is unbiased only where all tokens may be drawn
-        flags |= {"kl-coef": args.kl_coef if condition == "with the penalty" else 0}
-        flags |= {"eval-samples": 924, "run-name": run.name}
-        new = [f"--{name}={value}" for name, value in flags.items()] + [f"--{flag}" for flag in args.flags]
-        again = ["--resume", f"runs/{run.name}"]
-        call(args, run.name, [str(ROOT / "ppo_dialog.py"), *(again if run.exists() else new)])
+        flags |= {"kl-coef": args.kl_coef if condition == "with the penalty" else 0, "eval-samples": 924}
+        start_or_resume(args, run, seed, flags)
     return run
 
 

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -53,7 +54,7 @@ class Args:
     """number of seeds that run at the same time; the cores are divided among them"""
 
 
-def call(args: Args, name: str, command: list[str]) -> None:
+def call(args: Any, name: str, command: list[str]) -> None:
     """Run a Python command in the output folder and append its output to a run's log."""
     log = args.out / f"{name}.log"
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
@@ -65,16 +66,20 @@ def call(args: Args, name: str, command: list[str]) -> None:
         raise SystemExit(f"{' '.join(command)} failed, see the end of {log}")
 
 
+def start_or_resume(args: Any, run: Path, seed: int, flags: dict[str, Any]) -> None:
+    """Run ppo_dialog.py with the benchmark's model, dataset, length and flags, or resume a run that was stopped."""
+    flags = {"model": args.model, "dataset": args.dataset, "total-episodes": args.total_episodes, "seed": seed, **flags}
+    new = [f"--{name}={value}" for name, value in flags.items()] + [f"--{flag}" for flag in args.flags]
+    new += ["--run-name", run.name]
+    call(args, run.name, [str(ROOT / "ppo_dialog.py"), *(["--resume", f"runs/{run.name}"] if run.exists() else new)])
+
+
 def train(args: Args, seed: int) -> Path:
     """Train with one seed, or resume a run that was stopped. Returns: the run's folder."""
     run = args.out / "runs" / f"seed-{seed}"
     if not (run / "evaluation.json").exists():
-        flags = {"model": args.model, "dataset": args.dataset, "total-episodes": args.total_episodes, "seed": seed}
-        new = [f"--{name}={value}" for name, value in flags.items()] + [f"--{flag}" for flag in args.flags]
-        new += ["--run-name", run.name, "--eval-split", "validation"]
         started = time.time()
-        again = ["--resume", f"runs/{run.name}"]
-        call(args, run.name, [str(ROOT / "ppo_dialog.py"), *(again if run.exists() else new)])
+        start_or_resume(args, run, seed, {"eval-split": "validation"})
         with (run / "seconds").open("a", encoding="utf-8") as file:
             file.write(f"{time.time() - started}\n")
     return run

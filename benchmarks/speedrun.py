@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 from machine import processor, versions
-from quality import ROOT, SAMPLED, call
+from quality import SAMPLED, call, start_or_resume
 
 
 @dataclass
@@ -45,11 +45,7 @@ def train(args: Args, seed: int) -> Path:
     """Train with one seed, or resume a run that was stopped. Returns: the run's folder."""
     run = args.out / "runs" / f"seed-{seed}"
     if not (run / "agent" / "config.json").exists():
-        flags = {"model": args.model, "dataset": args.dataset, "total-episodes": args.total_episodes, "seed": seed}
-        flags |= {"run-name": run.name, "eval-samples": 0, "checkpoint-every": args.every, "keep-checkpoints": 10**6}
-        words = [f"--{name}={value}" for name, value in flags.items()] + [f"--{flag}" for flag in args.flags]
-        words = ["--resume", f"runs/{run.name}"] if run.exists() else words
-        call(args, run.name, [str(ROOT / "ppo_dialog.py"), *words])
+        start_or_resume(args, run, seed, {"eval-samples": 0, "checkpoint-every": args.every, "keep-checkpoints": 10**6})
     return run
 
 
