@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.models import pack
+from dailydialog_gym.runs.checkpoints import write_text
 
 MAX_BYTES = 50_000_000  # of a run's file; iterations after that are not written
 
@@ -81,3 +84,11 @@ def describe_rollouts(
         line = {"iteration": iteration, "context": split_prompt(infos["prompt"][rows[first]])}
         lines.append({**line, "reference": infos["reference"][rows[first]], "replies": replies})
     return lines
+
+
+def forget_after(path: Path, iteration: int) -> None:
+    """Drop from a file, if there is one, what a killed run wrote after its last checkpoint, and a half-written line."""
+    if path.exists():
+        with open(path, encoding="utf-8") as file:
+            whole = [line for line in file if line.endswith("\n")]
+        write_text(path, "".join(line for line in whole if json.loads(line)["iteration"] <= iteration))

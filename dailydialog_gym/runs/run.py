@@ -34,7 +34,7 @@ from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder, write_text
 from dailydialog_gym.runs.fingerprint import changes, fingerprint
 from dailydialog_gym.runs.folder import lock, make_folder
-from dailydialog_gym.runs.rollouts import MAX_BYTES, action_ratios, describe_rollouts
+from dailydialog_gym.runs.rollouts import MAX_BYTES, action_ratios, describe_rollouts, forget_after
 from dailydialog_gym.runs.samples import intervals, markdown_samples, side_by_side
 
 MAX_BAD_STEPS = 3
@@ -222,10 +222,7 @@ class Run:
             return
         # What a killed run logged after its last checkpoint is logged again
         write_text(self.folder / "metrics.jsonl", "".join(_line(row) for row in self.history))
-        if (rollouts := self.folder / "rollouts.jsonl").exists():
-            with open(rollouts, encoding="utf-8") as file:
-                whole = [line for line in file if line.endswith("\n")]
-            write_text(rollouts, "".join(line for line in whole if json.loads(line)["iteration"] <= self.iteration))
+        forget_after(self.folder / "rollouts.jsonl", self.iteration)
         self._writer = SummaryWriter(self.folder, purge_step=self._episodes + 1)
         self._writer.add_text("config", "\n".join(f"- {key}: {value}" for key, value in asdict(self.args).items()))
         if self.args.track:
@@ -304,8 +301,7 @@ class Run:
         copies = self.args.replies_per_prompt
         groups = min(-(-self.args.log_rollouts // copies), len(batch.input_ids) // copies)
         path = self.folder / "rollouts.jsonl"
-        full = self._broadcast(self.is_main and path.exists() and path.stat().st_size > MAX_BYTES)
-        if not groups or full:
+        if not groups or self._broadcast(self.is_main and path.exists() and path.stat().st_size > MAX_BYTES):
             return
         rows = np.arange(groups * copies)
         ratios = action_ratios(agent, batch, rows, copies, autocast)

@@ -10,7 +10,7 @@ import torch
 
 import dailydialog_gym.runs.run as run_module
 import ppo_dialog
-from dailydialog_gym.runs.rollouts import action_ratios, describe_rollouts
+from dailydialog_gym.runs.rollouts import action_ratios, describe_rollouts, forget_after
 from dailydialog_gym.runs.run import Run
 
 
@@ -96,3 +96,9 @@ def test_the_file_is_capped_and_forgets_what_a_killed_run_wrote_after_its_checkp
     monkeypatch.undo()
     run.log_rollouts(4, agent, batch, OfNumbers, nullcontext())
     assert len(path.read_text(encoding="utf-8").splitlines()) == 4
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"iteration": 1, "con')
+    forget_after(path, 1)
+    assert [json.loads(line)["iteration"] for line in path.read_text(encoding="utf-8").splitlines()] == [1, 1]
+    forget_after(tmp_path / "none.jsonl", 1)  # a run that logged none
+    assert not (tmp_path / "none.jsonl").exists()
