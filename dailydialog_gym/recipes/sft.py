@@ -80,7 +80,8 @@ class Args(DialogueTrainingArgs):
     width: int = 256
     """hidden size of a new model; each attention head has 64 dimensions"""
     dropout: float = 0.1
-    """dropout of embeddings and residuals of a new model; attention has none, which its fused kernel needs"""
+    """dropout of embeddings and residuals of a new model, or of one with added blocks (`--layers`); attention has none,
+    which its fused kernel needs"""
 
 
 # by default: without --start, and with it
@@ -162,14 +163,18 @@ def add_eou(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
                 rows[eou] = rows[end]
 
 
-def deepen(model: PreTrainedModel, layers: int) -> GPT2LMHeadModel:
-    """A GPT-2 of ``layers`` blocks that computes what ``model`` computes: the further blocks begin as the identity."""
+def deepen(model: PreTrainedModel, layers: int, dropout: float) -> GPT2LMHeadModel:
+    """A GPT-2 of ``layers`` blocks that computes what ``model`` computes: the further blocks begin as the identity.
+
+    It is trained with ``dropout`` of embeddings and residuals.
+    """
     if model.config.model_type != "gpt2" or layers < model.config.n_layer:
         raise ValueError(
             f"--layers {layers} adds blocks to a GPT-2 of at most as many, but --start is a {type(model).__name__} of "
             f"{model.config.num_hidden_layers}"
         )
-    deep = GPT2LMHeadModel(GPT2Config(**{**model.config.to_dict(), "n_layer": layers}))
+    changes = {"n_layer": layers, "embd_pdrop": dropout, "resid_pdrop": dropout}
+    deep = GPT2LMHeadModel(GPT2Config(**model.config.to_dict() | changes))
     for name in deep.load_state_dict(model.state_dict(), strict=False).missing_keys:
         if "c_proj" in name:
             torch.nn.init.zeros_(deep.get_parameter(name))
@@ -291,7 +296,7 @@ def main(args: Args) -> None:
         model, tokenizer = load_start(args.start)
         check_positions(model, args.context, 0)
         if args.layers is not None:
-            model = deepen(model, args.layers)
+            model = deepen(model, args.layers, args.dropout)
     if args.lora_rank is not None:
         model = add_lora(model, args.lora_rank, tokenizer.eos_token_id)
     model.to(device)

@@ -197,12 +197,13 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path):
 def test_a_deepened_model_begins_as_the_one_it_came_from(tmp_path):
     sft.main(sft.Args(out=tmp_path / "one", **{**TOY, "epochs": 1}))
     shallow = load_model(str(tmp_path / "one"))
-    deep = sft.deepen(shallow, 3).eval()
+    deep = sft.deepen(shallow, 3, 0.2).eval()
+    assert deep.config.embd_pdrop == deep.config.resid_pdrop == deep.transformer.h[2].mlp.dropout.p == 0.2
     assert deep.config.n_layer == 3
     ids = torch.arange(50)[None]
     torch.testing.assert_close(deep(ids).logits, shallow(ids).logits)
     with pytest.raises(ValueError, match="--layers 0 adds blocks to a GPT-2 of at most as many"):
-        sft.deepen(shallow, 0)
+        sft.deepen(shallow, 0, 0.1)
     flags = {**FINE_TUNING, "dataset": "builtin", "layers": 2}
     sft.main(sft.Args(out=tmp_path / "two", start=str(tmp_path / "one"), **flags))
     assert load_model(str(tmp_path / "two")).config.n_layer == 2
