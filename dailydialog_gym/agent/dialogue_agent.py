@@ -136,6 +136,7 @@ class DialogueAgent:
         batch_size: int = 64,
         spacing: Spacing | None = None,
         end: str = "",
+        min_new_tokens: int = 0,
     ) -> list[str]:
         """Answer contexts (see `dailydialog_gym.env.tokenizer.format_prompt`).
 
@@ -149,6 +150,7 @@ class DialogueAgent:
             batch_size: contexts answered at once.
             spacing: of the contexts, and of the replies that are returned; by default the agent's own.
             end: is added to each reply that ended, rather than being cut off at ``max_new_tokens``.
+            min_new_tokens: the fewest tokens before the end of a reply.
         """
         asked = spacing or self.spacing
         if asked != self.spacing:
@@ -156,11 +158,13 @@ class DialogueAgent:
             prompts = [format_prompt(utterances) for utterances in contexts]
         input_ids, mask = left_pad(self.tokenizer, list(prompts), self.max_prompt_length)
         seeds = np.random.default_rng(seed).integers(2**63, size=len(prompts)).tolist()
+        lengths = {"max_new_tokens": self.max_new_tokens, "min_new_tokens": min_new_tokens}
         replies = [
             Reply(
                 ids[there].tolist(),
-                Decoding(sample, temperature, top_k, max_new_tokens=self.max_new_tokens, seed=one),
+                Decoding(sample, temperature, top_k, seed=one, **lengths),
                 self._is_whole,
+                end_tokens=self._end_tokens,
             )
             for ids, there, one in zip(input_ids, mask, seeds, strict=True)
         ]
@@ -238,7 +242,7 @@ class DialogueAgent:
             raise ValueError(f"max_new_tokens is {decoding.max_new_tokens}: expected at most {self.longest_reply}")
         utterances = list(utterances)[-self.context_size :]
         ids = self._in_time(self._prompt_ids, utterances) if self.template else self._prompt_ids(utterances)
-        return Reply(ids, decoding, self._is_whole)
+        return Reply(ids, decoding, self._is_whole, end_tokens=self._end_tokens)
 
     @property
     def longest_reply(self) -> int:
@@ -268,6 +272,15 @@ class DialogueAgent:
         for reply in replies:
             if reply.error:
                 raise reply.error
+
+    def _end_tokens(self, ids: Sequence[int]) -> list[int]:
+        """The tokens that end a reply after ``ids``."""
+        if self.template:
+            return sorted(self._template_ends)
+        state = 0
+        for token in ids:
+            state = self.tokenizer.transitions[state, token]
+        return np.flatnonzero(self.tokenizer.transitions[state] == self.tokenizer.accepting_state).tolist()
 
     def _is_whole(self, ids: Sequence[int]) -> bool:
         return ids[-1] in self._template_ends if self.template else self._has_end(ids)

@@ -55,6 +55,8 @@ class Args:
     """draw from the likeliest K tokens only (RL4LMs and OpenRL: 20); 0 is all"""
     seed: int = 1
     """of the drawing"""
+    min_new_tokens: int = 0
+    """fewest tokens before the end of a reply (RL4LMs and OpenRL: 2)"""
     intent_model: str = "builtin"
     """who judges the replies' acts: "builtin", or a sequence classifier of the four acts by folder or hub id"""
     intent_labels: tuple[str, ...] | None = None
@@ -119,7 +121,7 @@ def main(args: Args) -> None:
     model_class = AutoModelForCausalLM
     if args.policy_class:
         model_class = import_object(args.policy_class, "--policy-class")
-    decoding = {name: getattr(args, name) for name in ("sample", "temperature", "top_k", "seed")}
+    decoding = {name: getattr(args, name) for name in ("sample", "temperature", "top_k", "seed", "min_new_tokens")}
     evaluate = partial(
         Evaluation,
         samples=samples,

@@ -85,6 +85,8 @@ class Evaluation:
         pairs = zip(self.replies, self.references, strict=True)
         self.by_reply = {"meteor": [meteor(*pair) for pair in pairs]}
         drawing = f"sampled, top-k {decoding.get('top_k') or 'all'}" if decoding.get("sample") else "greedy"
+        if decoding.get("min_new_tokens"):
+            drawing += f", at least {decoding['min_new_tokens']} tokens"
         protocol = PUBLISHED if keep_eou else PLAIN
         self.manner = (
             f"{len(ids):,} replies to {len(set(ids.tolist())):,} contexts of {samples.source[0]}, "

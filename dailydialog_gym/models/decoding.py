@@ -29,6 +29,7 @@ class Decoding:
         top_p: draw from the fewest tokens that together have this probability, above 0; 1 leaves all.
         max_new_tokens: the longest reply.
         seed: of the drawing; the reply depends on it alone, whoever else is being answered.
+        min_new_tokens: the fewest tokens before the end of a reply; until then no token is chosen that ends it.
 
     Raises:
         ValueError: a value is out of its range.
@@ -40,6 +41,7 @@ class Decoding:
     top_p: float = 1.0
     max_new_tokens: int = 20
     seed: int = 0
+    min_new_tokens: int = 0
 
     def __post_init__(self):
         for name, low, high in (
@@ -48,6 +50,7 @@ class Decoding:
             ("top_p", 1e-6, 1),
             ("max_new_tokens", 1, 2**31),
             ("seed", 0, 2**63 - 1),
+            ("min_new_tokens", 0, 2**31),
         ):
             value = getattr(self, name)
             if not low <= value <= high:  # also refuses NaN
@@ -104,6 +107,7 @@ class Reply:
         decoding: how to choose its tokens.
         ends: whether these tokens of it are a whole reply.
         on_change: called without arguments, from any thread, when `ids`, `done` or `error` changed.
+        end_tokens: the tokens that would end a reply after these of it.
 
     Attributes:
         ids: the tokens so far.
@@ -117,6 +121,7 @@ class Reply:
     decoding: Decoding
     ends: Callable[[Sequence[int]], bool]
     on_change: Callable[[], None] = lambda: None
+    end_tokens: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ()
     ids: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     done: bool = False
@@ -213,7 +218,13 @@ class DecodingBatch:
     def _choose(replies: list[Reply], logits: torch.Tensor) -> torch.Tensor:
         """Give each reply its next token, from ``(rows, vocabulary)`` logits; returns all of them, ``(rows, 1)``."""
         uniform = torch.tensor([reply.random.random() for reply in replies], dtype=torch.float64, device=logits.device)
-        tokens = choose(logits, [reply.decoding for reply in replies], uniform)
+        allowed = logits
+        short = [row for row, reply in enumerate(replies) if len(reply.ids) < reply.decoding.min_new_tokens]
+        if short:
+            allowed = logits.clone()
+            for row in short:
+                allowed[row, list(replies[row].end_tokens(replies[row].ids))] = -torch.inf
+        tokens = choose(allowed, [reply.decoding for reply in replies], uniform)
         probabilities = (logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)).exp()
         # A policy may forbid tokens with -inf. NaN, +inf, or nothing but -inf is a fault, and then so is the maximum
         sound = logits.amax(1).isfinite()

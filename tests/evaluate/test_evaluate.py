@@ -156,8 +156,9 @@ def test_texts_with_the_marker_are_scored_as_published(tmp_path, capsys):
 def test_rows_of_floors_know_nothing_of_the_contexts(tiny_model, tmp_path, capsys):
     args = evaluate.Args(agent=tiny_model, samples=20, floors=True, json=tmp_path / "plain.json")
     evaluate.main(args)
-    evaluate.main(replace(args, keep_eou=True, json=tmp_path / "kept.json"))
-    assert "scored with their <EOU>" in capsys.readouterr().out
+    evaluate.main(replace(args, keep_eou=True, min_new_tokens=2, json=tmp_path / "kept.json"))
+    caption = capsys.readouterr().out
+    assert "scored with their <EOU>" in caption and "greedy, at least 2 tokens" in caption
     plain, kept = (json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in ("plain", "kept"))
     assert list(plain) == ["an unrelated human reply", "the most frequent reply", "an empty reply", tiny_model]
     assert plain["an empty reply"]["meteor"] == 0 < 0.2 < kept["an empty reply"]["meteor"]

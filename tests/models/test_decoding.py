@@ -167,7 +167,15 @@ def test_logits_of_minus_infinity_forbid_tokens_and_other_infinities_fail_their_
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": 0}, {"temperature": float("nan")}, {"top_p": 0}, {"top_k": -1}, {"max_new_tokens": 0}]
+    "wrong",
+    [
+        {"temperature": 0},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_k": -1},
+        {"max_new_tokens": 0},
+        {"min_new_tokens": -1},
+    ],
 )
 def test_decoding_out_of_range_is_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
