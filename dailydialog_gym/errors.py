@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from dailydialog_gym.ranges import check_numbers
+
 T = TypeVar("T")
 MISTAKES = (ValueError, OSError, MemoryError)
 PATIENCE = 15.0  # seconds, more than ranks differ in the time that they need for their imports
@@ -50,6 +52,7 @@ def run_script(main: Callable[[T], None], args: type[T], description: str) -> No
     argv = [word for word in sys.argv[1:] if word != "--traceback"]
     parsed = tyro.cli(args, args=argv, description=f"{description}\n--traceback shows where an error occurred.")
     try:
+        check_numbers(parsed)
         main(parsed)
     except MISTAKES as error:
         if len(argv) < len(sys.argv) - 1:

@@ -18,6 +18,7 @@ import tyro
 import yaml
 
 from dailydialog_gym.errors import MISTAKES, report_in_one_line
+from dailydialog_gym.ranges import check_numbers
 
 T = TypeVar("T")
 # The flags that may change when a run is resumed, because they do not influence its result
@@ -82,11 +83,7 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
     )
     values = {key: value for name in groups if name != "start" for key, value in vars(getattr(parsed, name)).items()}
     args = cls(**values)
-    if values.get("seed", 0) not in range(2**63):
-        raise ValueError(f"--seed {args.seed}: expected a number from 0 to 2**63 - 1")
-    for key, value in values.items():
-        if value != value:  # NaN
-            raise ValueError(f"--{key.replace('_', '-')} nan: expected a number")
+    check_numbers(args)
     if start.resume:
         _refuse_changes(cls(**given), args, start.resume)
     return args, start.resume

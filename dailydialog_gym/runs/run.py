@@ -28,6 +28,7 @@ from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.memory import keep_freed_memory
+from dailydialog_gym.ranges import Count, CountOrZero
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, targets_of
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
@@ -45,21 +46,21 @@ SPACINGS = {"spaced": "spaced like DailyDialog", "ordinary": "ordinary text"}
 class RunArgs:
     run_name: str | None = None
     """name of the run's folder under runs/"""
-    checkpoint_every: int = 10
+    checkpoint_every: Count = 10
     """save a checkpoint every so many iterations; one is also saved at the end and on Ctrl-C"""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """number of checkpoints that are kept, the last ones"""
     resume_anyway: bool = False
     """with --resume: go on although the dataset's rows or a model's files are no longer those of the checkpoint"""
-    sample_every: int = 10
+    sample_every: Count = 10
     """print two replies every so many iterations"""
-    log_rollouts: int = 16
+    log_rollouts: CountOrZero = 16
     """write about so many replies of each iteration, whole groups, to rollouts.jsonl with all numbers by token; or 0"""
     eval_split: str = "test"
     """dataset split of the evaluation before and after training; use validation while you tune"""
-    eval_samples: int = 1000
+    eval_samples: CountOrZero = 1000
     """number of replies to evaluate, spread evenly over the split, several to a context if it is smaller; 0 is all"""
-    eval_top_k: int = 20
+    eval_top_k: CountOrZero = 20
     """draw the evaluated replies from the k likeliest tokens, as RL4LMs and OpenRL do; 0 is all tokens"""
     track: bool = False
     """log to Weights and Biases too (offline if you are not logged in)"""
@@ -91,9 +92,8 @@ class Run:
         history: the metrics of each iteration.
 
     Raises:
-        ValueError: ``checkpoint_every``, ``keep_checkpoints`` or ``sample_every`` is less than 1, ``eval_samples`` or
-            ``eval_top_k`` is negative, ``resume_anyway`` is set for a new run, the name isn't one of a folder, or
-            another process trains this run.
+        ValueError: ``resume_anyway`` is set for a new run, the name isn't one of a folder, or another process trains
+            this run.
         FileExistsError: a run of this name exists.
     """
 
@@ -102,11 +102,6 @@ class Run:
     _stop_notice = "stopping after this iteration and a checkpoint; once more to quit at once"
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None, is_main: bool = True):
-        least = {"checkpoint_every": 1, "keep_checkpoints": 1, "sample_every": 1, "eval_samples": 0, "eval_top_k": 0}
-        least["log_rollouts"] = 0
-        for flag, number in least.items():
-            if getattr(args, flag) < number:
-                raise ValueError(f"--{flag.replace('_', '-')} must be at least {number}, got {getattr(args, flag)}")
         if args.resume_anyway and not resume:
             raise ValueError("--resume-anyway is for a run that goes on: add --resume runs/NAME")
         self.args, self._total_episodes, self.is_main = args, total_episodes, is_main
