@@ -58,7 +58,8 @@ def test_other_numbers_are_allowed():
 
 ANY_SIGN = {"meteor_weight", "intent_weight", "ent_coef"}  # a reward may also be a punishment
 CHECKED_LATER = {"temperature", "test_share"}  # with a range of their own, which Python's users have too
-COMMANDS = ["ppo_dialog.py", "chat_app.py", "evaluate.__main__", "recipes.reward", "recipes.intent", "recipes.pairs"]
+COMMANDS = ["ppo_dialog.py", "chat_app.py", "evaluate.__main__"]
+COMMANDS += [f"recipes.{name}" for name in ("sft", "distill", "intent", "reward", "pairs")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -56,7 +56,7 @@ class Args:
     """draw from the likeliest K tokens only (RL4LMs and OpenRL: 20); 0 is all"""
     seed: Seed = 1
     """of the drawing"""
-    min_new_tokens: int = 0
+    min_new_tokens: CountOrZero = 0
     """fewest tokens before the end of a reply (RL4LMs and OpenRL: 2)"""
     intent_model: str = "builtin"
     """who judges the replies' acts: "builtin", or a sequence classifier of the four acts by folder or hub id"""

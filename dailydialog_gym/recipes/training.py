@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dailydialog_gym.env.dialogues import Dialogue
+from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Seed
 from dailydialog_gym.runs.checkpoints import Stateful, write_file, write_text
 from dailydialog_gym.text import space_punctuation
 
@@ -32,23 +33,23 @@ T = TypeVar("T")
 class TrainingArgs:
     out: Path
     """folder for the trained model; it also holds the state from which a killed run resumes"""
-    epochs: int = 7
+    epochs: Count = 7
     """passes over the training data; the learning rate reaches zero at the end of the last one"""
-    patience: int = 2
+    patience: CountOrZero = 2
     """stop after this many epochs without a better validation score"""
-    learning_rate: float = 1e-3
+    learning_rate: NotNegative = 1e-3
     """highest learning rate, at the end of a linear warm-up"""
-    warmup_steps: int = 300
+    warmup_steps: Count = 300
     """optimizer steps of the warm-up"""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """weight decay of AdamW, applied to matrices only"""
-    batch_tokens: int = 2048
+    batch_tokens: Count = 2048
     """largest number of tokens in a minibatch, padding included"""
     amp: bool = False
     """train with bfloat16 autocast: twice as fast on a processor with bfloat16 instructions, much slower without"""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: NotNegative = 10.0
     """save the state, from which a killed run resumes, after so many minutes, and at the end of each epoch"""
-    seed: int = 1
+    seed: Seed = 1
     """random seed"""
 
 
