@@ -31,7 +31,7 @@ from torch.distributions import Categorical
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.env import load_samples
-from dailydialog_gym.models import Decoder, MixedPrecision, Packed, compile_agent, load_model, pack
+from dailydialog_gym.models import Decoder, MixedPrecision, Packed, compile_agent, head_of, load_model, pack
 from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
 from dailydialog_gym.models.sampling import draw
@@ -160,7 +160,7 @@ class Agent(nn.Module):
         policy_class, body = import_object(args.policy_class, "--policy-class"), None
         self.policy = load_model(args.model, policy_class)
         self.vocab_size = vocab_size  # the tokenizer's; models often have more rows in their embeddings
-        width = self.policy.get_output_embeddings().in_features
+        width = head_of(self.policy).in_features
         if args.critic_class:
             body = load_model(args.model, import_object(args.critic_class, "--critic-class"))
             width = body(torch.zeros(1, 1, dtype=torch.long))[0].shape[-1]

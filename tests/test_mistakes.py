@@ -59,6 +59,11 @@ MISTAKES = {
     ("--dataset", "no-such-data"): "no such file or folder: 'no-such-data'",
     ("--dataset", "rewards.py"): "dataset 'rewards.py' is a file, but none of .jsonl, .json",
     ("--intent-model", "no/such-model"): "cannot load intent classifier 'no/such-model'",
+    ("--policy-class", "transformers:AutoModel"): "GPT2Model has no language-model head: expected a class such as",
+    ("--policy-class", "collections:OrderedDict"): "has no attribute 'from_pretrained'",
+    ("--config", "."): "cannot read flags from .: . is a folder: expected a file",
+    ("--reward", "rewards:words=inf"): "reward 'rewards:words=inf' does not have a finite weight",
+    ("--reward-model", "judge=nan"): "--reward-model 'judge=nan' does not have a finite weight",
     ("--seed", "-1"): "--seed -1: expected a number from 0 to 2**63 - 1",
     ("--seed", "99999999999999999999"): "--seed 99999999999999999999: expected",
     ("--run-name", "../x"): "--run-name '../x': expected the name of a folder in runs/",
@@ -193,6 +198,11 @@ COMMANDS = {
         (("no/such-model",), "cannot load"),
         (("builtin", "--dataset", "no-such-data"), "no such file or folder"),
         (("builtin", "--policy-class", "no_such:Class"), "--policy-class 'no_such:Class'"),
+        (
+            ("builtin", "--policy-class", "transformers:GPT2Model", "--samples", "1"),
+            "GPT2Model has no language-model head",
+        ),
+        (("builtin", "--votes", "."), ". is a folder: expected a file"),
         (("builtin", "--samples", "1", "--max-new-tokens", "1", "--json", "/no/such/folder/x.json"), "/no/such/folder"),
         (("builtin", "--samples", "1", "--sample", "--seed", "-1"), "--seed -1: expected a number from 0 to 2**63 - 1"),
         (("builtin", "--max-prompt-length", "1000000000000"), "Unable to allocate"),
@@ -202,7 +212,12 @@ COMMANDS = {
     "dailydialog_gym.recipes.sft": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
     "dailydialog_gym.recipes.intent": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
     "dailydialog_gym.recipes.synonyms": ((("--out", "out", "--wordnet", "none"), "--wordnet none is not a folder"),),
-    str(ROOT / "chat_app.py"): ((("--agent", "no/such-model"), "cannot load"),),
+    str(ROOT / "chat_app.py"): (
+        (("--agent", "no/such-model"), "cannot load"),
+        (("--policy-class", "transformers:GPT2Model"), "GPT2Model has no language-model head"),
+        (("--votes", "no/such/folder/votes.jsonl"), "the folder no/such/folder does not exist"),
+        (("--port", "70000"), "--port 70000: expected a number from 0 to 65535"),
+    ),
 }
 CASES = [(module, flags, message) for module, cases in COMMANDS.items() for flags, message in cases]
 

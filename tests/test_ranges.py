@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 from paths import ROOT
 
-from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Positive, Port, Seed, Share, check_numbers
+from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Port, Positive, Seed, Share, check_numbers
 
 
 @dataclass

@@ -15,6 +15,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from dailydialog_gym.distributed import ranks
+from dailydialog_gym.files import read_text
 from dailydialog_gym.models.precision import choose_amp_dtype
 from dailydialog_gym.ranges import Count
 
@@ -204,8 +205,8 @@ def _read(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(read_text(Path(path)))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read DeepSpeed's configuration {path}: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, as in https://www.deepspeed.ai/docs/config-json")

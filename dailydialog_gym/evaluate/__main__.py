@@ -21,6 +21,7 @@ from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.evaluate.evaluation import Evaluation, FixedReplies, evenly_spread
 from dailydialog_gym.evaluate.metrics import floor_replies
+from dailydialog_gym.files import check_output
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranges import Count, CountOrZero, Seed
 from dailydialog_gym.reports.tables import table
@@ -90,6 +91,8 @@ def main(args: Args) -> None:
         for (first, second), results in counts.items():
             print(describe_votes(first[:1].upper() + first[1:], second, results))
         return
+    if args.json:
+        check_output(args.json, "--json")
     folder, own = find_agent_folder(args.agent)
     given = {name: getattr(args, name) for name in ("dataset", "test_share", *SHAPE)}
     record = replace(own or AgentRecord(), **{name: value for name, value in given.items() if value is not None})

@@ -44,8 +44,8 @@ from transformers import (
 from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.errors import run_script
-from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Share
 from dailydialog_gym.models.loading import load_classifier
+from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Share
 from dailydialog_gym.recipes import teachers
 from dailydialog_gym.recipes.training import (
     DialogueTrainingArgs,

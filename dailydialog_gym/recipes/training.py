@@ -8,6 +8,7 @@ import math
 import random
 import sys
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dailydialog_gym.env.dialogues import Dialogue
+from dailydialog_gym.files import check_file, decode_lines
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Seed
 from dailydialog_gym.runs.checkpoints import Stateful, write_file, write_text
 from dailydialog_gym.text import space_punctuation
@@ -88,16 +90,20 @@ def read_rows(path: Path, parse: Callable[[Any], T], expected: str) -> list[T]:
     """What ``parse`` makes of each line of a .jsonl or .jsonl.gz file.
 
     Raises:
-        ValueError: a line is not JSON, or ``parse`` raises an error for it; the message has its number, and what was
-            expected.
+        ValueError: it is no such file; a line is not JSON, or ``parse`` raises an error for it; the message has its
+            number, and what was expected.
     """
+    check_file(path)
     rows = []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(parse(json.loads(line)))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number}: expected {expected}, got {line[:80]!r}") from error
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(decode_lines(path, file), 1):
+                try:
+                    rows.append(parse(json.loads(line)))
+                except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number}: expected {expected}, got {line[:80]!r}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file ({error})") from error
     return rows
 
 

@@ -6,6 +6,7 @@ from dailydialog_gym.extras import need
 
 need("torch", "transformers")
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,8 @@ def parse_reward_model(text: str) -> tuple[str, str | None, float]:
         raise ValueError(
             f"--reward-model {text!r} does not have the form FOLDER_OR_ID[:label][=WEIGHT], such as reward=0.5"
         ) from None
+    if not math.isfinite(weight):
+        raise ValueError(f"--reward-model {text!r} does not have a finite weight")
     model, label = target if equals else text, None
     if ":" in model and not Path(model).is_dir():
         model, _, label = model.rpartition(":")

@@ -61,6 +61,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
     """
     severe, slight = [], []
     for name in ("dataset", "model", "intent model", "reward model", "flag"):
+        if name not in before:
+            slight.append(f"perhaps the {name}s, which an older version did not record")
+            continue
         differing = [key for key in sorted(before[name] | now[name]) if before[name].get(key) != now[name].get(key)]
         severe += [f"the flag {key}" if name == "flag" else f"the {name}'s {key}" for key in differing]
     for package, new in now["versions"].items():

@@ -18,6 +18,7 @@ import tyro
 import yaml
 
 from dailydialog_gym.errors import MISTAKES, report_in_one_line
+from dailydialog_gym.files import read_text
 from dailydialog_gym.ranges import check_numbers
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ def read_flags(cls: type, path: Path, parse: Callable[[str], Any]) -> dict[str, 
         ValueError: the file can't be read, a key is not a field, or a value does not have the field's type.
     """
     try:
-        values = parse(path.read_text(encoding="utf-8"))
+        values = parse(read_text(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read flags from {path}: {error}") from error
     if not isinstance(values, dict):

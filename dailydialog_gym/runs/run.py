@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +42,7 @@ from dailydialog_gym.runs.rollouts import MAX_BYTES, action_ratios, describe_rol
 from dailydialog_gym.runs.samples import intervals, markdown_samples, side_by_side
 
 MAX_BAD_STEPS = 3
+SIGPIPE = 13  # the number that it has where it exists
 SPACINGS = {"spaced": "spaced like DailyDialog", "ordinary": "ordinary text"}
 
 
@@ -212,8 +216,8 @@ class Run:
             report_in_one_line(OSError)  # from here on a ValueError is not a mistake in the flags
         self.before = before
         self._training = True
-        if not self.is_main:  # the terminal sends Ctrl-C to every process, but only the main one decides to stop
-            self._handlers = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+        if not self.is_main:  # the terminal sends its signals to every process, but only the main one decides to stop
+            self._handlers = {s: signal.signal(s, signal.SIG_IGN) for s in terminal_signals(sys.platform)}
             return
         # What a killed run logged after its last checkpoint is logged again
         write_text(self.folder / "metrics.jsonl", "".join(_line(row) for row in self.history))
@@ -223,7 +227,9 @@ class Run:
         if self.args.track:
             self._wandb = _start_wandb(self.args, self.folder, self._wandb_id)
             self._wandb_id = self._wandb.id
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in stop_signals(sys.platform)}
+        handled = stop_signals(sys.platform)  # but for SIGHUP under nohup, which makes a process ignore it
+        handled = [s for s in handled if not (_is_hangup(s) and signal.getsignal(s) == signal.SIG_IGN)]
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in handled}
         self._bar = tqdm(
             total=self._total_episodes,
             initial=self._episodes,
@@ -280,11 +286,12 @@ class Run:
             self._writer.add_scalar(key, value, episodes)
         if self._wandb:
             self._wandb.log(row, step=episodes)  # wandb ignores steps that it already has from before a resume
-        self._bar.set_postfix_str(
-            f"reward {metrics['charts/episodic_return']:.3f}, KL/token {metrics['metric/kl_per_token']:.3f}, "
-            f"{metrics['charts/FPS']:.0f} tokens/s"
-        )
-        self._bar.update(episodes - self._bar.n)
+        with self._printing():
+            self._bar.set_postfix_str(
+                f"reward {metrics['charts/episodic_return']:.3f}, KL/token {metrics['metric/kl_per_token']:.3f}, "
+                f"{metrics['charts/FPS']:.0f} tokens/s"
+            )
+            self._bar.update(episodes - self._bar.n)
 
     def log_rollouts(self, iteration: int, agent: Any, batch: Any, tokenizer: ReplyTokenizer, autocast: Any) -> None:
         """Write the first groups of a batch to ``rollouts.jsonl``, after the update, up to `MAX_BYTES`.
@@ -327,8 +334,9 @@ class Run:
             rewards: ``(num_envs,)`` the returns of the replies, an array or a tensor.
         """
         if self.is_main and iteration % self.args.sample_every == 0:
-            for prompt, response, reward in zip(prompts[:2], responses[:2], rewards[:2].tolist(), strict=True):
-                tqdm.write(f"  {split_prompt(prompt)[-1]}\n  > {response}   [{reward:+.3f}]")
+            with self._printing():
+                for prompt, response, reward in zip(prompts[:2], responses[:2], rewards[:2].tolist(), strict=True):
+                    tqdm.write(f"  {split_prompt(prompt)[-1]}\n  > {response}   [{reward:+.3f}]")
 
     def checkpoint(self, iteration: int) -> None:
         """Save a checkpoint if one is due: every ``checkpoint_every`` iterations, at the end, and after a signal.
@@ -349,17 +357,32 @@ class Run:
         self._checkpoints.save(iteration, progress)
         self._training = not (ended or signum)
         if self.is_main and not self._training:
-            self._bar.close()
+            with self._printing():
+                self._bar.close()
         if signum:
             self._stop(signum)
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
-        for each in self._handlers:
-            signal.signal(each, self._second_signal)
+        for each in self._handlers:  # when a terminal is closed, SIGHUP comes twice: from the shell and from the system
+            signal.signal(each, signal.SIG_IGN if _is_hangup(each) else self._second_signal)
         self._signal = self._signal or signum
+        if _is_hangup(signum):
+            _silence()
         if not self._training:
             self._stop(signum)
-        os.write(2, f"\n{self._stop_notice}\n".encode())  # print is not allowed to interrupt itself
+        with self._printing():
+            os.write(2, f"\n{self._stop_notice}\n".encode())  # print is not allowed to interrupt itself
+
+    @contextmanager
+    def _printing(self) -> Iterator[None]:
+        """Print inside of it. Where nobody reads that any more, the run stops after this iteration and a checkpoint."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):  # of a terminal that was closed, of a pipe
+                raise
+            _silence()
+            self._signal = self._signal or SIGPIPE
 
     def _stop(self, signum: int) -> None:
         if self.is_main:
@@ -367,7 +390,8 @@ class Run:
             lines += [f"    {self._launcher} {sys.argv[0]} --resume {self.folder}"]
             if self._checkpoints.last:
                 lines += [f"the agent so far is {self._checkpoints.last}/agent"]
-            print("\n".join(lines), file=sys.stderr)
+            with self._printing():
+                print("\n".join(lines), file=sys.stderr)
         self._close()
         raise SystemExit(128 + signum)  # the exit code that a shell gives to a process ended by a signal
 
@@ -404,8 +428,27 @@ class Run:
 
 
 def stop_signals(platform: str) -> tuple[signal.Signals, ...]:
-    """The signals that ask a run to stop. Windows never sends SIGTERM: there it ends a process at once."""
-    return (signal.SIGINT,) if platform == "win32" else (signal.SIGINT, signal.SIGTERM)
+    """The signals that ask a run to stop. Windows has no SIGHUP, and ends a process at once instead of SIGTERM."""
+    return terminal_signals(platform) if platform == "win32" else (*terminal_signals(platform), signal.SIGTERM)
+
+
+def terminal_signals(platform: str) -> tuple[signal.Signals, ...]:
+    """The signals that a terminal sends: for Ctrl-C, and when it is closed."""
+    return (signal.SIGINT,) if platform == "win32" else (signal.SIGINT, signal.SIGHUP)
+
+
+def _is_hangup(signum: int) -> bool:
+    """Whether a signal says that the terminal was closed. Windows does not have the constant."""
+    return signal.Signals(signum).name == "SIGHUP"
+
+
+def _silence() -> None:
+    """Throw away what is printed from now on, except to a file: its reader may have gone with the terminal."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _describe_amp(device: torch.device, dtype: torch.dtype) -> str:
