@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -38,6 +39,15 @@ def report_in_one_line(*kinds: type[BaseException]) -> None:
     sys.excepthook = hook
 
 
+def print_any_character() -> None:
+    """Let standard output escape what its encoding lacks, as standard error does: a reply may contain anything.
+
+    Windows gives a file or pipe an encoding of one language.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def run_script(main: Callable[[T], None], args: type[T], description: str) -> None:
     """Parse the command line of a script into the dataclass ``args``, and call ``main`` with it.
 
@@ -49,6 +59,7 @@ def run_script(main: Callable[[T], None], args: type[T], description: str) -> No
     """
     import tyro
 
+    print_any_character()
     argv = [word for word in sys.argv[1:] if word != "--traceback"]
     parsed = tyro.cli(args, args=argv, description=f"{description}\n--traceback shows where an error occurred.")
     try:

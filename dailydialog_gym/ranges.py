@@ -31,7 +31,7 @@ NotNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, exclusive=True)]
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
-Port = Annotated[int, Range(0, 65535)]
+Port = Annotated[int, Range(1, 65535)]
 Seed = Annotated[int, Range(0, LARGEST)]
 
 

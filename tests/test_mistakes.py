@@ -216,7 +216,7 @@ COMMANDS = {
         (("--agent", "no/such-model"), "cannot load"),
         (("--policy-class", "transformers:GPT2Model"), "GPT2Model has no language-model head"),
         (("--votes", "no/such/folder/votes.jsonl"), "the folder no/such/folder does not exist"),
-        (("--port", "70000"), "--port 70000: expected a number from 0 to 65535"),
+        (("--port", "70000"), "--port 70000: expected a number from 1 to 65535"),
     ),
 }
 CASES = [(module, flags, message) for module, cases in COMMANDS.items() for flags, message in cases]

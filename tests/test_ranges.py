@@ -40,7 +40,7 @@ class Args:
         ({"meteor_weight": -math.inf}, "--meteor-weight -inf: expected a finite number"),
         ({"num_envs": 0}, "--num-envs 0: expected a number of at least 1"),
         ({"top_k": -1}, "--top-k -1: expected a number of at least 0"),
-        ({"port": 65536}, "--port 65536: expected a number from 0 to 65535"),
+        ({"port": 65536}, "--port 65536: expected a number from 1 to 65535"),
         ({"seed": 2**63}, f"--seed {2**63}: expected a number from 0 to 2**63 - 1"),
         ({"num_envs": 10**20}, f"--num-envs {10**20}: expected a number of at most 2**63 - 1"),
         ({"parts": -(10**20)}, f"--parts -{10**20}: expected a number of at most 2**63 - 1"),
@@ -53,7 +53,7 @@ def test_a_senseless_number_is_named(flags, message):
 
 def test_other_numbers_are_allowed():
     check_numbers(Args())
-    check_numbers(Args(0.0, 1e-9, 0.0, -3.0, 2**63 - 1, 0, 0, 0, -1, True))
+    check_numbers(Args(0.0, 1e-9, 0.0, -3.0, 2**63 - 1, 0, 1, 0, -1, True))
 
 
 ANY_SIGN = {"meteor_weight", "intent_weight", "ent_coef"}  # a reward may also be a punishment

@@ -96,7 +96,7 @@ def read_rows(path: Path, parse: Callable[[Any], T], expected: str) -> list[T]:
     check_file(path)
     rows = []
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(decode_lines(path, file), 1):
                 try:
                     rows.append(parse(json.loads(line)))

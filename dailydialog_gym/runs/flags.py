@@ -17,7 +17,7 @@ import transformers
 import tyro
 import yaml
 
-from dailydialog_gym.errors import MISTAKES, report_in_one_line
+from dailydialog_gym.errors import MISTAKES, print_any_character, report_in_one_line
 from dailydialog_gym.files import read_text
 from dailydialog_gym.ranges import check_numbers
 
@@ -39,9 +39,9 @@ class StartArgs:
 def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None) -> tuple[T, Path | None]:
     """Parse the command line of a training script. With --config or --resume, the file's values are the defaults.
 
-    transformers' progress bars are switched off, since a run shows its own. One of `dailydialog_gym.errors.MISTAKES`
-    until `Run.start`, and then an OSError, that nobody catches is a mistake of the user, which ends the script in one
-    line, or with --traceback in a traceback.
+    transformers' progress bars are switched off, since a run shows its own, and standard output escapes the characters
+    that its encoding lacks. One of `dailydialog_gym.errors.MISTAKES` until `Run.start`, and then an OSError, that
+    nobody catches is a mistake of the user, which ends the script in one line, or with --traceback in a traceback.
 
     Args:
         cls: a dataclass whose base classes are the groups of ``--help``: ``RewardArgs`` becomes "reward options".
@@ -55,6 +55,7 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
             message names it.
     """
     transformers.utils.logging.disable_progress_bar()
+    print_any_character()
     argv = sys.argv[1:] if argv is None else list(argv)
     # The defaults of the other flags depend on these
     start, _ = tyro.cli(StartArgs, args=argv, add_help=False, return_unknown_args=True)
