@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,12 +25,16 @@ def one_line(error: BaseException) -> str:
 def report_in_one_line(*kinds: type[BaseException]) -> None:
     """Let an exception of these kinds that nobody catches end the process with `one_line` instead of a traceback.
 
+    Ctrl-C ends it with one word.
+
     In a job of several processes (``RANK``), a mistake is usually every rank's. The launcher ends the job when the
     first has reported it, so the others leave it `PATIENCE` to do so.
     """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-        if issubclass(kind, kinds):
+        if issubclass(kind, KeyboardInterrupt):  # Python then ends the process as the signal would
+            print("\nstopped", file=sys.stderr)
+        elif issubclass(kind, kinds):
             if os.environ.get("RANK", "0") != "0":
                 time.sleep(PATIENCE)
             print(one_line(error), file=sys.stderr)
@@ -55,7 +60,7 @@ def run_script(main: Callable[[T], None], args: type[T], description: str) -> No
     ``--traceback``.
 
     Raises:
-        SystemExit: the command line is wrong, or ``main`` raised such an error.
+        SystemExit: the command line is wrong, ``main`` raised such an error, or Ctrl-C stopped it.
     """
     import tyro
 
@@ -65,6 +70,9 @@ def run_script(main: Callable[[T], None], args: type[T], description: str) -> No
     try:
         check_numbers(parsed)
         main(parsed)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except MISTAKES as error:
         if len(argv) < len(sys.argv) - 1:
             raise

@@ -16,6 +16,7 @@ OFFLINE = "import huggingface_hub.constants as hub; hub.HF_HUB_OFFLINE = True\n"
 REWARDS = """
 import numpy as np
 def words(episodes): return [len(text.split()) for text in episodes.responses]
+def kl(episodes): return np.zeros(len(episodes))
 def nothing(episodes): return None
 def two(episodes): return np.zeros(2)
 def nan(episodes): return np.full(len(episodes), np.nan)
@@ -80,6 +81,8 @@ MISTAKES = {
     ("--config", "no.yaml"): "cannot read flags from no.yaml",
     ("--config", "rewards.py"): "cannot read flags from rewards.py",
     ("--reward", "rewards:words"): "reward 'rewards:words' does not have the form module:callable=weight",
+    ("--reward", "rewards:words=1", "--reward", "rewards:words=2"): "two scorers are named 'words'",
+    ("--reward", "rewards:kl=1"): "two scorers are named 'kl'",
     ("--reward", "rewards:no=1"): "--reward 'rewards:no': expected module:name",
     ("--reward", "no_such_rewards:words=1"): "--reward 'no_such_rewards:words': expected module:name",
     ("--reward", "rewards:number=1"): "expected a function or a class, got 3",
@@ -230,6 +233,23 @@ def test_other_commands_end_so_too(server, tmp_path, command, flags, message):
     server.start(tmp_path, *program, *flags, "--traceback", before=OFFLINE)
     assert server.wait() == 1
     assert "Traceback" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [((SCRIPT, "--dataset", "waits"), 1), (("-m", "dailydialog_gym.evaluate", "--dataset", "waits"), 130)],
+    ids=["training", "evaluation"],
+)
+def test_ctrl_c_before_the_training_is_no_traceback(server, tmp_path, command, code):
+    before = (
+        "import dailydialog_gym.env.formats as formats, os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "formats.open_source = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
+        "import dailydialog_gym.env.dialogues as dialogues; dialogues.open_source = formats.open_source"
+    )
+    server.start(tmp_path, *command, before=OFFLINE + before)
+    assert server.wait() == code  # 1: forks.py ends so where Python itself ends by the signal
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").strip() == "stopped"
 
 
 def test_python_itself_prints_the_line(tmp_path):

@@ -231,6 +231,8 @@ def parse_reward_model(text: str) -> tuple[str, str | None, float]:
     >>> parse_reward_model("models/judge:good=0.5")
     ('models/judge', 'good', 0.5)
     """
+    if Path(text).is_dir():  # whose name may have these characters
+        return text, None, 1.0
     target, equals, number = text.rpartition("=")
     try:
         weight = float(number) if equals else 1.0
