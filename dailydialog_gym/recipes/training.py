@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dailydialog_gym.env.dialogues import Dialogue
-from dailydialog_gym.files import check_file, decode_lines
+from dailydialog_gym.files import check_file, decode_lines, read_text
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Seed
 from dailydialog_gym.runs.checkpoints import Stateful, write_file, write_text
 from dailydialog_gym.text import space_punctuation
@@ -69,7 +69,11 @@ def check_flags(args: TrainingArgs) -> None:
     if any(path != file for path in args.out.glob("*")):
         if not file.exists():
             raise ValueError(f"{args.out} holds files, but no flags.json of a run: choose another --out")
-        for name, before in json.loads(file.read_text(encoding="utf-8")).items():
+        try:
+            found = dict(json.loads(read_text(file)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"cannot read {file}: expected the flags of a run as JSON ({error})") from error
+        for name, before in found.items():
             if flags.get(name) != before:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is {json.dumps(flags.get(name))}, but {json.dumps(before)} in the run "
@@ -182,9 +186,12 @@ class Training:
         self.file = args.out / "training_state.pt"
         self._saved_at = time.perf_counter()
         if self.file.exists():
-            state = torch.load(self.file, weights_only=True, map_location="cpu")
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
+            try:
+                state = torch.load(self.file, weights_only=True, map_location="cpu")
+                for name, part in self.parts.items():
+                    part.load_state_dict(state[name])
+            except Exception as error:  # of a damaged file, torch, zipfile and pickle raise many
+                raise ValueError(f"cannot resume from {self.file}: remove it to begin anew ({error})") from error
             self.rows, self.best_epoch, self.best = state["rows"], state["best_epoch"], state["best"]
             self.epoch = len(self.rows)
             self._done, self._seconds, self._random = state["done"], state["seconds"], state["random"]

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -187,9 +188,12 @@ class Run:
         checkpoints = self._checkpoints = kind(folder, write_agent, parts, made_from, keep, **more)
         self.iteration, progress = checkpoints.load(partial(self._compare, made_from))
         if progress:
-            self.before = Evaluation.restore(progress["before"])
-            self.history, self._bad_steps = progress["history"], Counter(progress["bad_steps"])
-            self._wandb_id = progress["wandb_id"]
+            try:
+                self.before = Evaluation.restore(progress["before"])
+                self.history, self._bad_steps = progress["history"], Counter(progress["bad_steps"])
+                self._wandb_id = progress["wandb_id"]
+            except KeyError as error:
+                raise ValueError(f"{checkpoints.last} is of another version: it lacks {error}") from error
             if self.is_main:
                 print(f"resumed   {checkpoints.last}, after {self._episodes:,} replies")
 
@@ -387,7 +391,7 @@ class Run:
     def _stop(self, signum: int) -> None:
         if self.is_main:
             lines = [f"\nstopped after {self._episodes:,} of {self._total_episodes:,} replies; continue with"]
-            lines += [f"    {self._launcher} {sys.argv[0]} --resume {self.folder}"]
+            lines += [f"    {self._launcher} {shlex.join([sys.argv[0], '--resume', str(self.folder)])}"]
             if self._checkpoints.last:
                 lines += [f"the agent so far is {self._checkpoints.last}/agent"]
             with self._printing():
