@@ -7,6 +7,7 @@
 The page listens on 127.0.0.1 and loads nothing from other hosts.
 """
 
+import io
 import random
 import sys
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def talk_in_terminal(agent: DialogueAgent, greedy: bool, seed: int | None) -> No
 
     "reset" starts a new conversation.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what is no text in its encoding
     print('"reset" begins a new conversation, "quit" ends it.')
     history: list[str] = []
     while True:

@@ -60,17 +60,13 @@ def lock(folder: Path) -> FileLock:
     """Lock a run's folder for this process, until it ends or releases the lock.
 
     Raises:
-        ValueError: another process holds the lock, and the message says which; or the file system has no locks.
+        ValueError: another process holds the lock; the message says which.
     """
     held = FileLock(folder.resolve() / ".lock")
     try:
         held.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"{folder} is in use{_holder(folder)}: wait until it ends, or stop it") from error
-    except NotImplementedError as error:  # Lustre and NFS can be mounted without locks
-        raise ValueError(
-            f"{folder} is on a file system without locks: make runs/ a link to a folder on another one"
-        ) from error
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     write_text(folder / _HOLDER, f"locked by process {os.getpid()} on {socket.gethostname()} at {since}")
     return held

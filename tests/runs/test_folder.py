@@ -1,6 +1,5 @@
 """A run's folder: names, and two processes that want the same one."""
 
-import errno
 import re
 import threading
 
@@ -85,12 +84,3 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
             lock(path)
     held.release()
     lock(tmp_path).release()
-
-
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def flock(descriptor, operation):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(ValueError, match=r"is on a file system without locks: make runs/ a link"):
-        lock(tmp_path)
