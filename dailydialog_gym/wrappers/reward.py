@@ -87,7 +87,7 @@ class ScoreReward(gym.Wrapper[Any, Any, Any, Any]):
         return add_score(self.scorer, self.weight, self.name, episode, rewards, info)
 
 
-def check_name(name: str, env: Any, kind: type) -> None:
+def check_name(name: str, env: Any, kind: type[Any]) -> None:
     """Raise ValueError if a reward wrapper of this kind among the wrappers ``env`` has the same name."""
     while env is not env.unwrapped:
         if isinstance(env, kind) and env.name == name:
