@@ -7,6 +7,7 @@ from dailydialog_gym.extras import need
 need("torch", "transformers")
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -264,7 +265,7 @@ def load_reward_models(flags: Sequence[str], *options: Any) -> list[tuple[Reward
     models: list[tuple[RewardModel, float, str]] = []
     for text in flags:
         model, label, weight = parse_reward_model(text)
-        name = "-".join(filter(None, (Path(model).resolve().name, label)))
+        name = "-".join(filter(None, (os.path.basename(os.path.realpath(model)), label)))
         if name in (*OTHER_REWARDS, *(other for _, _, other in models)):
             raise ValueError(f"--reward-model {text!r}: another reward is named {name!r}, so rename the folder")
         models.append((RewardModel(model, label, *options), weight, name))
