@@ -7,6 +7,7 @@
 The page listens on 127.0.0.1 and loads nothing from other hosts.
 """
 
+import io
 import random
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat, check_message
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.objects import import_object
+from dailydialog_gym.ranges import Port, Seed
 from dailydialog_gym.text import escape_invisible
 
 
@@ -40,13 +42,13 @@ class Args:
     """chat in the terminal instead of the browser"""
     greedy: bool = False
     """in the terminal: always take the most probable token instead of sampling"""
-    seed: int | None = None
+    seed: Seed | None = None
     """in the terminal: random seed of sampling; by default a new one for each reply"""
     trust_remote_code: bool = False
     """allow the model to run Python code of its own, which has all of your permissions"""
     host: str = "127.0.0.1"
     """the address to listen on; 0.0.0.0 is all networks of this machine"""
-    port: int = 7860
+    port: Port = 7860
     """the port to listen on, or the next one that is free"""
     root_path: str | None = None
     """the URL under which a proxy shows the page, such as https://example.org/chat"""
@@ -61,6 +63,8 @@ def talk_in_terminal(agent: DialogueAgent, greedy: bool, seed: int | None) -> No
 
     "reset" starts a new conversation.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what is no text in its encoding
     print('"reset" begins a new conversation, "quit" ends it.')
     history: list[str] = []
     while True:

@@ -37,12 +37,13 @@ import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.distributed import CheckedSteps, DeepSpeedArgs, DistributedRun, local_args, ranks
 from dailydialog_gym.distributed.engines import engine, evaluation_config, gathered, training_config
 from dailydialog_gym.env import load_samples
-from dailydialog_gym.models import Decoder, Packed, load_model, pack
+from dailydialog_gym.models import Decoder, Packed, head_of, load_model, pack
 from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
 from dailydialog_gym.models.sampling import draw
 from dailydialog_gym.models.self_check import self_check
 from dailydialog_gym.objects import import_object
+from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Positive, Seed, Share
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_reward_models, load_scorer
 from dailydialog_gym.runs import DataArgs, RandomState, RunArgs, parse_args, settle
 from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
@@ -78,11 +79,11 @@ class RewardArgs:
     """a reward model, a sequence classifier, as FOLDER_OR_ID[:label][=WEIGHT]; may be given several times"""
     reward_model_raw: bool = False
     """pay the scores of reward models as they are, not standardized by their running mean and standard deviation"""
-    kl_coef: float = 0.02
+    kl_coef: NotNegative = 0.02
     """initial KL coefficient: the weight of the KL penalty, in reward per nat"""
     kl_rule: Literal["openrl", "ziegler", "fixed"] = "openrl"
     """how the KL coefficient adapts: to the KL per token (OpenRL), to the KL per reply (Ziegler et al.), or not"""
-    kl_target: float | None = None
+    kl_target: Positive | None = None
     """KL divergence at which the coefficient stays: by default 0.1 nats per token (openrl), 6 per reply (ziegler)"""
     kl_estimator: Literal["k1", "k3"] = "k1"
     """estimator of the logged KL divergence; the penalty is always k1, and k3 has less variance"""
@@ -90,21 +91,21 @@ class RewardArgs:
 
 @dataclass
 class PPOArgs:
-    total_episodes: int = 10240
+    total_episodes: Count = 10240
     """total number of replies to train on"""
-    num_envs: int = 128
+    num_envs: Count = 128
     """number of replies in a batch; each iteration collects one batch and trains on it"""
-    replies_per_prompt: int = 8
+    replies_per_prompt: Count = 8
     """number of replies to each context of a batch"""
     group_baseline: bool = True
     """leave-one-out baseline: subtract the mean return of the other replies to the same context"""
-    update_epochs: int = 1
+    update_epochs: Count = 1
     """number of passes over each batch"""
-    num_minibatches: int = 4
+    num_minibatches: Count = 4
     """number of minibatches in each pass"""
-    learning_rate: float = 5e-5
+    learning_rate: NotNegative = 5e-5
     """policy learning rate"""
-    critic_learning_rate: float = 3e-4
+    critic_learning_rate: NotNegative = 3e-4
     """critic learning rate; of a shared critic only its value head has it"""
     anneal_lr: bool = True
     """anneal both learning rates linearly to zero"""
@@ -112,25 +113,25 @@ class PPOArgs:
     """the critic: a network of its own, a value head on the policy, or none (the leave-one-out baseline alone, RLOO)"""
     normalize_groups: bool = False
     """normalize advantages by the standard deviation of the returns to each context (GRPO), not over the batch"""
-    top_k: int = 20
+    top_k: CountOrZero = 20
     """draw each token from the k likeliest, over which the update then normalizes too; 0 draws from all tokens"""
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """discount factor"""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """lambda of generalized advantage estimation (with a critic)"""
-    clip_coef: float = 0.2
+    clip_coef: Positive = 0.2
     """clipping coefficient of the probability ratio"""
     ent_coef: float = 0.0
     """coefficient of the entropy bonus"""
-    vf_coef: float = 0.5
+    vf_coef: NotNegative = 0.5
     """coefficient of the value loss"""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """maximum norm of the gradients of policy and critic, each clipped on its own"""
     use_amp: bool = False
     """automatic mixed precision: bfloat16, or on GPUs without it float16 with loss scaling"""
     compile: bool = False
     """compile the networks: takes a minute or more at the start, and on a CPU needs a C++ compiler"""
-    seed: int = 1
+    seed: Seed = 1
     """random seed"""
 
 
@@ -164,7 +165,7 @@ class Agent(nn.Module):
         policy_class, body = import_object(args.policy_class, "--policy-class"), None
         self.policy = load_model(args.model, policy_class)
         self.vocab_size = vocab_size  # the tokenizer's; models often have more rows in their embeddings
-        width = self.policy.get_output_embeddings().in_features
+        width = head_of(self.policy).in_features
         if args.critic_class:
             body = load_model(args.model, import_object(args.critic_class, "--critic-class"))
             width = body(torch.zeros(1, 1, dtype=torch.long))[0].shape[-1]
@@ -323,7 +324,7 @@ if __name__ == "__main__":
     config = training_config(args, world)
     local = local_args(args, world, config)  # the share of this rank
     P, T, K = args.max_prompt_length, args.max_new_tokens, args.replies_per_prompt
-    num_contexts = local.num_envs // max(K, 1)
+    num_contexts = local.num_envs // K
     if (
         num_contexts * K * world != args.num_envs
         or not 1 <= local.num_minibatches <= num_contexts <= local.total_episodes // K
@@ -353,8 +354,8 @@ if __name__ == "__main__":
     kl_target = {"ziegler": 6.0}.get(args.kl_rule, 0.1) if args.kl_target is None else args.kl_target
     # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
     agent = Agent(args, samples.tokenizer.vocab_size)
-    if not 0 <= args.top_k <= agent.vocab_size or args.update_epochs < 1 or kl_target <= 0:
-        raise ValueError(f"--top-k must be 0 to {agent.vocab_size}, --update-epochs at least 1, --kl-target above 0")
+    if args.top_k > agent.vocab_size:
+        raise ValueError(f"--top-k {args.top_k}: expected at most {agent.vocab_size}, the tokenizer's number of tokens")
     self_check(agent, agent.vocab_size, P, T)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
     judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dailydialog_gym.files import check_file
+
 
 def hub_is_off() -> bool:
     """Whether the Hugging Face hub is switched off or doesn't answer; its own clients would retry for half a minute."""
@@ -19,7 +21,8 @@ def hub_is_off() -> bool:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise ValueError if a file is what a clone without Git LFS has in the place of a large file."""
+    """Raise ValueError if a path is no file, or what a clone without Git LFS has in the place of a large file."""
+    check_file(path)
     mark = b"version https://git-lfs.github.com/spec/"
     with open(path, "rb") as file:
         if file.read(len(mark)) == mark:

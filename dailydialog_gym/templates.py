@@ -33,18 +33,21 @@ def check_template(name: str, template: str) -> None:
     """
     try:
         child = subprocess.run(
-            [sys.executable, "-I", __file__],
+            [sys.executable, "-P", __file__],  # -P: the modules beside this file must not hide Python's own
             input=json.dumps(template),
             encoding="utf-8",
             timeout=SECONDS,
             check=False,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"the chat template of {name!r} does not end within {SECONDS} seconds") from error
-    if child.returncode:
+    if child.returncode == _TOO_LONG:
         raise ValueError(f"the chat template of {name!r} writes more than {MAX_CHARACTERS:,} characters")
+    if child.returncode:
+        last = (child.stderr.splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise ValueError(f"the chat template of {name!r} could not be rendered in a process of its own: {last}")
 
 
 class InTime:
@@ -100,7 +103,7 @@ def _render() -> None:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    if sys.platform != "win32":
+    if sys.platform == "linux":  # Windows has no such limit, and macOS may refuse to set it
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))

@@ -16,6 +16,7 @@ OFFLINE = "import huggingface_hub.constants as hub; hub.HF_HUB_OFFLINE = True\n"
 REWARDS = """
 import numpy as np
 def words(episodes): return [len(text.split()) for text in episodes.responses]
+def kl(episodes): return np.zeros(len(episodes))
 def nothing(episodes): return None
 def two(episodes): return np.zeros(2)
 def nan(episodes): return np.full(len(episodes), np.nan)
@@ -59,6 +60,11 @@ MISTAKES = {
     ("--dataset", "no-such-data"): "no such file or folder: 'no-such-data'",
     ("--dataset", "rewards.py"): "dataset 'rewards.py' is a file, but none of .jsonl, .json",
     ("--intent-model", "no/such-model"): "cannot load intent classifier 'no/such-model'",
+    ("--policy-class", "transformers:AutoModel"): "GPT2Model has no language-model head: expected a class such as",
+    ("--policy-class", "collections:OrderedDict"): "has no attribute 'from_pretrained'",
+    ("--config", "."): "cannot read flags from .: . is a folder: expected a file",
+    ("--reward", "rewards:words=inf"): "reward 'rewards:words=inf' does not have a finite weight",
+    ("--reward-model", "judge=nan"): "--reward-model 'judge=nan' does not have a finite weight",
     ("--seed", "-1"): "--seed -1: expected a number from 0 to 2**63 - 1",
     ("--seed", "99999999999999999999"): "--seed 99999999999999999999: expected",
     ("--run-name", "../x"): "--run-name '../x': expected the name of a folder in runs/",
@@ -66,15 +72,17 @@ MISTAKES = {
     ("--run-name", "x" * 252): "at most 200 bytes",
     ("--num-minibatches", "3"): "expected a number of contexts",
     ("--critic", "none", "--replies-per-prompt", "1"): "--critic none and --normalize-groups need",
-    ("--top-k", "5000"): "--top-k must be 0 to 4096",
-    ("--eval-samples", "-1"): "--eval-samples must be at least 0, got -1",
+    ("--top-k", "5000"): "--top-k 5000: expected at most 4096",
+    ("--learning-rate", "1e999"): "--learning-rate inf: expected a finite number",
     ("--max-prompt-length", "1000000000000"): "Unable to allocate",
-    ("--keep-checkpoints", "0"): "--keep-checkpoints must be at least 1, got 0",
+    ("--keep-checkpoints", "0"): "--keep-checkpoints 0: expected a number of at least 1",
     ("--resume-anyway",): "--resume-anyway is for a run that goes on",
     ("--resume", "no-run"): "cannot read flags from no-run/config.json",
     ("--config", "no.yaml"): "cannot read flags from no.yaml",
     ("--config", "rewards.py"): "cannot read flags from rewards.py",
     ("--reward", "rewards:words"): "reward 'rewards:words' does not have the form module:callable=weight",
+    ("--reward", "rewards:words=1", "--reward", "rewards:words=2"): "two scorers are named 'words'",
+    ("--reward", "rewards:kl=1"): "two scorers are named 'kl'",
     ("--reward", "rewards:no=1"): "--reward 'rewards:no': expected module:name",
     ("--reward", "no_such_rewards:words=1"): "--reward 'no_such_rewards:words': expected module:name",
     ("--reward", "rewards:number=1"): "expected a function or a class, got 3",
@@ -193,8 +201,13 @@ COMMANDS = {
         (("no/such-model",), "cannot load"),
         (("builtin", "--dataset", "no-such-data"), "no such file or folder"),
         (("builtin", "--policy-class", "no_such:Class"), "--policy-class 'no_such:Class'"),
+        (
+            ("builtin", "--policy-class", "transformers:GPT2Model", "--samples", "1"),
+            "GPT2Model has no language-model head",
+        ),
+        (("builtin", "--votes", "."), ". is a folder: expected a file"),
         (("builtin", "--samples", "1", "--max-new-tokens", "1", "--json", "/no/such/folder/x.json"), "/no/such/folder"),
-        (("builtin", "--samples", "1", "--sample", "--seed", "-1"), "--seed must be at least 0"),
+        (("builtin", "--samples", "1", "--sample", "--seed", "-1"), "--seed -1: expected a number from 0 to 2**63 - 1"),
         (("builtin", "--max-prompt-length", "1000000000000"), "Unable to allocate"),
         (("",), "the name of the agent is empty"),
         (("builtin", "--baseline", "", "--samples", "1"), "the name of the agent is empty"),
@@ -202,7 +215,12 @@ COMMANDS = {
     "dailydialog_gym.recipes.sft": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
     "dailydialog_gym.recipes.intent": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
     "dailydialog_gym.recipes.synonyms": ((("--out", "out", "--wordnet", "none"), "--wordnet none is not a folder"),),
-    str(ROOT / "chat_app.py"): ((("--agent", "no/such-model"), "cannot load"),),
+    str(ROOT / "chat_app.py"): (
+        (("--agent", "no/such-model"), "cannot load"),
+        (("--policy-class", "transformers:GPT2Model"), "GPT2Model has no language-model head"),
+        (("--votes", "no/such/folder/votes.jsonl"), "the folder no/such/folder does not exist"),
+        (("--port", "70000"), "--port 70000: expected a number from 1 to 65535"),
+    ),
 }
 CASES = [(module, flags, message) for module, cases in COMMANDS.items() for flags, message in cases]
 
@@ -215,6 +233,23 @@ def test_other_commands_end_so_too(server, tmp_path, command, flags, message):
     server.start(tmp_path, *program, *flags, "--traceback", before=OFFLINE)
     assert server.wait() == 1
     assert "Traceback" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [((SCRIPT, "--dataset", "waits"), 1), (("-m", "dailydialog_gym.evaluate", "--dataset", "waits"), 130)],
+    ids=["training", "evaluation"],
+)
+def test_ctrl_c_before_the_training_is_no_traceback(server, tmp_path, command, code):
+    before = (
+        "import dailydialog_gym.env.formats as formats, os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "formats.open_source = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
+        "import dailydialog_gym.env.dialogues as dialogues; dialogues.open_source = formats.open_source"
+    )
+    server.start(tmp_path, *command, before=OFFLINE + before)
+    assert server.wait() == code  # 1: forks.py ends so where Python itself ends by the signal
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").strip() == "stopped"
 
 
 def test_python_itself_prints_the_line(tmp_path):

@@ -1,6 +1,7 @@
 """What Windows, macOS and other Pythons need, as far as it shows on the system that runs the tests."""
 
 import ast
+import io
 import os
 import signal
 import subprocess
@@ -10,9 +11,10 @@ import tomllib
 import pytest
 from paths import ROOT
 
+from dailydialog_gym.errors import print_any_character
 from dailydialog_gym.runs import checkpoints
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
-from dailydialog_gym.runs.run import stop_signals
+from dailydialog_gym.runs.run import stop_signals, terminal_signals
 
 CODE = [*sorted((ROOT / "dailydialog_gym").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
 FILES = [*CODE, *sorted(ROOT.glob("benchmarks/*.py")), *sorted(ROOT.glob("tests/**/*.py"))]
@@ -84,8 +86,10 @@ def test_on_windows_no_folder_is_opened_and_files_are_synced(tmp_path, monkeypat
 
 
 def test_a_system_without_sigterm_handlers_still_stops_by_ctrl_c():
-    assert stop_signals("win32") == (signal.SIGINT,)
-    assert stop_signals("linux") == stop_signals("darwin") == (signal.SIGINT, signal.SIGTERM)
+    assert stop_signals("win32") == terminal_signals("win32") == (signal.SIGINT,)
+    for platform in ("linux", "darwin"):
+        assert terminal_signals(platform) == (signal.SIGINT, signal.SIGHUP)
+        assert stop_signals(platform) == (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
 
 def test_texts_are_read_as_utf_8_under_another_encoding(tmp_path):
@@ -99,6 +103,15 @@ def test_texts_are_read_as_utf_8_under_another_encoding(tmp_path):
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error::EncodingWarning", "-c", code]
     subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_a_reply_of_any_characters_can_be_printed(monkeypatch):
+    """Windows redirects to a file in an encoding of one language."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", file)
+    print_any_character()
+    print("é 你", flush=True)
+    assert file.buffer.getvalue().decode("cp1252").strip() == "é \\u4f60"
 
 
 def test_the_versions_of_python_are_named_once():

@@ -1,5 +1,7 @@
 """A chat template that does not end, or writes without end, is refused; and good ones are not."""
 
+import io
+import json
 import shutil
 import subprocess
 import sys
@@ -42,6 +44,21 @@ def test_a_template_without_an_end_is_refused(monkeypatch, template):
 )
 def test_other_templates_pass(template):
     check_template("a", template)
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_have_no_limit_of_memory(monkeypatch, platform):
+    monkeypatch.setattr(templates.sys, "platform", platform)
+    monkeypatch.setattr(templates.sys, "stdin", io.StringIO(json.dumps(GOOD)))
+    monkeypatch.setitem(sys.modules, "resource", None)  # importing it would fail
+    templates._render()
+
+
+def test_a_process_that_cannot_render_says_why(monkeypatch, tmp_path):
+    (tmp_path / "jinja2.py").write_text("raise ImportError('no such luck')", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"of 'a' could not be rendered in a process .*: ImportError: no such luck"):
+        check_template("a", GOOD)
 
 
 def test_what_does_not_end_in_time_is_never_called_again():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dailydialog_gym.env.dialogues import TEST_SHARE
+from dailydialog_gym.files import read_text
 from dailydialog_gym.text import Spacing
 
 FILE = "dialogue_agent.json"
@@ -75,16 +76,16 @@ def find_agent_folder(name: str) -> tuple[str, AgentRecord | None]:
             raise ValueError(f"run {name} has no folder agent/: it has not saved an agent yet{last}")
         folder = folder / "agent"
         name = str(folder)
-    if (folder / FILE).is_file():
+    if (folder / FILE).exists():
         return name, _read(folder / FILE, ignore_others=False)
-    if folder.name == "agent" and (folder.parent / "config.json").is_file():
+    if folder.name == "agent" and (folder.parent / "config.json").exists():
         return name, _read(folder.parent / "config.json", ignore_others=True)
     return name, None
 
 
 def _read(path: Path, ignore_others: bool) -> AgentRecord:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: expected what an agent was trained with, as JSON ({error})") from error
     if not isinstance(values, dict):

@@ -27,7 +27,7 @@ def last_iteration(run: Path) -> int:
     last = 0
     path = run / "rollouts.jsonl"
     if path.exists():
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:  # the last character may be half written
             for line in file:
                 last = _iteration(line) or last
     return last
@@ -39,7 +39,7 @@ def read_rollouts(run: Path, iteration: int) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line of it is not JSON.
     """
-    with (run / "rollouts.jsonl").open(encoding="utf-8") as file:
+    with (run / "rollouts.jsonl").open(encoding="utf-8", errors="replace") as file:
         return [json.loads(line) for line in file if _iteration(line) == iteration]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dailydialog_gym.agent import find_agent_folder
+from dailydialog_gym.files import read_text
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean, targets_of, title_of
 from dailydialog_gym.reports.tables import score_cells
 from dailydialog_gym.text import escape_invisible
@@ -104,9 +105,9 @@ def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs
 
 def _of_run(folder: Path) -> TrainedAgent:
     try:
-        flags = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        flags = json.loads(read_text(folder / "config.json"))
         baseline, rewards = flags["model"], tuple(flags.get("reward_model", ()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"cannot read {folder}/config.json: expected the flags of a run, with 'model' ({error!r})"
         ) from error
@@ -143,19 +144,19 @@ def _part(path: Path, draw: Callable[[Path], str]) -> str:
         return f'<p class="page-note">The run has not written {escape(path.name)} yet.</p>'
     try:
         return draw(path)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError) as error:
         return f'<p class="page-note">Cannot read {escape(str(path))}: {escape(repr(error))}</p>'
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_text(path))
 
 
 def _curves(others: Mapping[str, Path], path: Path) -> str:
     runs = {"this run": path, **{name: run / "metrics.jsonl" for name, run in others.items()}}
     rows = []
     for each in runs.values():
-        lines = each.read_text(encoding="utf-8").splitlines()
+        lines = read_text(each).splitlines()
         rows.append([json.loads(line) for line in lines if line.endswith("}")])  # the last may be half written
     targets = targets_of(_read(path.with_name("config.json"))) if path.with_name("config.json").exists() else {}
     figures = "".join(_curve(rows, key, targets) for key in curve_keys(rows[0][0]))

@@ -16,6 +16,7 @@ from typing import Any
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.tokenizer import EOU, format_prompt
+from dailydialog_gym.files import check_output
 from dailydialog_gym.models.decoding import Decoding
 from dailydialog_gym.reports.votes import count_votes, describe_votes
 
@@ -28,9 +29,13 @@ class Votes:
 
     Args:
         path: the file, to which votes are appended.
+
+    Raises:
+        ValueError: there can't be such a file: it is a folder or a pipe, or its folder does not exist.
     """
 
     def __init__(self, path: Path):
+        check_output(path, "--votes")
         self.path = path
         self._pairs: OrderedDict[str, dict[str, Any]] = OrderedDict()  # by ticket
         self._lock = threading.Lock()

@@ -15,7 +15,9 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from dailydialog_gym.distributed import ranks
+from dailydialog_gym.files import read_text
 from dailydialog_gym.models.precision import choose_amp_dtype
+from dailydialog_gym.ranges import Count
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # the lowest ZeRO stage that has it
@@ -29,7 +31,7 @@ class DeepSpeedArgs:
     """keep and update the optimizer moments in CPU memory (stages 1 to 3)"""
     offload_param: bool = False
     """keep the weights in CPU memory (stage 3)"""
-    gradient_accumulation_steps: int | None = None
+    gradient_accumulation_steps: Count | None = None
     """number of parts of a minibatch, which go through the model one after the other; by default as in the file or 1"""
     deepspeed_config: str | None = None
     """DeepSpeed's JSON file for policy and critic; its sections override these flags, --use-amp and --max-grad-norm"""
@@ -203,8 +205,8 @@ def _read(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(read_text(Path(path)))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read DeepSpeed's configuration {path}: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, as in https://www.deepspeed.ai/docs/config-json")

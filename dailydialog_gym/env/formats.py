@@ -33,6 +33,7 @@ from dailydialog_gym.env.columns import (
     check_text,
     read_rows,
 )
+from dailydialog_gym.files import BOM, decode_lines
 from dailydialog_gym.hub import hub_is_off, refuse_pointer
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 # `daily_dialog` on the hub is a script dataset, which `datasets` no longer loads. This copy is stored as Parquet.
 HUB_ALIASES = {"daily_dialog": "OpenRL/daily_dialog"}
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_BOM = b"\xef\xbb\xbf"
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json"}  # what `datasets` keeps beside the data
 _FORMATS = (
     "expected 'builtin'; a folder in DailyDialog's format (SPLIT.zip, SPLIT/dialogues_SPLIT.txt or "
@@ -189,12 +189,12 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
             yield from _read_parquet(path)
         elif suffix == ".csv":
             yield from _read_csv(path, file)
-        elif suffix == ".json" and file.read(4096).removeprefix(_BOM).lstrip().startswith(b"["):
+        elif suffix == ".json" and file.read(4096).removeprefix(BOM).lstrip().startswith(b"["):
             file.seek(0)
-            yield from _read_json_list(path, "".join(_lines(path, file)))
+            yield from _read_json_list(path, "".join(decode_lines(path, file)))
         else:
             file.seek(0)
-            for number, line in enumerate(map(str.strip, _lines(path, file)), 1):
+            for number, line in enumerate(map(str.strip, decode_lines(path, file)), 1):
                 where = f"{path}, line {number}"
                 if line:
                     yield where, _parse_json(where, line, 0, json.loads)
@@ -231,7 +231,7 @@ def _parse_json(where: str, text: str, start: int, parse: Callable[[str], Any]) 
 
 def _read_csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(2**31 - 1)  # otherwise 128 KiB, and a cell may be a whole dialogue
-    reader = csv.reader(_lines(path, file), strict=True)
+    reader = csv.reader(decode_lines(path, file), strict=True)
     line = 1
     try:
         header = next(reader, [])
@@ -271,16 +271,6 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"cannot read {path} ({type(error).__name__}: {error})") from error
 
 
-def _lines(name: str | Path, file: BinaryIO) -> Iterator[str]:
-    """The lines of a text file with their ends. Nothing but a line feed is one: U+2028 and form feeds occur in text."""
-    for number, line in enumerate(file, 1):
-        try:
-            yield (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise ValueError(f"{name}, line {number}: expected UTF-8 text, got byte 0x{byte:02x}") from error
-
-
 # DailyDialog's own format, and datasets
 
 
@@ -308,7 +298,7 @@ def _read_original(folder: Path, split: str, notes: Notes) -> list[Row]:
         contents = [(str(path), path.read_bytes()) for path in pair]
     text_name, act_name = (name for name, _ in contents)
     text_lines, act_lines = (
-        [line.rstrip("\r\n") for line in _lines(name, BytesIO(content))] for name, content in contents
+        [line.rstrip("\r\n") for line in decode_lines(name, BytesIO(content))] for name, content in contents
     )
     if len(text_lines) != len(act_lines):
         raise ValueError(f"{act_name} has {len(act_lines)} lines: expected {len(text_lines)}, as {text_name} has")

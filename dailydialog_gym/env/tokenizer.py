@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.extras import need
+from dailydialog_gym.files import check_folder
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.templates import check_template
 from dailydialog_gym.text import pattern_of, spell_out
@@ -243,6 +244,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bo
     from transformers import AutoTokenizer
 
     try:
+        check_folder(name)
         tokenizer = AutoTokenizer.from_pretrained(
             name, local_files_only=only_local_files(name), trust_remote_code=trust_remote_code
         )

@@ -21,7 +21,9 @@ from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.evaluate.evaluation import Evaluation, FixedReplies, evenly_spread
 from dailydialog_gym.evaluate.metrics import floor_replies
+from dailydialog_gym.files import check_output
 from dailydialog_gym.objects import import_object
+from dailydialog_gym.ranges import Count, CountOrZero, Seed
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.reports.votes import count_votes, describe_votes
 from dailydialog_gym.rewards.intent import IntentMatch
@@ -45,27 +47,27 @@ class Args:
     """keep training dialogues that are also in validation or test (only for the train split)"""
     full_context: bool = False
     """only replies with `context_size` utterances before them, as RL4LMs and OpenRL do"""
-    samples: int = 0
+    samples: CountOrZero = 0
     """how many replies, spread evenly over the split; 0 is all"""
     sample: bool = False
     """draw the tokens, rather than taking the likeliest"""
     temperature: float = 1.0
     """of the drawing"""
-    top_k: int = 0
+    top_k: CountOrZero = 0
     """draw from the likeliest K tokens only (RL4LMs and OpenRL: 20); 0 is all"""
-    seed: int = 1
+    seed: Seed = 1
     """of the drawing"""
-    min_new_tokens: int = 0
+    min_new_tokens: CountOrZero = 0
     """fewest tokens before the end of a reply (RL4LMs and OpenRL: 2)"""
     intent_model: str = "builtin"
     """who judges the replies' acts: "builtin", or a sequence classifier of the four acts by folder or hub id"""
     intent_labels: tuple[str, ...] | None = None
     """what the classifier's outputs stand for, where its configuration doesn't say it"""
-    context_size: int | None = None
+    context_size: Count | None = None
     """utterances of context; this and the next two are by default what the agent was trained with"""
-    max_prompt_length: int | None = None
+    max_prompt_length: Count | None = None
     """tokens of context"""
-    max_new_tokens: int | None = None
+    max_new_tokens: Count | None = None
     """tokens of reply"""
     chat_template: bool = False
     """write contexts in the tokenizer's chat template, for an instruct model that was not trained here"""
@@ -89,8 +91,8 @@ def main(args: Args) -> None:
         for (first, second), results in counts.items():
             print(describe_votes(first[:1].upper() + first[1:], second, results))
         return
-    if args.seed < 0:
-        raise ValueError(f"--seed must be at least 0, got {args.seed}")
+    if args.json:
+        check_output(args.json, "--json")
     folder, own = find_agent_folder(args.agent)
     given = {name: getattr(args, name) for name in ("dataset", "test_share", *SHAPE)}
     record = replace(own or AgentRecord(), **{name: value for name, value in given.items() if value is not None})

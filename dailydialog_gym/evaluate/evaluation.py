@@ -105,7 +105,8 @@ class Evaluation:
 
     @classmethod
     def restore(cls, attributes: dict[str, Any]) -> Evaluation:
-        """An earlier evaluation from its ``vars()``, as a checkpoint holds them."""
+        """An earlier evaluation from its ``vars()``, as a checkpoint holds them; KeyError where one is missing."""
         evaluation = cls.__new__(cls)
-        vars(evaluation).update(attributes)
+        names = ("prompts", "references", "replies", "scores", "by_reply", "manner")
+        vars(evaluation).update({name: attributes[name] for name in names})
         return evaluation

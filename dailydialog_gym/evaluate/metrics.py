@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from tempfile import TemporaryDirectory
 
 import datasets
 import evaluate
@@ -92,9 +93,17 @@ def score_replies(predictions: list[str], references: list[str]) -> dict[str, fl
     >>> score_replies(["I see ."], ["I see ."])["rouge1"]
     1.0
     """
+    return _compute(predictions, references, Rouge, MeteorMetric, SacreBleu, Variety)
+
+
+def _compute(predictions: list[str], references: list[str], *metrics: type[_PairMetric]) -> dict[str, float]:
+    """The metrics of the texts in memory: the library's own folder is in the user's home, which may be read-only."""
     scores: dict[str, float] = {}
-    for metric in (Rouge(), MeteorMetric(), SacreBleu(), Variety()):
-        scores |= metric.compute(predictions=predictions, references=references)
+    with TemporaryDirectory() as folder:
+        for metric in metrics:
+            scores |= metric(cache_dir=folder, keep_in_memory=True).compute(
+                predictions=predictions, references=references
+            )
     return scores
 
 
@@ -114,11 +123,11 @@ def score_with_marker(predictions: list[str], references: list[str], ended: Sequ
     """
     marked = [f"{text} {EOU}" if end else text for text, end in zip(predictions, ended, strict=True)]
     targets = [f"{text} {EOU}" for text in references]
-    scores = Rouge().compute(predictions=marked, references=targets)
+    scores = _compute(marked, targets, Rouge)
     pairs = zip(marked, targets, strict=True)
     scores["meteor"] = float(np.mean([meteor(*pair, STAGES[:2]) for pair in pairs]))
     scores["sacrebleu"] = corpus_bleu(marked, [targets], tokenize="intl", force=True).score / 100
-    return scores | Variety().compute(predictions=predictions, references=references)
+    return scores | _compute(predictions, references, Variety)
 
 
 def floor_replies(references: list[str], train: Sequence[str]) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ need("torch", "transformers")
 
 from dailydialog_gym.models.compiling import compile_agent
 from dailydialog_gym.models.forward import Decoder, forward_packed
-from dailydialog_gym.models.loading import load_classifier, load_model
+from dailydialog_gym.models.loading import head_of, load_classifier, load_model
 from dailydialog_gym.models.packing import Packed, pack
 from dailydialog_gym.models.precision import MixedPrecision
 
@@ -16,6 +16,7 @@ __all__ = [
     "Packed",
     "compile_agent",
     "forward_packed",
+    "head_of",
     "load_classifier",
     "load_model",
     "pack",

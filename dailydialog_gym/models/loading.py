@@ -21,6 +21,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from dailydialog_gym.embedded import ASSETS, asset
+from dailydialog_gym.files import check_folder
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.masks import check_supported
 from dailydialog_gym.models.untrusted import check_files
@@ -57,6 +58,7 @@ def load_model(
         with asset("policy") as folder:
             return load_model(str(folder), model_class, trust_remote_code, with_head)
     local_files_only = only_local_files(name)
+    check_folder(name)
     _check_kind(name, local_files_only)
     try:
         check_files(name, model_class if model_class is AutoModelForCausalLM else None, trust_remote_code)
@@ -64,6 +66,7 @@ def load_model(
         # transformers initialises missing weights at random; only a class of the user's own may want that
         if report["missing_keys"] and model_class is AutoModelForCausalLM:
             raise ValueError(f"the weights lack {len(report['missing_keys'])} tensors of a {type(model).__name__}")
+        _check_weights(model)
     except LOADING_ERRORS as error:
         raise ValueError(
             f"cannot load model {name!r}: expected 'builtin', a folder with config.json and model.safetensors, or a "
@@ -120,9 +123,27 @@ def _check_kind(name: str, local_files_only: bool) -> None:
         )
 
 
+def _check_weights(model: PreTrainedModel) -> None:
+    for name, weight in model.named_parameters():
+        # A sum needs no memory, and is finite only if all weights are; that of large weights may not be finite either
+        if not weight.sum().isfinite() and not weight.isfinite().all():
+            raise ValueError(f"its weights {name} are not finite: they contain NaN or infinity")
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The language-model head of a model; ValueError if it has none."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"{type(model).__name__} has no language-model head: expected a class such as "
+            "transformers:AutoModelForCausalLM, see --policy-class"
+        )
+    return head
+
+
 def check_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
     """Raise ValueError if a tokenizer has more tokens, ``vocab_size``, than a model has rows in its embeddings."""
-    rows = min(module.weight.shape[0] for module in (model.get_input_embeddings(), model.get_output_embeddings()))
+    rows = min(module.weight.shape[0] for module in (model.get_input_embeddings(), head_of(model)))
     if rows < vocab_size:
         raise ValueError(
             f"the tokenizer has {vocab_size} tokens, but {type(model).__name__} has embeddings for {rows}: call "
@@ -156,6 +177,7 @@ def load_classifier(
     Raises:
         ValueError: there is no such model, or without ``new_head`` its weights lack the head.
     """
+    check_folder(model)
     local_files_only = only_local_files(model)
     try:
         check_files(model, AutoModelForSequenceClassification)
@@ -165,6 +187,7 @@ def load_classifier(
         tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", local_files_only=local_files_only)
         if report["missing_keys"] and not new_head:  # transformers would initialise them at random
             raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}")
+        _check_weights(classifier)
     except Exception as error:  # damaged files raise many types, those of `tokenizers` the plain one
         raise ValueError(
             f"cannot load {kind} {model!r}: expected 'builtin', a folder or a hub id of a sequence classifier ({error})"

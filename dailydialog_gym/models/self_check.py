@@ -68,6 +68,10 @@ def _compare_with_single_rows(agent: Any, vocab_size: int, width: int, longest: 
         log_probs.append(_log_probs(logits[:, :vocab_size], row[-count:]))
         values.append(agent(pack(ids[None], mask[None], width, np.zeros(1, np.int64), device))[1])
     log_probs = torch.cat(log_probs)
+    if not log_probs.isfinite().all():
+        raise ValueError(
+            f"{type(model).__name__} gives log-probabilities that are not finite: its weights are damaged or too large"
+        )
 
     logits, found = agent(pack(input_ids, attention_mask, width, np.arange(len(input_ids)) // REPLIES, device))
     _compare(model, "log-probabilities in packed rows", _log_probs(logits, tokens[reply_mask]), log_probs)

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from dailydialog_gym.files import read_text
 from dailydialog_gym.hub import refuse_pointer
 
 MAX_MODULES = 300  # layers, experts or labels of a model whose weights have fewer tensors
@@ -37,7 +38,7 @@ def check_files(name: str, auto_class: Any = None, trust_remote_code: bool = Fal
         return
     files = [folder / "model.safetensors"]
     if not files[0].exists() and (index := folder / "model.safetensors.index.json").exists():
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        named = sorted(set(json.loads(read_text(index))["weight_map"].values()))
         if others := [each for each in named if not re.fullmatch(r"[^/\\]+\.safetensors", each)]:
             raise ValueError(f"{index} names {others[0]!r}: expected only .safetensors files beside it")
         files = [folder / each for each in named]
@@ -47,7 +48,7 @@ def check_files(name: str, auto_class: Any = None, trust_remote_code: bool = Fal
         with safe_open(file, "pt") as opened:
             sizes += [math.prod(opened.get_slice(key).get_shape()) for key in opened.keys()]  # noqa: SIM118
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(read_text(path))
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object")
     _check_config(path, config, max(len(sizes), MAX_MODULES))

@@ -28,6 +28,7 @@ from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.models.precision import choose_kernels
+from dailydialog_gym.ranges import Count, Seed, Share
 from dailydialog_gym.recipes.training import check_flags
 from dailydialog_gym.runs.checkpoints import write_text
 
@@ -42,21 +43,21 @@ class Args:
     """folder for the dialogues"""
     dataset: str = "daily_dialog"
     """the dialogues whose beginnings are continued"""
-    dialogues: int = 100_000
+    dialogues: Count = 100_000
     """number of dialogues to write"""
-    part: int = 512
+    part: Count = 512
     """dialogues in a part, the unit of work that a kill loses"""
-    rows: int = 64
+    rows: Count = 64
     """dialogues that are written at the same time"""
-    max_new_tokens: int = 300
+    max_new_tokens: Count = 300
     """longest continuation in tokens; its last utterance is dropped if it has no end"""
     temperature: float = 1.0
     """divides the logits before a token is drawn"""
-    top_p: float = 0.95
+    top_p: Share = 0.95
     """draw from the fewest tokens that together have this probability"""
     bfloat16: bool = False
     """hold the teacher's weights in bfloat16"""
-    seed: int = 1
+    seed: Seed = 1
     """random seed"""
 
 

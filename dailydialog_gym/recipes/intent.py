@@ -45,6 +45,7 @@ from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.loading import load_classifier
+from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Share
 from dailydialog_gym.recipes import teachers
 from dailydialog_gym.recipes.training import (
     DialogueTrainingArgs,
@@ -71,37 +72,37 @@ class Args(DialogueTrainingArgs):
     unlabelled: Path | None = None
     """a .jsonl or .jsonl.gz file of `{"dialog": [...]}` in ordinary spacing: also train on its replies, and on single
     sentences of the training replies, with the teachers' predictions as targets"""
-    unlabelled_replies: int = 50_000
+    unlabelled_replies: CountOrZero = 50_000
     """number of replies drawn at random from that file"""
-    policy_replies: int = 0
+    policy_replies: CountOrZero = 0
     """number of the embedded policy's replies to also train on, with the teachers' predictions as targets"""
-    vocab_size: int = 8192
+    vocab_size: Count = 8192
     """tokens of the byte-level BPE, special tokens included"""
-    layers: int = 3
+    layers: Count = 3
     """transformer blocks: the first has local attention, the others have full attention"""
-    width: int = 128
+    width: Count = 128
     """hidden size; each attention head has 64 dimensions"""
-    max_length: int = 96
+    max_length: Count = 96
     """longest input in tokens; a longer one loses its beginning"""
-    max_new_tokens: int = 20
+    max_new_tokens: Count = 20
     """longest reply of the policy, in tokens of the embedded policy"""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """dropout of embeddings, blocks and classifier; it replaces the dropout of `start`"""
-    masking: float = 0.3
+    masking: Share = 0.3
     """largest share of an input's tokens that is masked; the share is drawn from 0 to this number for each input"""
-    soft_weight: float = 0.6
+    soft_weight: Share = 0.6
     """weight of `soft_labels` or of the teachers in the target distribution; the label has the rest"""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     """weight of the uniform distribution in the target distribution"""
-    mask_weight: float = 0.3
+    mask_weight: NotNegative = 0.3
     """weight of the masked tokens' cross-entropy in the loss"""
-    averaging: float = 0.998
+    averaging: Share = 0.998
     """decay of the exponential moving average of the weights; the average is the classifier that is kept"""
-    epochs: int = 6
-    learning_rate: float = 2e-3
-    warmup_steps: int = 200
-    weight_decay: float = 0.05
-    batch_tokens: int = 4096
+    epochs: Count = 6
+    learning_rate: NotNegative = 2e-3
+    warmup_steps: Count = 200
+    weight_decay: NotNegative = 0.05
+    batch_tokens: Count = 4096
 
 
 class Example(NamedTuple):

@@ -24,6 +24,8 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.files import check_output
+from dailydialog_gym.ranges import Count, CountOrZero, Seed
 from dailydialog_gym.recipes.intent import cut_utterances
 from dailydialog_gym.runs.checkpoints import write_file
 
@@ -36,11 +38,11 @@ class Args:
     """the dialogues, as in `gym.make("DailyDialog-v0", dataset=...)`"""
     model: str = "builtin"
     """the policy whose replies are compared, as in `DialogueAgent.load`"""
-    max_new_tokens: int = 20
+    max_new_tokens: Count = 20
     """longest reply, in tokens of the embedded policy"""
-    top_k: int = 20
+    top_k: CountOrZero = 20
     """draw the policy's replies from the k likeliest tokens; 0 is all"""
-    seed: int = 1
+    seed: Seed = 1
     """random seed"""
 
 
@@ -58,6 +60,7 @@ def make_pairs(args: Args, split: str) -> list[dict[str, str]]:
 
 
 def main(args: Args) -> None:
+    check_output(args.out, "--out")
     transformers.utils.logging.disable_progress_bar()
     pairs = [pair for split in ("train", "validation") for pair in make_pairs(args, split)]
     text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)

@@ -38,6 +38,7 @@ from dailydialog_gym.embedded import asset
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.loading import load_classifier
+from dailydialog_gym.ranges import Count, NotNegative, Share
 from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length, read_rows
 from dailydialog_gym.reports.intervals import wilson
 from dailydialog_gym.rewards.model import DialogueFormat, pad
@@ -55,14 +56,14 @@ class Args(TrainingArgs):
     start: str = "builtin"
     """what to begin with: "builtin", the embedded intent classifier's encoder, or any encoder or causal language model
     by folder or hub id; its head is replaced by one with a single output"""
-    held_out: float = 0.1
+    held_out: Share = 0.1
     """share of the contexts that is held out, if no pair has a split"""
-    max_length: int = 192
+    max_length: Count = 192
     """longest input in tokens; a longer one loses its beginning"""
-    epochs: int = 2
-    learning_rate: float = 5e-4
-    warmup_steps: int = 10
-    weight_decay: float = 0.05
+    epochs: Count = 2
+    learning_rate: NotNegative = 5e-4
+    warmup_steps: Count = 10
+    weight_decay: NotNegative = 0.05
 
 
 class Pair(NamedTuple):

@@ -47,6 +47,7 @@ from dailydialog_gym.models.last_block import head_on_predicting
 from dailydialog_gym.models.loading import check_positions, load_model, resolve
 from dailydialog_gym.models.packing import pack_windows
 from dailydialog_gym.models.precision import MixedPrecision, choose_kernels
+from dailydialog_gym.ranges import Count, NotNegative, Share
 from dailydialog_gym.recipes.training import DialogueTrainingArgs, Training, check_flags, read_unlabelled, train_bpe
 from dailydialog_gym.text import spacing_of
 
@@ -55,31 +56,31 @@ from dailydialog_gym.text import spacing_of
 class Args(DialogueTrainingArgs):
     start: str | None = None
     """the model to begin with, and its tokenizer: a folder, a hub id or `builtin`; by default a new GPT-2"""
-    epochs: int | None = None
+    epochs: Count | None = None
     """passes over the training dialogues: by default 7 for a new model, 2 with `--start`"""
-    learning_rate: float | None = None
+    learning_rate: NotNegative | None = None
     """highest learning rate, at the end of the warm-up: by default 1e-3 for a new model, 3e-4 with `--start`"""
-    warmup_steps: int | None = None
+    warmup_steps: Count | None = None
     """optimizer steps of a linear warm-up: by default 300 for a new model, 50 with `--start`"""
-    accumulate: int = 1
+    accumulate: Count = 1
     """minibatches whose gradients are added up for one optimizer step"""
-    lora_rank: int | None = None
+    lora_rank: Count | None = None
     """train low-rank adapters (LoRA, arXiv:2106.09685) of this rank on all linear layers instead of the weights; the
     result is a whole model, in which they are merged"""
-    context: int = 256
+    context: Count = 256
     """the longest training window in tokens, and the positions of a new model"""
     pretraining: Path | None = None
     """a .jsonl or .jsonl.gz file of `{"dialog": [...]}` in ordinary spacing, to train on before the dataset"""
-    pretraining_epochs: int = 1
+    pretraining_epochs: Count = 1
     """passes over that file"""
-    layers: int | None = None
+    layers: Count | None = None
     """transformer blocks: by default 4 for a new model; with `--start` of a GPT-2, blocks that begin as the identity
     are added up to this number"""
-    vocab_size: int = 4096
+    vocab_size: Count = 4096
     """tokens of the byte-level BPE of a new model, special tokens included"""
-    width: int = 256
+    width: Count = 256
     """hidden size of a new model; each attention head has 64 dimensions"""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """dropout of embeddings and residuals of a new model, or of one with added blocks (`--layers`); attention has none,
     which its fused kernel needs"""
 

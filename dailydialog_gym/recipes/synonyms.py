@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.files import check_output, read_text
 
 PARTS = ("noun", "verb", "adj", "adv")
 HEADER = """\
@@ -39,7 +40,7 @@ def read_synsets(path: Path, bases: set[str]) -> set[frozenset[str]]:
     A synset that METEOR can match by none of its names is left out.
     """
     synsets = set()
-    for line in path.read_text(encoding="ascii").splitlines():
+    for line in read_text(path).splitlines():
         if line.startswith("  "):  # the licence
             continue
         fields = line.split(" ")
@@ -62,11 +63,12 @@ def without_subsets(synsets: set[frozenset[str]]) -> list[frozenset[str]]:
 
 def read_exceptions(path: Path) -> dict[str, str]:
     """The base forms of each irregular form; if a form has two lines, the last one counts, as in NLTK."""
-    lines = path.read_text(encoding="ascii").splitlines()
+    lines = read_text(path).splitlines()
     return {form: bases for form, bases in (line.split(" ", 1) for line in lines) if "_" not in form}
 
 
 def main(args: Args) -> None:
+    check_output(args.out, "--out")
     if not args.wordnet.is_dir():
         raise ValueError(f"--wordnet {args.wordnet} is not a folder: install Debian's package wordnet-base")
     blocks = [HEADER]

@@ -8,6 +8,7 @@ import math
 import random
 import sys
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dailydialog_gym.env.dialogues import Dialogue
+from dailydialog_gym.files import check_file, decode_lines, read_text
+from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Seed
 from dailydialog_gym.runs.checkpoints import Stateful, write_file, write_text
 from dailydialog_gym.text import space_punctuation
 
@@ -32,23 +35,23 @@ T = TypeVar("T")
 class TrainingArgs:
     out: Path
     """folder for the trained model; it also holds the state from which a killed run resumes"""
-    epochs: int = 7
+    epochs: Count = 7
     """passes over the training data; the learning rate reaches zero at the end of the last one"""
-    patience: int = 2
+    patience: CountOrZero = 2
     """stop after this many epochs without a better validation score"""
-    learning_rate: float = 1e-3
+    learning_rate: NotNegative = 1e-3
     """highest learning rate, at the end of a linear warm-up"""
-    warmup_steps: int = 300
+    warmup_steps: Count = 300
     """optimizer steps of the warm-up"""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """weight decay of AdamW, applied to matrices only"""
-    batch_tokens: int = 2048
+    batch_tokens: Count = 2048
     """largest number of tokens in a minibatch, padding included"""
     amp: bool = False
     """train with bfloat16 autocast: twice as fast on a processor with bfloat16 instructions, much slower without"""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: NotNegative = 10.0
     """save the state, from which a killed run resumes, after so many minutes, and at the end of each epoch"""
-    seed: int = 1
+    seed: Seed = 1
     """random seed"""
 
 
@@ -66,7 +69,11 @@ def check_flags(args: TrainingArgs) -> None:
     if any(path != file for path in args.out.glob("*")):
         if not file.exists():
             raise ValueError(f"{args.out} holds files, but no flags.json of a run: choose another --out")
-        for name, before in json.loads(file.read_text(encoding="utf-8")).items():
+        try:
+            found = dict(json.loads(read_text(file)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"cannot read {file}: expected the flags of a run as JSON ({error})") from error
+        for name, before in found.items():
             if flags.get(name) != before:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is {json.dumps(flags.get(name))}, but {json.dumps(before)} in the run "
@@ -87,16 +94,20 @@ def read_rows(path: Path, parse: Callable[[Any], T], expected: str) -> list[T]:
     """What ``parse`` makes of each line of a .jsonl or .jsonl.gz file.
 
     Raises:
-        ValueError: a line is not JSON, or ``parse`` raises an error for it; the message has its number, and what was
-            expected.
+        ValueError: it is no such file; a line is not JSON, or ``parse`` raises an error for it; the message has its
+            number, and what was expected.
     """
+    check_file(path)
     rows = []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(parse(json.loads(line)))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number}: expected {expected}, got {line[:80]!r}") from error
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(decode_lines(path, file), 1):
+                try:
+                    rows.append(parse(json.loads(line)))
+                except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number}: expected {expected}, got {line[:80]!r}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file ({error})") from error
     return rows
 
 
@@ -175,9 +186,12 @@ class Training:
         self.file = args.out / "training_state.pt"
         self._saved_at = time.perf_counter()
         if self.file.exists():
-            state = torch.load(self.file, weights_only=True, map_location="cpu")
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
+            try:
+                state = torch.load(self.file, weights_only=True, map_location="cpu")
+                for name, part in self.parts.items():
+                    part.load_state_dict(state[name])
+            except Exception as error:  # of a damaged file, torch, zipfile and pickle raise many
+                raise ValueError(f"cannot resume from {self.file}: remove it to begin anew ({error})") from error
             self.rows, self.best_epoch, self.best = state["rows"], state["best_epoch"], state["best"]
             self.epoch = len(self.rows)
             self._done, self._seconds, self._random = state["done"], state["seconds"], state["random"]

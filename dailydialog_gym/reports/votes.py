@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from dailydialog_gym.files import check_file, decode_lines
 from dailydialog_gym.reports.intervals import wilson
 
 RESULTS = ("trained", "start", "tie")
@@ -19,19 +20,22 @@ def count_votes(path: Path) -> dict[tuple[str, str], Counter[str]]:
     Only blind votes count, and no votes between two replies of one agent.
 
     Raises:
-        ValueError: a line is no vote; the message has its number.
+        ValueError: it is no file, or a line is no vote; the message has its number.
     """
     counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    check_file(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(decode_lines(path, file), 1):
             try:
                 row = json.loads(line)
                 result, blind = row["preferred"], row.get("blind", True)
                 first, second = (row[side]["name"] if side in row else UNNAMED[side] for side in ("trained", "start"))
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f'{path}, line {number}: expected {{"preferred": ...}}, got {line[:80]!r}') from error
             if result not in RESULTS:
                 raise ValueError(f"{path}, line {number}: 'preferred' is {result!r}: expected {', '.join(RESULTS)}")
+            if not (isinstance(first, str) and isinstance(second, str)):
+                raise ValueError(f"{path}, line {number}: expected texts as names of the agents, got {line[:80]!r}")
             if not blind or first == second:
                 continue
             if (second, first) in counts:

@@ -118,11 +118,9 @@ def add_score(
               The sum over a row is the episode's reward.
 
     Raises:
-        ValueError: two scorers have the same name, the scores have a wrong shape, or the score of a reply or of one of
-            its tokens is not a finite number. The message names the scorer.
+        ValueError: the scores have a wrong shape, or the score of a reply or of one of its tokens is not a finite
+            number. The message names the scorer.
     """
-    if f"reward/{name}" in info:
-        raise ValueError(f"two scorers are named {name!r}: give each ScoreReward a different name")
     mask, last_token = episodes.reply_mask, episodes.reply_mask.sum(1) - 1
     scores = scorer(episodes)
     raw, paid = scores if isinstance(scores, Scores) else (scores, scores)

@@ -6,6 +6,8 @@ from dailydialog_gym.extras import need
 
 need("torch", "transformers")
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,8 @@ def parse_reward_model(text: str) -> tuple[str, str | None, float]:
     >>> parse_reward_model("models/judge:good=0.5")
     ('models/judge', 'good', 0.5)
     """
+    if Path(text).is_dir():  # whose name may have these characters
+        return text, None, 1.0
     target, equals, number = text.rpartition("=")
     try:
         weight = float(number) if equals else 1.0
@@ -237,6 +241,8 @@ def parse_reward_model(text: str) -> tuple[str, str | None, float]:
         raise ValueError(
             f"--reward-model {text!r} does not have the form FOLDER_OR_ID[:label][=WEIGHT], such as reward=0.5"
         ) from None
+    if not math.isfinite(weight):
+        raise ValueError(f"--reward-model {text!r} does not have a finite weight")
     model, label = target if equals else text, None
     if ":" in model and not Path(model).is_dir():
         model, _, label = model.rpartition(":")
@@ -259,7 +265,7 @@ def load_reward_models(flags: Sequence[str], *options: Any) -> list[tuple[Reward
     models: list[tuple[RewardModel, float, str]] = []
     for text in flags:
         model, label, weight = parse_reward_model(text)
-        name = "-".join(filter(None, (Path(model).resolve().name, label)))
+        name = "-".join(filter(None, (os.path.basename(os.path.realpath(model)), label)))
         if name in (*OTHER_REWARDS, *(other for _, _, other in models)):
             raise ValueError(f"--reward-model {text!r}: another reward is named {name!r}, so rename the folder")
         models.append((RewardModel(model, label, *options), weight, name))

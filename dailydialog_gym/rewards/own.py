@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dailydialog_gym.env.samples import load_samples
@@ -31,6 +33,8 @@ def load_scorer(text: str) -> tuple[Scorer, float, str]:
         raise ValueError(
             f"reward {text!r} does not have the form module:callable=weight, such as my_rewards:brevity=0.3"
         ) from None
+    if not math.isfinite(weight):
+        raise ValueError(f"reward {text!r} does not have a finite weight")
     scorer = import_object(target, "--reward")
     if isinstance(scorer, type):
         scorer = scorer()

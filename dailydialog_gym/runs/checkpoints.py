@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from dailydialog_gym.files import read_text
+
 _MANIFEST = "checkpoint.json"
 
 
@@ -244,7 +246,7 @@ class Checkpoints:
 def _manifest(checkpoint: Path) -> dict[str, Any]:
     """The content of checkpoint.json; empty if it is missing or damaged."""
     try:
-        manifest = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = json.loads(read_text(checkpoint / _MANIFEST))
+    except (OSError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) and manifest.keys() == {"iteration", "files", "fingerprint"} else {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from dailydialog_gym.env.dialogues import TEST_SHARE
 from dailydialog_gym.env.samples import Samples
+from dailydialog_gym.ranges import Count
 from dailydialog_gym.text import Spacing
 
 INTENT_WEIGHT = 0.3
@@ -22,11 +23,11 @@ class DataArgs:
     """convert the dialogues' punctuation: spaced as in DailyDialog ("Hi , Ann !") or ordinary; by default as it is"""
     full_context: bool = False
     """train only on replies with at least `context_size` utterances before them, as RL4LMs and OpenRL do"""
-    context_size: int = 5
+    context_size: Count = 5
     """maximum number of utterances in a context"""
-    max_prompt_length: int = 128
+    max_prompt_length: Count = 128
     """maximum number of tokens in a context; longer contexts are truncated from the left"""
-    max_new_tokens: int = 20
+    max_new_tokens: Count = 20
     """maximum number of tokens in a reply"""
     chat_template: bool = False
     """write contexts in the tokenizer's chat template, for an instruct model; a reply ends with its end of turn"""

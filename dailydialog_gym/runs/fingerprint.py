@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
+from dailydialog_gym import __version__
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.rewards.model import parse_reward_model
@@ -32,7 +33,7 @@ _READ += (
 # Flags without an influence on the result, and those whose files are compared instead of their names
 _OTHER_FLAGS = {*CHANGEABLE, "run_name", "track", "wandb_project_name", "wandb_entity"}
 _OTHER_FLAGS |= {"dataset", "model", "intent_model", "reward_model"}
-_PACKAGES = ("dailydialog-gym", "torch", "transformers", "tokenizers", "numpy", "nltk", "gymnasium")
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "nltk", "gymnasium")
 
 
 def fingerprint(args: Any) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def fingerprint(args: Any) -> dict[str, Any]:
         "intent model": _files(args.intent_model, "intent"),
         "reward model": {f"{name}/{file}": sha for name in rewards for file, sha in _files(name).items()},
         "flag": {key: json.dumps(value) for key, value in asdict(args).items() if key not in _OTHER_FLAGS},
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {"dailydialog-gym": __version__, **{package: version(package) for package in _PACKAGES}},
         "threads": torch.get_num_threads(),
     }
 
@@ -61,7 +62,14 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
     """
     severe, slight = [], []
     for name in ("dataset", "model", "intent model", "reward model", "flag"):
+        if name not in before:
+            slight.append(f"perhaps the {name}s, which an older version did not record")
+            continue
         differing = [key for key in sorted(before[name] | now[name]) if before[name].get(key) != now[name].get(key)]
+        if name == "flag":
+            new = [key for key in differing if key not in before[name]]
+            slight += [f"perhaps the flag {key}, which an older version did not have" for key in new]
+            differing = [key for key in differing if key not in new]
         severe += [f"the flag {key}" if name == "flag" else f"the {name}'s {key}" for key in differing]
     for package, new in now["versions"].items():
         if (old := before["versions"].get(package)) != new:

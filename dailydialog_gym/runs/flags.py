@@ -17,7 +17,9 @@ import transformers
 import tyro
 import yaml
 
-from dailydialog_gym.errors import MISTAKES, report_in_one_line
+from dailydialog_gym.errors import MISTAKES, print_any_character, report_in_one_line
+from dailydialog_gym.files import read_text
+from dailydialog_gym.ranges import check_numbers
 
 T = TypeVar("T")
 # The flags that may change when a run is resumed, because they do not influence its result
@@ -37,9 +39,9 @@ class StartArgs:
 def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None) -> tuple[T, Path | None]:
     """Parse the command line of a training script. With --config or --resume, the file's values are the defaults.
 
-    transformers' progress bars are switched off, since a run shows its own. One of `dailydialog_gym.errors.MISTAKES`
-    until `Run.start`, and then an OSError, that nobody catches is a mistake of the user, which ends the script in one
-    line, or with --traceback in a traceback.
+    transformers' progress bars are switched off, since a run shows its own, and standard output escapes the characters
+    that its encoding lacks. One of `dailydialog_gym.errors.MISTAKES` until `Run.start`, and then an OSError, that
+    nobody catches is a mistake of the user, which ends the script in one line, or with --traceback in a traceback.
 
     Args:
         cls: a dataclass whose base classes are the groups of ``--help``: ``RewardArgs`` becomes "reward options".
@@ -53,6 +55,7 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
             message names it.
     """
     transformers.utils.logging.disable_progress_bar()
+    print_any_character()
     argv = sys.argv[1:] if argv is None else list(argv)
     # The defaults of the other flags depend on these
     start, _ = tyro.cli(StartArgs, args=argv, add_help=False, return_unknown_args=True)
@@ -82,11 +85,7 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
     )
     values = {key: value for name in groups if name != "start" for key, value in vars(getattr(parsed, name)).items()}
     args = cls(**values)
-    if values.get("seed", 0) not in range(2**63):
-        raise ValueError(f"--seed {args.seed}: expected a number from 0 to 2**63 - 1")
-    for key, value in values.items():
-        if value != value:  # NaN
-            raise ValueError(f"--{key.replace('_', '-')} nan: expected a number")
+    check_numbers(args)
     if start.resume:
         _refuse_changes(cls(**given), args, start.resume)
     return args, start.resume
@@ -108,7 +107,7 @@ def read_flags(cls: type, path: Path, parse: Callable[[str], Any]) -> dict[str, 
         ValueError: the file can't be read, a key is not a field, or a value does not have the field's type.
     """
     try:
-        values = parse(path.read_text(encoding="utf-8"))
+        values = parse(read_text(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read flags from {path}: {error}") from error
     if not isinstance(values, dict):

@@ -12,9 +12,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dailydialog_gym.files import read_text
 from dailydialog_gym.runs.checkpoints import write_text
 
 _HOLDER = ".lock-holder"
+# Windows knows none of these characters, and no file can hold the surrogates that Python makes of what is not UTF-8
+_NEVER = r'/\\:*?"<>|\x00-\x1f\ud800-\udfff'
+# What Windows takes for a device, whatever follows the first dot
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³]|conin\$|conout\$|clock\$) *(\..*)?", re.IGNORECASE)
 
 
 def make_folder(runs: Path, name: str, config: str) -> Path:
@@ -24,11 +29,13 @@ def make_folder(runs: Path, name: str, config: str) -> Path:
         ValueError: the name is not one that a folder has on every system.
         FileExistsError: a run of this name exists.
     """
-    # Windows knows no other characters, and Linux no longer names; a leading dot hides a folder
-    if not re.fullmatch(r'[^./\\:*?"<>|\x00-\x1f][^/\\:*?"<>|\x00-\x1f]*(?<![. ])', name) or len(name.encode()) > 200:
+    # A leading dot hides a folder, Windows drops a dot or blank at the end, and Linux knows no longer names
+    is_name = re.fullmatch(rf"[^.{_NEVER}][^{_NEVER}]*(?<![. ])", name) and not _DEVICE.fullmatch(name)
+    if not is_name or len(name.encode()) > 200:
         raise ValueError(
             f"--run-name {name[:80]!r}: expected the name of a folder in runs/: at most 200 bytes, none of "
-            '/ \\ : * ? " < > |, no dot at the beginning, no dot or blank at the end'
+            '/ \\ : * ? " < > |, no dot at the beginning, no dot or blank at the end, and no name of a device of '
+            "Windows, such as con, nul and aux.txt"
         )
     folder = runs / name
     fresh = runs / f".{name}.{secrets.token_hex(4)}.new"
@@ -68,4 +75,4 @@ def lock(folder: Path) -> FileLock:
 def _holder(folder: Path) -> str:
     """Which process locked a run's folder last, in brackets; empty if none has."""
     file = folder / _HOLDER
-    return f" ({file.read_text(encoding='utf-8')})" if file.exists() else ""
+    return f" ({read_text(file)})" if file.exists() else ""

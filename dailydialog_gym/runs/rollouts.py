@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -87,8 +88,15 @@ def describe_rollouts(
 
 
 def forget_after(path: Path, iteration: int) -> None:
-    """Drop from a file, if there is one, what a killed run wrote after its last checkpoint, and a half-written line."""
+    """Drop from a file, if there is one, what a killed run wrote after its last checkpoint, and broken lines."""
     if path.exists():
-        with open(path, encoding="utf-8") as file:
-            whole = [line for line in file if line.endswith("\n")]
-        write_text(path, "".join(line for line in whole if json.loads(line)["iteration"] <= iteration))
+        with open(path, encoding="utf-8", errors="replace") as file:
+            kept = [line for line in file if line.endswith("\n") and _iteration(line) <= iteration]
+        write_text(path, "".join(kept))
+
+
+def _iteration(line: str) -> float:
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, LookupError, TypeError):  # a disk that was not synced may hold anything after a power cut
+        return math.inf

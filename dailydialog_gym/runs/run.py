@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +32,7 @@ from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
 from dailydialog_gym.models.memory import keep_freed_memory
+from dailydialog_gym.ranges import Count, CountOrZero
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, targets_of
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
@@ -38,6 +43,7 @@ from dailydialog_gym.runs.rollouts import MAX_BYTES, action_ratios, describe_rol
 from dailydialog_gym.runs.samples import intervals, markdown_samples, side_by_side
 
 MAX_BAD_STEPS = 3
+SIGPIPE = 13  # the number that it has where it exists
 SPACINGS = {"spaced": "spaced like DailyDialog", "ordinary": "ordinary text"}
 
 
@@ -45,21 +51,21 @@ SPACINGS = {"spaced": "spaced like DailyDialog", "ordinary": "ordinary text"}
 class RunArgs:
     run_name: str | None = None
     """name of the run's folder under runs/"""
-    checkpoint_every: int = 10
+    checkpoint_every: Count = 10
     """save a checkpoint every so many iterations; one is also saved at the end and on Ctrl-C"""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """number of checkpoints that are kept, the last ones"""
     resume_anyway: bool = False
     """with --resume: go on although the dataset's rows or a model's files are no longer those of the checkpoint"""
-    sample_every: int = 10
+    sample_every: Count = 10
     """print two replies every so many iterations"""
-    log_rollouts: int = 16
+    log_rollouts: CountOrZero = 16
     """write about so many replies of each iteration, whole groups, to rollouts.jsonl with all numbers by token; or 0"""
     eval_split: str = "test"
     """dataset split of the evaluation before and after training; use validation while you tune"""
-    eval_samples: int = 1000
+    eval_samples: CountOrZero = 1000
     """number of replies to evaluate, spread evenly over the split, several to a context if it is smaller; 0 is all"""
-    eval_top_k: int = 20
+    eval_top_k: CountOrZero = 20
     """draw the evaluated replies from the k likeliest tokens, as RL4LMs and OpenRL do; 0 is all tokens"""
     track: bool = False
     """log to Weights and Biases too (offline if you are not logged in)"""
@@ -91,9 +97,8 @@ class Run:
         history: the metrics of each iteration.
 
     Raises:
-        ValueError: ``checkpoint_every``, ``keep_checkpoints`` or ``sample_every`` is less than 1, ``eval_samples`` or
-            ``eval_top_k`` is negative, ``resume_anyway`` is set for a new run, the name isn't one of a folder, or
-            another process trains this run.
+        ValueError: ``resume_anyway`` is set for a new run, the name isn't one of a folder, or another process trains
+            this run.
         FileExistsError: a run of this name exists.
     """
 
@@ -102,11 +107,6 @@ class Run:
     _stop_notice = "stopping after this iteration and a checkpoint; once more to quit at once"
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None, is_main: bool = True):
-        least = {"checkpoint_every": 1, "keep_checkpoints": 1, "sample_every": 1, "eval_samples": 0, "eval_top_k": 0}
-        least["log_rollouts"] = 0
-        for flag, number in least.items():
-            if getattr(args, flag) < number:
-                raise ValueError(f"--{flag.replace('_', '-')} must be at least {number}, got {getattr(args, flag)}")
         if args.resume_anyway and not resume:
             raise ValueError("--resume-anyway is for a run that goes on: add --resume runs/NAME")
         self.args, self._total_episodes, self.is_main = args, total_episodes, is_main
@@ -188,9 +188,12 @@ class Run:
         checkpoints = self._checkpoints = kind(folder, write_agent, parts, made_from, keep, **more)
         self.iteration, progress = checkpoints.load(partial(self._compare, made_from))
         if progress:
-            self.before = Evaluation.restore(progress["before"])
-            self.history, self._bad_steps = progress["history"], Counter(progress["bad_steps"])
-            self._wandb_id = progress["wandb_id"]
+            try:
+                self.before = Evaluation.restore(progress["before"])
+                self.history, self._bad_steps = progress["history"], Counter(progress["bad_steps"])
+                self._wandb_id = progress["wandb_id"]
+            except KeyError as error:
+                raise ValueError(f"{checkpoints.last} is of another version: it lacks {error}") from error
             if self.is_main:
                 print(f"resumed   {checkpoints.last}, after {self._episodes:,} replies")
 
@@ -217,8 +220,8 @@ class Run:
             report_in_one_line(OSError)  # from here on a ValueError is not a mistake in the flags
         self.before = before
         self._training = True
-        if not self.is_main:  # the terminal sends Ctrl-C to every process, but only the main one decides to stop
-            self._handlers = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+        if not self.is_main:  # the terminal sends its signals to every process, but only the main one decides to stop
+            self._handlers = {s: signal.signal(s, signal.SIG_IGN) for s in terminal_signals(sys.platform)}
             return
         # What a killed run logged after its last checkpoint is logged again
         write_text(self.folder / "metrics.jsonl", "".join(_line(row) for row in self.history))
@@ -228,7 +231,9 @@ class Run:
         if self.args.track:
             self._wandb = _start_wandb(self.args, self.folder, self._wandb_id)
             self._wandb_id = self._wandb.id
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in stop_signals(sys.platform)}
+        handled = stop_signals(sys.platform)  # but for SIGHUP under nohup, which makes a process ignore it
+        handled = [s for s in handled if not (_is_hangup(s) and signal.getsignal(s) == signal.SIG_IGN)]
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in handled}
         self._bar = tqdm(
             total=self._total_episodes,
             initial=self._episodes,
@@ -285,11 +290,12 @@ class Run:
             self._writer.add_scalar(key, value, episodes)
         if self._wandb:
             self._wandb.log(row, step=episodes)  # wandb ignores steps that it already has from before a resume
-        self._bar.set_postfix_str(
-            f"reward {metrics['charts/episodic_return']:.3f}, KL/token {metrics['metric/kl_per_token']:.3f}, "
-            f"{metrics['charts/FPS']:.0f} tokens/s"
-        )
-        self._bar.update(episodes - self._bar.n)
+        with self._printing():
+            self._bar.set_postfix_str(
+                f"reward {metrics['charts/episodic_return']:.3f}, KL/token {metrics['metric/kl_per_token']:.3f}, "
+                f"{metrics['charts/FPS']:.0f} tokens/s"
+            )
+            self._bar.update(episodes - self._bar.n)
 
     def log_rollouts(self, iteration: int, agent: Any, batch: Any, tokenizer: ReplyTokenizer, autocast: Any) -> None:
         """Write the first groups of a batch to ``rollouts.jsonl``, after the update, up to `MAX_BYTES`.
@@ -332,8 +338,9 @@ class Run:
             rewards: ``(num_envs,)`` the returns of the replies, an array or a tensor.
         """
         if self.is_main and iteration % self.args.sample_every == 0:
-            for prompt, response, reward in zip(prompts[:2], responses[:2], rewards[:2].tolist(), strict=True):
-                tqdm.write(f"  {split_prompt(prompt)[-1]}\n  > {response}   [{reward:+.3f}]")
+            with self._printing():
+                for prompt, response, reward in zip(prompts[:2], responses[:2], rewards[:2].tolist(), strict=True):
+                    tqdm.write(f"  {split_prompt(prompt)[-1]}\n  > {response}   [{reward:+.3f}]")
 
     def checkpoint(self, iteration: int) -> None:
         """Save a checkpoint if one is due: every ``checkpoint_every`` iterations, at the end, and after a signal.
@@ -354,25 +361,41 @@ class Run:
         self._checkpoints.save(iteration, progress)
         self._training = not (ended or signum)
         if self.is_main and not self._training:
-            self._bar.close()
+            with self._printing():
+                self._bar.close()
         if signum:
             self._stop(signum)
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
-        for each in self._handlers:
-            signal.signal(each, self._second_signal)
+        for each in self._handlers:  # when a terminal is closed, SIGHUP comes twice: from the shell and from the system
+            signal.signal(each, signal.SIG_IGN if _is_hangup(each) else self._second_signal)
         self._signal = self._signal or signum
+        if _is_hangup(signum):
+            _silence()
         if not self._training:
             self._stop(signum)
-        os.write(2, f"\n{self._stop_notice}\n".encode())  # print is not allowed to interrupt itself
+        with self._printing():
+            os.write(2, f"\n{self._stop_notice}\n".encode())  # print is not allowed to interrupt itself
+
+    @contextmanager
+    def _printing(self) -> Iterator[None]:
+        """Print inside of it. Where nobody reads that any more, the run stops after this iteration and a checkpoint."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):  # of a terminal that was closed, of a pipe
+                raise
+            _silence()
+            self._signal = self._signal or SIGPIPE
 
     def _stop(self, signum: int) -> None:
         if self.is_main:
             lines = [f"\nstopped after {self._episodes:,} of {self._total_episodes:,} replies; continue with"]
-            lines += [f"    {self._launcher} {sys.argv[0]} --resume {self.folder}"]
+            lines += [f"    {self._launcher} {shlex.join([sys.argv[0], '--resume', str(self.folder)])}"]
             if self._checkpoints.last:
                 lines += [f"the agent so far is {self._checkpoints.last}/agent"]
-            print("\n".join(lines), file=sys.stderr)
+            with self._printing():
+                print("\n".join(lines), file=sys.stderr)
         self._close()
         raise SystemExit(128 + signum)  # the exit code that a shell gives to a process ended by a signal
 
@@ -409,8 +432,27 @@ class Run:
 
 
 def stop_signals(platform: str) -> tuple[signal.Signals, ...]:
-    """The signals that ask a run to stop. Windows never sends SIGTERM: there it ends a process at once."""
-    return (signal.SIGINT,) if platform == "win32" else (signal.SIGINT, signal.SIGTERM)
+    """The signals that ask a run to stop. Windows has no SIGHUP, and ends a process at once instead of SIGTERM."""
+    return terminal_signals(platform) if platform == "win32" else (*terminal_signals(platform), signal.SIGTERM)
+
+
+def terminal_signals(platform: str) -> tuple[signal.Signals, ...]:
+    """The signals that a terminal sends: for Ctrl-C, and when it is closed."""
+    return (signal.SIGINT,) if platform == "win32" else (signal.SIGINT, signal.SIGHUP)
+
+
+def _is_hangup(signum: int) -> bool:
+    """Whether a signal says that the terminal was closed. Windows does not have the constant."""
+    return signal.Signals(signum).name == "SIGHUP"
+
+
+def _silence() -> None:
+    """Throw away what is printed from now on, except to a file: its reader may have gone with the terminal."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _describe_amp(device: torch.device, dtype: torch.dtype) -> str:

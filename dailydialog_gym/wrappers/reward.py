@@ -31,6 +31,7 @@ class ScoreReward(gym.Wrapper[Any, Any, Any, Any]):
 
     Raises:
         TypeError: ``env`` is not a `DailyDialogEnv`.
+        ValueError: a reward wrapper further inside has the same name.
 
     >>> import gymnasium as gym, dailydialog_gym, numpy as np
     >>> def brevity(episodes):
@@ -43,6 +44,7 @@ class ScoreReward(gym.Wrapper[Any, Any, Any, Any]):
         base = env.unwrapped
         if not isinstance(base, DailyDialogEnv):
             raise TypeError(f"{type(self).__name__} wraps a DailyDialogEnv, got {env.unwrapped}")
+        check_name(name, env, ScoreReward)
         self._base = base
         self.scorer, self.weight, self.name = scorer, weight, name
         self._summary = ""
@@ -83,6 +85,14 @@ class ScoreReward(gym.Wrapper[Any, Any, Any, Any]):
         self, episode: Episodes, rewards: np.ndarray, info: dict[str, Any]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return add_score(self.scorer, self.weight, self.name, episode, rewards, info)
+
+
+def check_name(name: str, env: Any, kind: type[Any]) -> None:
+    """Raise ValueError if a reward wrapper of this kind among the wrappers ``env`` has the same name."""
+    while env is not env.unwrapped:
+        if isinstance(env, kind) and env.name == name:
+            raise ValueError(f"two scorers are named {name!r}: give each ScoreReward a different name")
+        env = env.env
 
 
 class MeteorReward(ScoreReward):

@@ -335,18 +335,21 @@ def in_terminal(typed, *flags):
         [sys.executable, str(ROOT / "chat_app.py"), "--terminal", *flags],
         input=typed,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         cwd=ROOT,
         timeout=120,
     )
 
 
 def test_the_terminal_talks_over_a_pipe():
-    ended = in_terminal("Hi!\nHow are you?\nreset\nHi!\n\nquit\nnever read\n", "--agent", "builtin", "--seed", "1")
+    lines = ("Hi!", "How are you?", "reset", "Hi!", "", "no UTF-8: \udce9", "quit", "never read")
+    ended = in_terminal("\n".join(lines), "--agent", "builtin", "--seed", "1")
     assert ended.returncode == 0, ended.stderr
     replies = [line[9:] for line in ended.stdout.splitlines() if line.startswith("> Agent: ")]
     builtin = DialogueAgent.load("builtin")
     how = {"sample": True, "top_k": 20, "seed": 1}
+    assert len(replies) == 4
     assert replies[0] == replies[2] == builtin.chat("Hi!", **how)
     assert replies[1] == builtin.chat("How are you?", ["Hi!", replies[0]], **how)
     assert "(the message is empty)" in ended.stdout and "never read" not in ended.stdout

@@ -13,6 +13,10 @@ def test_the_lines_of_an_iteration_are_read(tmp_path):
     assert last_iteration(tmp_path) == 12
     assert [line["iteration"] for line in read_rollouts(tmp_path, 1)] == [1, 1]
     assert read_rollouts(tmp_path, 99) == []
+    with open(tmp_path / "rollouts.jsonl", "ab") as file:
+        file.write('{"iteration": 13, "context": ["é'.encode()[:-1])  # the run is writing
+    assert last_iteration(tmp_path) == 12
+    assert len(read_rollouts(tmp_path, 1)) == 2
 
 
 def test_replies_are_sorted_and_their_tokens_coloured(tmp_path):

@@ -1,6 +1,7 @@
 """Measures of replies, and the command that prints them."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -46,12 +47,14 @@ def test_perfect_and_disjoint_replies_bound_the_scores():
     assert disjoint["rouge1"] == disjoint["rougeLsum"] == disjoint["meteor"] == 0
 
 
-def test_scoring_needs_no_network(monkeypatch):
+def test_scoring_needs_no_network_and_writes_nothing_at_home(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a metric asked for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", os.devnull)  # where no folder can be made
     score_replies(REPLIES, REFERENCES)
+    score_with_marker(REPLIES, REFERENCES, [True] * 4)
 
 
 def test_command_compares_an_agent_with_its_baseline(tiny_model, tmp_path, capsys):

@@ -35,10 +35,19 @@ def test_only_blind_votes_between_two_agents_count(tmp_path):
     [
         ("{\n", "line 1: expected .*, got '{"),
         ('{"preferred": "start"}\n{}\n', "line 2: expected .*preferred"),
+        ('{"preferred": "start"}\nnaïve\n'.encode("latin-1"), "line 2: expected UTF-8 text, got byte 0xef"),
+        ("[" * 100_000, "line 1: expected .*preferred"),
+        ('{"preferred": "start", "trained": {"name": []}}\n', "line 1: expected texts as names of the agents"),
         ('{"preferred": "left"}\n', "line 1: 'preferred' is 'left': expected trained, start, tie"),
     ],
 )
 def test_a_file_of_something_else_is_named(tmp_path, text, message):
-    (tmp_path / "votes.jsonl").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
+    (tmp_path / "votes.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"votes.jsonl, {message}"):
         count_votes(tmp_path / "votes.jsonl")
+
+
+def test_a_file_that_windows_wrote_counts(tmp_path):
+    row = '{"preferred": "start"}\r\n'
+    (tmp_path / "votes.jsonl").write_text(row * 2, encoding="utf-8-sig", newline="")
+    assert count_votes(tmp_path / "votes.jsonl") == {("the agent", "its start"): {"start": 2}}

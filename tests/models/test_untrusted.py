@@ -1,6 +1,7 @@
 """Model folders that would run code, read pickles, or never finish loading, are refused in a moment."""
 
 import json
+import os
 import pickle
 import shutil
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.tokenizer import load_tokenizer
@@ -44,6 +46,25 @@ def index(name: str):
     return change
 
 
+def damage(tensor: str, value: float):
+    def change(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        weights[tensor].view(-1)[-1] = value
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return change
+
+
+def put(name: str, make):
+    """Something else in the place of a file."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
 BAD = {
     "a pickle": (index("bomb.bin"), "index.json names 'bomb.bin'"),
     "weights in a pickle": (index("model.bin"), "index.json names 'model.bin'"),
@@ -66,8 +87,8 @@ BAD = {
     "a large number for a type": (configure(dtype=1e308), ""),
     "a word for a number": (configure(n_layer="many"), "n_layer"),
     "minus one layers": (configure(n_layer=-1), "has n_layer -1, which is a number of parts"),
-    "no heads": (configure(n_head=0), "modulo by zero"),
-    "a deep configuration": (write("config.json", "[" * 100_000), "recursion"),
+    "no heads": (configure(n_head=0), "by zero"),
+    "a deep configuration": (write("config.json", "[" * 100_000), ""),
     "a package that is not there": (
         configure(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "requires bitsandbytes",
@@ -76,6 +97,10 @@ BAD = {
         write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n"),
         "model.safetensors is a pointer of Git LFS, not the data itself: run git lfs pull",
     ),
+    "NaN": (damage("transformer.h.0.attn.c_attn.weight", float("nan")), "h.0.attn.c_attn.weight are not finite"),
+    "infinity": (damage("transformer.ln_f.bias", float("-inf")), "ln_f.bias are not finite"),
+    "a folder for a configuration": (put("config.json", Path.mkdir), ""),
+    "a folder for weights": (put("model.safetensors", Path.mkdir), ""),
     "a list": (lambda folder: (folder / "config.json").write_text("[]", encoding="utf-8"), "expected a JSON object"),
 }
 
@@ -98,12 +123,24 @@ def test_a_bad_folder_is_refused_soon(folder, kind):
 
 
 def test_a_bad_classifier_too(tmp_path):
-    for kind in ("a pickle", "a kernel", "ten million labels"):
+    BAD["an infinite head"] = (damage("classifier.weight", float("inf")), "")
+    for kind in ("a pickle", "a kernel", "ten million labels", "an infinite head"):
         folder = Path(shutil.copytree(ASSETS / "intent", tmp_path / kind))
         BAD[kind][0](folder)
         with pytest.raises(ValueError, match=r"^cannot load intent classifier"):
             load_classifier(str(folder))
     assert not LOADED
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_is_no_file_is_not_read(folder, name, make):
+    """Reading the pipe would wait for ever, and the device has no end."""
+    put(name, make)(folder)
+    for load in (load_model, load_tokenizer, load_classifier):
+        with pytest.raises(ValueError, match=f"{name} is a pipe, a socket or a device: expected a file"):
+            load(str(folder))
 
 
 @pytest.mark.parametrize("text", ["{}", "[" * 100_000, "no JSON", '{"added_tokens": 5}'])

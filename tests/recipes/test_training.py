@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.recipes import intent, sft
-from dailydialog_gym.recipes.training import Training, check_flags, read_unlabelled
+from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, read_rows, read_unlabelled
 
 RECIPES = {"sft": sft, "intent": intent}
 SIZES = {"vocab_size": 400, "layers": 1, "width": 64, "epochs": 2, "warmup_steps": 10, "batch_tokens": 4096}
@@ -178,3 +178,40 @@ def test_all_that_a_recipe_imports_is_installed_by_its_extras(recipe):
     of_module = packages_distributions()
     for module in imported - sys.stdlib_module_names - {"dailydialog_gym"}:
         assert {name.lower().replace("_", "-") for name in of_module[module]} <= declared, module
+
+
+ROWS = '{"dialog": ["Hi ."]}\n'
+NO_ROWS = {
+    "no JSON": ("rows.jsonl", b"{\n", r"rows.jsonl, line 1: expected a dialogue, got '{"),
+    "deep": ("rows.jsonl", b"[" * 100_000, "line 1: expected a dialogue"),
+    "no UTF-8": ("rows.jsonl", ROWS.encode() + "é".encode("latin-1"), "line 2: expected UTF-8 text, got byte 0xe9"),
+    "no gzip": ("rows.jsonl.gz", ROWS.encode(), "rows.jsonl.gz is not a whole gzip file"),
+    "half a gzip": ("rows.jsonl.gz", gzip.compress(ROWS.encode() * 99)[:-9], "rows.jsonl.gz is not a whole gzip file"),
+    "a folder": ("rows.jsonl", None, "rows.jsonl is a folder: expected a file"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ROWS)
+def test_a_file_without_rows_is_named(tmp_path, kind):
+    name, content, message = NO_ROWS[kind]
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_rows(tmp_path / name, lambda row: row["dialog"], "a dialogue")
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", gzip.compress(b"1")])
+def test_a_damaged_state_is_named(tmp_path, content):
+    (tmp_path / "training_state.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot resume from .*training_state.pt: remove it to begin anew"):
+        Training(TrainingArgs(tmp_path), torch.nn.Linear(1, 1), [1], lambda share: 1.0)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "3", "{"])
+def test_damaged_flags_are_named(tmp_path, text):
+    (tmp_path / "flags.json").write_text(text, encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cannot read .*flags.json: expected the flags of a run"):
+        check_flags(TrainingArgs(tmp_path))

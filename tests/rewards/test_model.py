@@ -12,7 +12,7 @@ from shapes import SHAPES
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dailydialog_gym.rewards import RewardModel, Scores, TokenCredit, add_score, load_reward_models
-from dailydialog_gym.rewards.model import RunningMoments
+from dailydialog_gym.rewards.model import RunningMoments, parse_reward_model
 from dailydialog_gym.wrappers.vector import ScoreReward
 
 CONTEXTS = [["Hi , Ann !"], ["Where were you ?", "At home .", "All day ?"], ["I ' m late ."]]
@@ -234,16 +234,26 @@ def test_flags_name_model_label_and_weight(folder, tmp_path, flag, label, weight
     assert (found_weight, found_name, model.standardize) == (weight, name, False)
 
 
+def test_the_name_of_a_folder_may_look_like_a_label_and_a_weight(tmp_path):
+    (tmp_path / "run:a, lr=1e-3").mkdir()
+    assert parse_reward_model(f"{tmp_path}/run:a, lr=1e-3") == (f"{tmp_path}/run:a, lr=1e-3", None, 1.0)
+    assert parse_reward_model(f"{tmp_path}/run:a, lr=1e-3=2") == (f"{tmp_path}/run:a, lr=1e-3", None, 2.0)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["{}=much"], "does not have the form FOLDER_OR_ID"),
         (["{}", "{}=2"], "another reward is named '.*', so rename the folder"),
         (["{}:nothing"], "has no label 'nothing'"),
+        (["{}=inf"], "does not have a finite weight"),
+        (["loop"], "cannot load reward model 'loop'"),
         (["{}/meteor"], "another reward is named 'meteor'"),
     ],
 )
-def test_unusable_flags_are_an_error_that_quotes_them(folder, flags, message):
+def test_unusable_flags_are_an_error_that_quotes_them(folder, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(ValueError, match=message):
         load_reward_models([flag.format(folder) for flag in flags])
 

@@ -21,6 +21,14 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.runs.checkpoints import Checkpoints, RandomState, write_folder, write_text
 
 SCRIPT = ROOT / "ppo_dialog.py"
+# pytest itself may run under nohup
+LIKE_A_SHELL = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+TERMINAL = """
+import fcntl, os, termios
+terminal = os.open("OUTPUT", os.O_RDWR)
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+"""
+PIPE = "import os; terminal = os.open('OUTPUT', os.O_WRONLY)\n"
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +123,14 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, fla
             kills += 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags, uninterrupted, tmp_path, signum):
-    pid = server.start(tmp_path, SCRIPT, *flags, "--run-name", "run", "--checkpoint-every", "1000")
+    flags = [*flags, "--run-name", "run", "--checkpoint-every", "1000"]
+    pid = server.start(tmp_path, SCRIPT, *flags, before=LIKE_A_SHELL)
     server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 3, "metrics")
     os.kill(pid, signum)
+    if signum == signal.SIGHUP:
+        os.kill(pid, signum)  # the shell sends it, and the system when the shell has gone
     assert server.wait() == 128 + signum
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     (checkpoint,) = (tmp_path / "runs/run/checkpoints").iterdir()
@@ -133,6 +144,36 @@ def test_asked_to_stop_it_saves_a_checkpoint_and_says_how_to_go_on(server, flags
     result = contents(tmp_path / "runs/run")
     assert result["texts"].pop() != uninterrupted[0]["texts"][-1]  # config.json: checkpoint_every
     assert result == {**uninterrupted[0], "texts": uninterrupted[0]["texts"][:-1]}
+
+
+@pytest.mark.parametrize(("kind", "codes"), [(TERMINAL, (129, 141)), (PIPE, (141,))], ids=["a terminal", "a pipe"])
+def test_a_run_whose_output_nobody_reads_any_more_saves_a_checkpoint(server, flags, tmp_path, kind, codes):
+    """As where a terminal is closed, or Ctrl-C ends a `tee` too. Of both, writing fails."""
+    if kind == TERMINAL:
+        reader, writer = os.openpty()
+        output = os.ttyname(writer)
+    else:
+        output = str(tmp_path / "pipe")
+        os.mkfifo(output)
+        reader, writer = os.open(output, os.O_RDONLY | os.O_NONBLOCK), os.open(output, os.O_WRONLY)
+    before = LIKE_A_SHELL + kind.replace("OUTPUT", output) + "os.dup2(terminal, 1), os.dup2(terminal, 2)"
+    flags = [*flags, "--run-name", "run", "--checkpoint-every", "1000", "--total-episodes", "4000"]
+    server.start(tmp_path, SCRIPT, *flags, before=before)
+    server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 2, "metrics")
+    os.close(writer)
+    os.close(reader)
+    assert server.wait() in codes
+    (checkpoint,) = (tmp_path / "runs/run/checkpoints").iterdir()
+    assert lines(tmp_path / "runs/run/metrics.jsonl") == int(checkpoint.name)
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(server, flags, tmp_path):
+    ignored = LIKE_A_SHELL.replace("SIG_DFL", "SIG_IGN")
+    pid = server.start(tmp_path, SCRIPT, *flags, "--run-name", "run", before=ignored)
+    server.wait_until(lambda: lines(tmp_path / "runs/run/metrics.jsonl") >= 2, "metrics")
+    os.kill(pid, signal.SIGHUP)
+    assert server.wait() == 0
+    assert lines(tmp_path / "runs/run/metrics.jsonl") == 8
 
 
 def test_asked_twice_it_quits_at_once(server, flags, tmp_path):

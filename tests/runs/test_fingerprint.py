@@ -105,3 +105,15 @@ def test_the_embedded_models_and_dialogues_have_one_too():
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= found["model"].keys() & found[
         "intent model"
     ].keys()
+
+
+def test_a_checkpoint_of_before_flags_were_recorded_goes_on_with_a_word(args):
+    before, now = fingerprint(args), fingerprint(args)
+    del before["flag"]
+    assert changes(before, now) == ([], ["perhaps the flags, which an older version did not record"])
+
+
+def test_a_flag_that_is_newer_than_the_checkpoint_is_no_reason_to_refuse(args):
+    before, now = fingerprint(args), fingerprint(args)
+    del before["flag"]["gamma"]
+    assert changes(before, now) == ([], ["perhaps the flag gamma, which an older version did not have"])

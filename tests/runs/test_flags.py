@@ -125,7 +125,7 @@ def test_a_number_or_a_date_is_also_a_name_as_on_the_command_line(yaml_file, tex
 
 def test_nan_is_no_number(yaml_file):
     for flags in (("--learning-rate", "nan"), ("--config", yaml_file("learning_rate: .nan"))):
-        with pytest.raises(ValueError, match="--learning-rate nan: expected a number"):
+        with pytest.raises(ValueError, match="--learning-rate nan: expected a finite number"):
             parse(*flags)
 
 

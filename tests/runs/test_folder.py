@@ -27,6 +27,15 @@ from dailydialog_gym.runs.folder import lock, make_folder
         "what?",
         "x" * 201,
         "é" * 101,
+        "\udcff",
+        "x\udcff",
+        "con",
+        "NUL",
+        "aux.txt",
+        "Com1",
+        "lpt¹.tar.gz",
+        "prn .x",
+        "CONIN$",
     ],
 )
 def test_a_name_that_is_no_folder_in_runs_is_refused(tmp_path, name):
@@ -37,7 +46,7 @@ def test_a_name_that_is_no_folder_in_runs_is_refused(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["a", "lr=1e-3, seed 2", "v1.2", "é" * 100, "x" * 200])
+@pytest.mark.parametrize("name", ["a", "lr=1e-3, seed 2", "v1.2", "é" * 100, "x" * 200, "console", "com10", "a.con"])
 def test_other_names_are_folders(tmp_path, name):
     folder = make_folder(tmp_path / "runs", name, "{}")
     assert folder == tmp_path / "runs" / name

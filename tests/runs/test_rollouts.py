@@ -98,6 +98,8 @@ def test_the_file_is_capped_and_forgets_what_a_killed_run_wrote_after_its_checkp
     assert len(path.read_text(encoding="utf-8").splitlines()) == 4
     with path.open("a", encoding="utf-8") as file:
         file.write('{"iteration": 1, "con')
+    with open(path, "ab") as file:
+        file.write(b"\0\0\n[]\n\xff\n" + b'{"iteration": 1, "half')  # as after a power cut
     forget_after(path, 1)
     assert [json.loads(line)["iteration"] for line in path.read_text(encoding="utf-8").splitlines()] == [1, 1]
     forget_after(tmp_path / "none.jsonl", 1)  # a run that logged none

@@ -145,6 +145,12 @@ def test_a_new_run_begins_with_its_folder_and_flags_whole(run):
     assert [path.name for path in run.folder.parent.iterdir()] == ["run"]
 
 
+def test_a_checkpoint_of_another_version_is_named(run, monkeypatch):
+    monkeypatch.setattr("dailydialog_gym.runs.run.Checkpoints.load", lambda self, check: (1, {"before": {}}))
+    with pytest.raises(ValueError, match="is of another version: it lacks 'prompts'"):
+        run.restore(torch.nn.Linear(1, 1))
+
+
 class OtherRank(Run):
     """A run of a process that gets the folder from the main one."""
 

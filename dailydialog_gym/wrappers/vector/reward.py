@@ -12,6 +12,7 @@ from dailydialog_gym.env.envs import DailyDialogVectorEnv
 from dailydialog_gym.rewards import Episodes, Meteor, Scorer, TokenCredit, add_score
 from dailydialog_gym.rewards.coefficients import AdaptiveCoefficient, Coefficient
 from dailydialog_gym.rewards.penalty import KLTracker, add_log_prob
+from dailydialog_gym.wrappers.reward import check_name
 
 
 class ScoreReward(VectorWrapper):
@@ -29,6 +30,7 @@ class ScoreReward(VectorWrapper):
                 f"vector.{type(self).__name__} wraps a DailyDialogVectorEnv, got {env.unwrapped}: wrap the single "
                 f"environments of other vector environments in dailydialog_gym.wrappers.{type(self).__name__}"
             )
+        check_name(name, env, ScoreReward)
         self._base = base
         self.scorer, self.weight, self.name = scorer, weight, name
 
