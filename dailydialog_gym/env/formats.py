@@ -60,7 +60,7 @@ class Source:
         is_dailydialog: it is DailyDialog.
     """
 
-    splits: dict[str, Callable[[Notes], list[Row]]]
+    splits: Mapping[str, Callable[[Notes], list[Row]]]
     is_original: bool = False
     is_dailydialog: bool = False
 
@@ -206,6 +206,7 @@ def _read_json_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     before, position, line = "[", 0, 1
     while True:
         match = mark.match(text, position)
+        assert match  # the pattern also matches an empty text
         line += text.count("\n", position, match.end())
         where, position = f"{path}, line {line}", match.end()
         if match[1].endswith("]"):

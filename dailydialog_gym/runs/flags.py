@@ -83,7 +83,7 @@ def parse_args(cls: type[T], description: str, argv: Sequence[str] | None = None
     values = {key: value for name in groups if name != "start" for key, value in vars(getattr(parsed, name)).items()}
     args = cls(**values)
     if values.get("seed", 0) not in range(2**63):
-        raise ValueError(f"--seed {args.seed}: expected a number from 0 to 2**63 - 1")
+        raise ValueError(f"--seed {values['seed']}: expected a number from 0 to 2**63 - 1")
     for key, value in values.items():
         if value != value:  # NaN
             raise ValueError(f"--{key.replace('_', '-')} nan: expected a number")

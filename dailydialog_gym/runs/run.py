@@ -112,10 +112,12 @@ class Run:
         self.args, self._total_episodes, self.is_main = args, total_episodes, is_main
         self.folder = self._broadcast((resume or self._make_folder()) if is_main else None)
         self._lock = lock(self.folder) if is_main else None
-        self.iteration, self.before = 0, None
+        self.iteration = 0
+        self.before: Evaluation | None = None
         self.history: list[dict[str, float]] = []
-        self._wandb, self._wandb_id = None, None
-        self._skipped_steps, self._bad_steps = 0, Counter()
+        self._wandb: Any = None
+        self._wandb_id: str | None = None
+        self._skipped_steps, self._bad_steps = 0, Counter[str]()
         self._training, self._signal = False, 0
 
     def _make_folder(self) -> Path:
@@ -129,6 +131,10 @@ class Run:
     def _average(self, metrics: dict[str, float]) -> dict[str, float]:
         """The means of the metrics over all processes. A class for several processes overrides it."""
         return metrics
+
+    def _size(self, model: torch.nn.Module) -> int:
+        """The number of parameters. A class for several processes, each with a part of the weights, overrides it."""
+        return sum(parameter.numel() for parameter in model.parameters())
 
     def print_setup(
         self,
@@ -148,6 +154,7 @@ class Run:
             amp_dtype: the type of mixed precision, or None without it.
             more: further lines by their labels; a label above is replaced.
         """
+        size = self._size(policy)
         if not self.is_main:
             return
         args = self.args
@@ -155,7 +162,7 @@ class Run:
         intent = [f"{args.intent_weight} intent ({args.intent_model})"] if has_acts else []
         rewards = " + ".join([f"{args.meteor_weight} METEOR", *intent, *args.reward, *args.reward_model])
         lines = {
-            "policy": f"{args.model}, {sum(p.numel() for p in policy.parameters()):,} parameters, critic {args.critic}",
+            "policy": f"{args.model}, {size:,} parameters, critic {args.critic}",
             "dialogues": f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in "
             + f"{args.eval_split}, {SPACINGS[args.spacing]}",
             "rewards": f"{rewards} - KL ({args.kl_rule}, from {args.kl_coef})"
@@ -183,7 +190,7 @@ class Run:
 
     def _load(self, kind: type[Checkpoints], policy: torch.nn.Module, parts: dict[str, Stateful], **more: Any) -> None:
         write_agent = partial(save_agent, policy, self.args.model, record=AgentRecord.of(self.args))
-        made_from = fingerprint(self.args) if self.is_main else None
+        made_from = fingerprint(self.args) if self.is_main else {}  # the main process compares and writes it
         folder, keep = self.folder / "checkpoints", self.args.keep_checkpoints
         checkpoints = self._checkpoints = kind(folder, write_agent, parts, made_from, keep, **more)
         self.iteration, progress = checkpoints.load(partial(self._compare, made_from))
@@ -208,7 +215,7 @@ class Run:
     @property
     def _episodes(self) -> int:
         """The number of replies trained on so far."""
-        return self.history[-1]["episodes"] if self.history else 0
+        return int(self.history[-1]["episodes"]) if self.history else 0
 
     def start(self, before: Evaluation | None) -> None:
         """Open the logs and the progress bar. From now on a signal to stop takes effect after an iteration."""
@@ -346,7 +353,7 @@ class Run:
         signum = self._broadcast(self._signal)
         if not (ended or signum or iteration % self.args.checkpoint_every == 0):
             return
-        progress = {}
+        progress: dict[str, Any] = {}
         if self.is_main:
             self._writer.flush()  # after a kill, TensorBoard's file too has everything up to the checkpoint
             progress = {"before": vars(self.before), "history": self.history}
@@ -381,11 +388,12 @@ class Run:
         if not self.is_main:
             self._close()
             return
-        last = self._checkpoints.last
+        before, last = self.before, self._checkpoints.last
+        assert before and after and last  # the main process has evaluated twice and saved a checkpoint at the end
         write_folder(self.folder / "agent", lambda new: shutil.copytree(last / "agent", new, dirs_exist_ok=True))
-        rows = {"before": self.before.scores, "after": after.scores}
+        rows = {"before": before.scores, "after": after.scores}
         write_text(self.folder / "evaluation.json", json.dumps(rows, indent=2) + "\n")
-        samples, changes = side_by_side(self.before, after), intervals(self.before, after)
+        samples, changes = side_by_side(before, after), intervals(before, after)
         write_text(self.folder / "intervals.json", json.dumps(changes, indent=2) + "\n")
         write_text(self.folder / "samples.json", json.dumps(samples, indent=2) + "\n")
         write_text(self.folder / "samples.md", markdown_samples(samples))
@@ -394,13 +402,14 @@ class Run:
         if self._wandb:
             self._wandb.log({f"eval/{key}": value for key, value in after.scores.items()})
         self._close()
-        print(f"\n{table(rows)}\n\n{self.before.manner}\n")
+        print(f"\n{table(rows)}\n\n{before.manner}\n")
         print(f"agent     {self.folder}/agent\nsamples   {self.folder}/samples.md\ncurves    {self.folder}/curves.png")
         print(f"logs      tensorboard --logdir {self.folder.parent}")
 
     def _close(self) -> None:
         if self.is_main:
             self._writer.close()
+        if self._lock:
             self._lock.release()
         if self._wandb:
             self._wandb.finish()
@@ -426,19 +435,19 @@ def _line(row: dict[str, float]) -> str:
     return json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}) + "\n"
 
 
-def _start_wandb(args: Any, folder: Path, run_id: str | None):
+def _start_wandb(args: Any, folder: Path, run_id: str | None) -> Any:
     import wandb
 
     # Without a login wandb would ask for one and wait. A run that is logged offline can be uploaded later.
-    mode = None if wandb.api.api_key or "WANDB_MODE" in os.environ else "offline"
-    if mode:
+    is_offline = not wandb.api.api_key and "WANDB_MODE" not in os.environ
+    if is_offline:
         print("wandb: not logged in, so this run is logged offline; upload it later with `wandb sync`")
     return wandb.init(
         project=args.wandb_project_name,
         entity=args.wandb_entity,
         name=folder.name,
         config=asdict(args),
-        mode=mode,
+        mode="offline" if is_offline else None,
         dir=folder.parent.absolute(),
         id=run_id,
         resume="allow",
