@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import runpy
+from importlib import import_module
 from pathlib import Path
 
 from dailydialog_gym.errors import one_line
-from dailydialog_gym.extras import need
 
 PACKAGE = Path(__file__).parent
 
 
 def train() -> None:
     """``dailydialog-train``: ``ppo_dialog.py``."""
-    _check("torch", "transformers", "tyro", extra="train")
+    _import("dailydialog_gym.runs")
     runpy.run_path(_script("ppo_dialog.py"), run_name="__main__")
 
 
 def chat() -> None:
     """``dailydialog-chat``: ``chat_app.py``."""
-    _check("torch", "transformers", "gradio", "tyro", extra="chat")
+    _import("dailydialog_gym.chat")
     runpy.run_path(_script("chat_app.py"), run_name="__main__")
 
 
 def evaluate() -> None:
     """``dailydialog-evaluate``: ``python -m dailydialog_gym.evaluate``."""
-    _check("torch", "transformers", "evaluate", "tyro", extra="train")
+    _import("dailydialog_gym.evaluate")
     runpy.run_module("dailydialog_gym.evaluate", run_name="__main__", alter_sys=True)
 
 
-def _check(*modules: str, extra: str) -> None:
+def _import(room: str) -> None:
+    """Import a room, which raises an error that names the extra to install if a library is missing."""
     try:
-        need(*modules, extra=extra)
+        import_module(room)
     except ModuleNotFoundError as error:
         raise SystemExit(one_line(error)) from error
 

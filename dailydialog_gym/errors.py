@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MISTAKES = (ValueError, OSError, MemoryError)
+MISTAKES = (ValueError, OSError, MemoryError, ModuleNotFoundError)
 PATIENCE = 15.0  # seconds, more than ranks differ in the time that they need for their imports
 
 

@@ -33,6 +33,7 @@ from dailydialog_gym.env.columns import (
     check_text,
     read_rows,
 )
+from dailydialog_gym.extras import need
 from dailydialog_gym.hub import hub_is_off, refuse_pointer
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ def _parse_cell(where: str, column: str, cell: str) -> Any:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    need("datasets")
     import datasets
 
     try:
@@ -349,6 +351,7 @@ def _parse_original(text_where: str, text: str, act_where: str, act: str) -> Row
 
 
 def _open_saved(folder: Path) -> Source:
+    need("datasets")
     import datasets
 
     try:
@@ -359,6 +362,7 @@ def _open_saved(folder: Path) -> Source:
 
 
 def _open_hub(dataset: str) -> Source:
+    need("datasets")
     import datasets
 
     name = HUB_ALIASES.get(dataset, dataset)

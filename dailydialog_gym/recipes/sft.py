@@ -42,6 +42,7 @@ from dailydialog_gym.agent import AgentRecord
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU, load_tokenizer
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.extras import need
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.forward import forward_packed
 from dailydialog_gym.models.last_block import head_on_predicting
@@ -183,7 +184,12 @@ def deepen(model: PreTrainedModel, layers: int, dropout: float) -> GPT2LMHeadMod
 
 
 def add_lora(model: PreTrainedModel, rank: int, eou: int) -> nn.Module:
-    """The model with adapters on its linear layers, scaled by 2; besides them only EOU's embedding is trained."""
+    """The model with adapters on its linear layers, scaled by 2; besides them only EOU's embedding is trained.
+
+    Raises:
+        ModuleNotFoundError: peft is not installed.
+    """
+    need("peft", extra="lora")
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(

@@ -27,6 +27,7 @@ from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
+from dailydialog_gym.extras import need
 from dailydialog_gym.models.memory import keep_freed_memory
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, targets_of
 from dailydialog_gym.reports.tables import table
@@ -95,6 +96,7 @@ class Run:
             ``eval_top_k`` is negative, ``resume_anyway`` is set for a new run, the name isn't one of a folder, or
             another process trains this run.
         FileExistsError: a run of this name exists.
+        ModuleNotFoundError: wandb is not installed, but is to be logged to.
     """
 
     _launcher = "python"
@@ -109,6 +111,8 @@ class Run:
                 raise ValueError(f"--{flag.replace('_', '-')} must be at least {number}, got {getattr(args, flag)}")
         if args.resume_anyway and not resume:
             raise ValueError("--resume-anyway is for a run that goes on: add --resume runs/NAME")
+        if args.track:
+            need("wandb")
         self.args, self._total_episodes, self.is_main = args, total_episodes, is_main
         self.folder = self._broadcast((resume or self._make_folder()) if is_main else None)
         self._lock = lock(self.folder) if is_main else None
