@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from paths import ROOT
 
 import dailydialog_gym
+from dailydialog_gym import commands
 from dailydialog_gym.env import load_dialogues
 from dailydialog_gym.recipes import sft, smollm2
 from dailydialog_gym.runs import Run, RunArgs
@@ -98,6 +99,15 @@ def test_every_library_of_an_extra_is_named():
         for text in PROJECT["optional-dependencies"][extra]:
             name = Requirement(text).name
             assert name == "dailydialog-gym" or (extra, MODULES.get(name, name)) in named, text
+
+
+def test_a_script_runs_as_main_under_the_name_of_its_command(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nprint(__name__, sys.modules['__main__'].sys.argv)\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/dailydialog-train", "--help"])
+    monkeypatch.setitem(sys.modules, "__main__", None)
+    commands._run(script, "dailydialog_gym.env")
+    assert capsys.readouterr().out == "__main__ ['dailydialog-train', '--help']\n"
 
 
 @pytest.fixture(scope="module")

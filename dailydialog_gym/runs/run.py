@@ -179,8 +179,8 @@ class Run:
             print(f"{name:<10}{line}")
         if "builtin" in (args.model, args.dataset):
             print(
-                "builtin is the small default that comes with the package. To train GPT-2 on the full dataset from the "
-                "Hugging Face hub: --config configs/openrl.yaml"
+                "builtin is the small default that comes with the package. A GPT-2 and the full dataset, both from the "
+                "Hugging Face hub: --model rajkumarrrk/gpt2-fine-tuned-on-daily-dialog --dataset daily_dialog"
             )
 
     def restore(self, policy: torch.nn.Module, **parts: Stateful) -> None:
@@ -380,7 +380,8 @@ class Run:
     def _stop(self, signum: int) -> None:
         if self.is_main:
             lines = [f"\nstopped after {self._episodes:,} of {self._total_episodes:,} replies; continue with"]
-            lines += [f"    {self._launcher} {sys.argv[0]} --resume {self.folder}"]
+            launcher = f"{self._launcher} " if sys.argv[0].endswith(".py") else ""  # an installed command needs none
+            lines += [f"    {launcher}{sys.argv[0]} --resume {self.folder}"]
             if self._checkpoints.last:
                 lines += [f"the agent so far is {self._checkpoints.last}/agent"]
             print("\n".join(lines), file=sys.stderr)
