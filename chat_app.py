@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import dailydialog_gym.chat  # noqa: F401  # isort: skip  (first, to say what is not installed)
 import transformers
 from transformers import AutoModelForCausalLM
 

@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import dailydialog_gym.runs  # noqa: F401  # isort: skip  (registers DailyDialog-v0; first, to say what is not installed)
 import gymnasium as gym
 import numpy as np
 import torch
@@ -29,7 +30,6 @@ import tyro
 from torch import nn
 from torch.distributions import Categorical
 
-import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.env import load_samples
 from dailydialog_gym.models import Decoder, MixedPrecision, Packed, compile_agent, head_of, load_model, pack
 from dailydialog_gym.models.forward import forward_cached, forward_packed

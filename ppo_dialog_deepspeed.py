@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
+import dailydialog_gym.runs  # noqa: F401  # isort: skip  (registers DailyDialog-v0; first, to say what is not installed)
 import gymnasium as gym
 import numpy as np
 import torch
@@ -33,7 +34,6 @@ import tyro
 from torch import nn
 from torch.distributions import Categorical
 
-import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.distributed import CheckedSteps, DeepSpeedArgs, DistributedRun, local_args, ranks
 from dailydialog_gym.distributed.engines import engine, evaluation_config, gathered, training_config
 from dailydialog_gym.env import load_samples

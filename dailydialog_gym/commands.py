@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import runpy
+import sys
+from importlib import import_module
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 from dailydialog_gym.errors import one_line
-from dailydialog_gym.extras import need
 
 PACKAGE = Path(__file__).parent
 
 
 def train() -> None:
     """``dailydialog-train``: ``ppo_dialog.py``."""
-    _check("torch", "transformers", "tyro", extra="train")
-    runpy.run_path(_script("ppo_dialog.py"), run_name="__main__")
+    _run(_script("ppo_dialog.py"), "dailydialog_gym.runs")
 
 
 def chat() -> None:
     """``dailydialog-chat``: ``chat_app.py``."""
-    _check("torch", "transformers", "gradio", "tyro", extra="chat")
-    runpy.run_path(_script("chat_app.py"), run_name="__main__")
+    _run(_script("chat_app.py"), "dailydialog_gym.chat")
 
 
 def evaluate() -> None:
     """``dailydialog-evaluate``: ``python -m dailydialog_gym.evaluate``."""
-    _check("torch", "transformers", "evaluate", "tyro", extra="train")
-    runpy.run_module("dailydialog_gym.evaluate", run_name="__main__", alter_sys=True)
+    _run(PACKAGE / "evaluate" / "__main__.py", "dailydialog_gym.evaluate")
 
 
-def _check(*modules: str, extra: str) -> None:
+def _run(path: Path, room: str) -> None:
+    """Run a script under the command's name, after a room whose import reports what is not installed."""
     try:
-        need(*modules, extra=extra)
+        import_module(room)
     except ModuleNotFoundError as error:
         raise SystemExit(one_line(error)) from error
+    sys.argv[0] = Path(sys.argv[0]).name
+    loader = SourceFileLoader("__main__", str(path))
+    spec = spec_from_loader("__main__", loader)
+    assert spec  # None only without a loader
+    sys.modules["__main__"] = script = module_from_spec(spec)
+    loader.exec_module(script)
 
 
-def _script(name: str) -> str:
+def _script(name: str) -> Path:
     installed = PACKAGE / "scripts" / name
-    return str(installed if installed.exists() else PACKAGE.parent / name)  # the latter in an editable installation
+    return installed if installed.exists() else PACKAGE.parent / name  # the latter in an editable installation

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from dailydialog_gym.ranges import check_numbers
 
 T = TypeVar("T")
-MISTAKES = (ValueError, OSError, MemoryError)
+MISTAKES = (ValueError, OSError, MemoryError, ModuleNotFoundError)
 PATIENCE = 15.0  # seconds, more than ranks differ in the time that they need for their imports
 
 

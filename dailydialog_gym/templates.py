@@ -97,7 +97,7 @@ def _render() -> None:
     class Generation(ext.Extension):
         """The block that transformers adds to Jinja, of which only the content matters here."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012  Jinja reads an attribute of the class
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)

@@ -9,49 +9,105 @@ import venv
 import zipfile
 
 import pytest
+from packaging.requirements import Requirement
 from paths import ROOT
 
 import dailydialog_gym
+from dailydialog_gym import commands
+from dailydialog_gym.env import load_dialogues
+from dailydialog_gym.recipes import sft, smollm2
+from dailydialog_gym.runs import Run, RunArgs
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SCRIPTS = ("ppo_dialog.py", "ppo_dialog_deepspeed.py", "chat_app.py")
-NEED_TORCH = {
-    **dict.fromkeys(("models", "agent", "evaluate", "runs", "recipes.sft", "rewards.intent", "rewards.kl"), "train"),
-    "rewards.model": "train",
-    "distributed": "deepspeed",
-    "chat.page": "chat",
+# By what is imported or run: the extra that it needs, and the libraries that are missed before torch is imported
+NEEDED = {
+    "import dailydialog_gym.models": ("train", "torch transformers"),
+    "import dailydialog_gym.agent": ("train", "torch transformers"),
+    "import dailydialog_gym.rewards.intent": ("train", "torch transformers"),
+    "import dailydialog_gym.rewards.kl": ("train", "torch transformers"),
+    "import dailydialog_gym.rewards.model": ("train", "torch transformers"),
+    "import dailydialog_gym.evaluate": ("train", "torch transformers tyro datasets evaluate rouge_score sacrebleu"),
+    "import dailydialog_gym.runs": ("train", "torch transformers tyro filelock matplotlib tensorboard tqdm yaml"),
+    "import dailydialog_gym.recipes.sft": ("train", "torch transformers tyro filelock scipy sklearn tqdm yaml"),
+    "import dailydialog_gym.distributed": ("deepspeed", "torch transformers deepspeed"),
+    "import dailydialog_gym.chat.page": ("chat", "torch transformers gradio matplotlib tyro"),
+    "import ppo_dialog": ("train", "torch transformers tyro filelock matplotlib tensorboard tqdm yaml"),
+    "import ppo_dialog_deepspeed": ("train", "torch transformers tyro filelock matplotlib tensorboard tqdm yaml"),
+    "import chat_app": ("chat", "torch transformers gradio matplotlib tyro"),
+    "dailydialog_gym.commands.train()": ("train", "torch tyro"),
+    "dailydialog_gym.commands.chat()": ("chat", "torch gradio"),
+    "dailydialog_gym.commands.evaluate()": ("train", "torch evaluate"),
+    "dailydialog_gym.env.load_tokenizer('gpt2')": ("train", "transformers"),
+    "dailydialog_gym.env.load_dialogues('daily_dialog', 'train')": ("train", "datasets"),
 }
+# Libraries that a function imports when it is called, and the extra that it names
+LATER = {"wandb": "train", "peft": "lora", "gguf": "smollm2", "accelerate": "smollm2", "datasets": "train"}
+MODULES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}  # where the name of a distribution is another one
+# Hides one library after the other, and prints the errors
+HIDE = """
+import sys
+from importlib.machinery import PathFinder
+import dailydialog_gym.commands, dailydialog_gym.env
+find = PathFinder.find_spec
+PathFinder.find_spec = staticmethod(lambda module, *args: None if module == name else find(module, *args))
+for statement, (_, names) in eval(sys.argv[1]).items():
+    for name in names.split():
+        found = {name: sys.modules.pop(name)} if name in sys.modules else {}
+        try:
+            exec(statement)
+        except (ModuleNotFoundError, SystemExit) as error:
+            print(error)
+        sys.modules |= found
+assert "torch" not in sys.modules
+"""
 
 
-# Python code that hides a library.
-HIDE = (
-    "from importlib.machinery import PathFinder; find = PathFinder.find_spec\n"
-    "PathFinder.find_spec = lambda name, *args: None if name.split('.')[0] == {!r} else find(name, *args)\n"
-)
-
-
-def test_without_torch_the_extra_is_named():
-    code = HIDE.format("torch") + (
-        "import importlib, dailydialog_gym, dailydialog_gym.wrappers.vector\n"
-        f"for name in {[*NEED_TORCH]}:\n"
-        "    try: importlib.import_module(f'dailydialog_gym.{name}')\n"
-        "    except ModuleNotFoundError as error: print(name, error)\n"
-        "from dailydialog_gym import commands\n"
-        "for name in ('train', 'chat', 'evaluate'):\n"
-        "    try: getattr(commands, name)()\n"
-        "    except SystemExit as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    sentence = 'torch is not installed: pip install "dailydialog-gym[{}]"'
-    expected = [f"{name} {sentence.format(extra)}" for name, extra in NEED_TORCH.items()]
-    expected += [f"error: {sentence.format(extra)}" for extra in ("train", "chat", "train")]
+def test_without_a_library_the_extra_is_named():
+    command = [sys.executable, "-c", HIDE, repr(NEEDED)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = [
+        f'{"error: " * ("commands" in statement)}{name} is not installed: pip install "dailydialog-gym[{extra}]"'
+        for statement, (extra, names) in NEEDED.items()
+        for name in names.split()
+    ]
     assert done.stdout.splitlines() == expected
 
 
-def test_without_transformers_a_tokenizer_names_the_extra():
-    code = HIDE.format("transformers") + "import dailydialog_gym.env as env; env.load_tokenizer('gpt2')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1].endswith('transformers is not installed: pip install "dailydialog-gym[train]"')
+@pytest.mark.parametrize("name", LATER)
+def test_a_library_that_is_imported_later_is_named_too(name, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        ModuleNotFoundError, match=rf'{name} is not installed: pip install "dailydialog-gym\[{LATER[name]}\]"'
+    ):
+        if name == "wandb":
+            Run(RunArgs(track=True), total_episodes=1)
+        elif name == "peft":
+            sft.add_lora(None, 1, 0)
+        elif name == "datasets":
+            (tmp_path / "rows.parquet").write_bytes(b"")
+            load_dialogues(str(tmp_path / "rows.parquet"), "train")
+        else:
+            smollm2.main(smollm2.Args(out=tmp_path / "out"))
+
+
+def test_every_library_of_an_extra_is_named():
+    named = {(extra, name) for extra, names in NEEDED.values() for name in names.split()}
+    named |= {(extra, name) for name, extra in LATER.items()}
+    for extra in ("train", "chat", "deepspeed", "lora", "smollm2"):
+        for text in PROJECT["optional-dependencies"][extra]:
+            name = Requirement(text).name
+            assert name == "dailydialog-gym" or (extra, MODULES.get(name, name)) in named, text
+
+
+def test_a_script_runs_as_main_under_the_name_of_its_command(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nprint(__name__, sys.modules['__main__'].sys.argv)\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/dailydialog-train", "--help"])
+    monkeypatch.setitem(sys.modules, "__main__", None)
+    commands._run(script, "dailydialog_gym.env")
+    assert capsys.readouterr().out == "__main__ ['dailydialog-train', '--help']\n"
 
 
 @pytest.fixture(scope="module")

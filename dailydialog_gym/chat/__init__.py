@@ -2,4 +2,4 @@
 
 from dailydialog_gym.extras import need
 
-need("torch", "transformers", "gradio", extra="chat")
+need("torch", "transformers", "gradio", "matplotlib", "tyro", extra="chat")

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +150,7 @@ class Chat:
         """`DialogueAgent.open_reply` in a thread, because loading an agent, or its chat template, may be slow."""
         return await asyncio.to_thread(lambda: self.agent(title).open_reply(utterances, decoding))
 
-    async def stream(self, title: str, reply: Reply) -> AsyncIterator[None]:
+    async def stream(self, title: str, reply: Reply) -> AsyncGenerator[None, None]:
         """Generate a reply, and yield each time it has changed. The last yield is after it is done.
 
         `Reply.cancel`, or closing the iterator (`contextlib.aclosing`), stops the generation before the next token.
@@ -182,7 +182,7 @@ class Chat:
         finally:
             reply.cancel()
 
-    async def stream_both(self, titles: Sequence[str], replies: Sequence[Reply]) -> AsyncIterator[None]:
+    async def stream_both(self, titles: Sequence[str], replies: Sequence[Reply]) -> AsyncGenerator[None, None]:
         """Generate the replies of two agents, and yield each time one has changed.
 
         The last yield is after both are done.
@@ -222,7 +222,7 @@ def choose_threads(model: PreTrainedModel) -> None:
 
 def reply_turn(title: str, agent: DialogueAgent, reply: Reply) -> Turn:
     """A reply as a turn of a conversation. Once it is done, the turn also has a note to the user and the tokens."""
-    turn = {"role": "assistant", "content": escape_invisible(agent.reply_text(reply.ids)), "agent": title}
+    turn: Turn = {"role": "assistant", "content": escape_invisible(agent.reply_text(reply.ids)), "agent": title}
     if reply.done:
         turn |= {"prompt_ids": reply.prompt_ids, "ids": list(reply.ids)}
         if reply.cancelled:

@@ -7,7 +7,7 @@ import random
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -404,7 +404,8 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
         else:
             better = verdict if isinstance(verdict, int) else random.randrange(2)
             now, text = [*asked, answers[better]], ""
-        shown = cards([answer["content"] for answer in answers], pair["names"], verdict if verdict != "tie" else None)
+        preferred = verdict if isinstance(verdict, int) else None
+        shown = cards([answer["content"] for answer in answers], pair["names"], preferred)
         saved = notice(f"Saved as number {count:,} in {votes.path}.")
         return now, None, literal(now), shown, when_done(value=text, interactive=True), saved, results(first, second)
 
@@ -446,14 +447,14 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
 
     async def answer(
         message: str,
-        history: list[str] = (),
+        history: list[str] = [],  # noqa: B006  nothing changes it
         sample: bool = True,
         temperature: float = 1.0,
         top_k: int = 20,
         top_p: float = 1.0,
         longest: int = 20,
         seed: int | None = None,
-    ) -> str:
+    ) -> AsyncIterator[str]:
         """Answer a message. The history holds the utterances before it. Streams the reply so far."""
         utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
         try:
@@ -466,7 +467,7 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
 
     async def compare(
         message: str,
-        history: list[str] = (),
+        history: list[str] = [],  # noqa: B006  nothing changes it
         sample: bool = True,
         temperature: float = 1.0,
         top_k: int = 20,

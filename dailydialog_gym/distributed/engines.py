@@ -105,7 +105,7 @@ def evaluation_config(path: str | None, training: dict[str, Any], name: str) -> 
     """
     given = _read(path)
     precision = {key: training[key] for key in ("bf16", "fp16") if key in training and not {"bf16", "fp16"} & {*given}}
-    config = {"zero_optimization": {"stage": 0}, **precision, **given}
+    config: dict[str, Any] = {"zero_optimization": {"stage": 0}} | precision | given
     stage = config["zero_optimization"].get("stage", 0)
     if stage not in (0, 3):
         raise ValueError(f"{path}: {name} isn't trained, so its ZeRO stage is 0 or 3, not {stage}")
@@ -229,13 +229,15 @@ def _batch(args: Any, ranks: int, given: dict[str, Any], name: str) -> dict[str,
     batch, micro, steps = (given.get(key) for key in BATCH_KEYS)
     minibatch = args.num_envs / args.num_minibatches
     if steps is None:
-        both = batch is not None and micro is not None
-        steps = args.gradient_accumulation_steps or (max(batch // (micro * ranks), 1) if both else 1)
-    if batch is None and micro is None:  # the script's minibatches may differ in size, so these are approximate
-        micro = max(round(minibatch / (steps * ranks)), 1)
-        return dict(zip(BATCH_KEYS, (micro * steps * ranks, micro, steps), strict=True))
-    micro = batch / (steps * ranks) if micro is None else micro
-    batch = micro * steps * ranks if batch is None else batch
+        computed = 1 if batch is None or micro is None else max(batch // (micro * ranks), 1)
+        steps = args.gradient_accumulation_steps or computed
+    if micro is None:
+        if batch is None:  # the script's minibatches may differ in size, so these are approximate
+            micro = max(round(minibatch / (steps * ranks)), 1)
+            return dict(zip(BATCH_KEYS, (micro * steps * ranks, micro, steps), strict=True))
+        micro = batch / (steps * ranks)
+    elif batch is None:
+        batch = micro * steps * ranks
     if not batch == micro * steps * ranks == minibatch:
         raise ValueError(
             f"{name}: a step's batch is train_batch_size {batch} = train_micro_batch_size_per_gpu {micro:g} * "

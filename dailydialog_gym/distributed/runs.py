@@ -76,23 +76,23 @@ class RankedCheckpoints(Checkpoints):
         self.last = ranks.broadcast(self.last)
         if self.last is None:
             return 0, {}
-        saved = self._read_state()
+        saved = self._read_state(self.last)
         resized = len(saved["parts"]) != distributed.get_world_size()
-        self._load_engines(self.last / "engines", universal=resized)
+        self._load_engines(self.last, universal=resized)
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(gpus, enabled=resized):
-            self._load_parts(saved["parts"][0 if resized else distributed.get_rank()])
+            self._load_parts(self.last, saved["parts"][0 if resized else distributed.get_rank()])
         return saved["iteration"], saved["progress"]
 
-    def _load_engines(self, folder: Path, universal: bool) -> None:
+    def _load_engines(self, checkpoint: Path, universal: bool) -> None:
+        folder, converted = checkpoint / "engines", checkpoint.with_name(f".{checkpoint.name}.universal")
         for i, engine in enumerate(self._engines):
             tag = f"engine{i}"
             if not universal or engine.zero_optimization_stage() == 0:  # at stage 0 each rank has all weights
                 engine.load_checkpoint(folder, tag)
                 continue
-            converted = self.last.with_name(f".{self.last.name}.universal")  # the next `save` removes it
             if distributed.get_rank() == 0:
-                _make_universal(folder / tag, converted / tag)
+                _make_universal(folder / tag, converted / tag)  # until the next `save` removes it
             distributed.barrier()
             engine._config.load_universal_checkpoint = True  # DeepSpeed reads it only when it builds an engine
             engine.load_checkpoint(converted, tag)
@@ -100,11 +100,11 @@ class RankedCheckpoints(Checkpoints):
 
 
 def _make_universal(source: Path, target: Path) -> None:
-    options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
-    options |= {"input_folder": str(source), "output_folder": str(target), "inject_missing_state": True}
+    options = Namespace(input_folder=str(source), output_folder=str(target), num_extract_workers=1, num_merge_workers=1)
+    vars(options).update(keep_temp_folder=False, strict=True, inject_missing_state=True)
     try:
         with redirect_stdout(StringIO()):
-            ds_to_universal.main(Namespace(**options))
+            ds_to_universal.main(options)
     except Exception as error:  # DeepSpeed documents no particular error
         raise ValueError(
             f"cannot resume on another number of ranks: DeepSpeed makes no universal checkpoint of {source} "
@@ -130,11 +130,13 @@ class DistributedRun(Run):
         values = ranks.all_gather([*metrics.values()])
         return dict(zip(metrics, np.mean(values, axis=0).tolist(), strict=True))
 
-    def print_setup(self, policy: torch.nn.Module, *args: Any, **more: str) -> None:
-        with gathered(policy):  # a partition would report another number of parameters
-            super().print_setup(policy, *args, **more)
+    def _size(self, model: torch.nn.Module) -> int:
+        with gathered(model):
+            return super()._size(model)
 
-    def restore(self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful) -> None:
+    def restore(  # type: ignore[override]  # the engines, too, are part of what a checkpoint holds
+        self, policy: torch.nn.Module, engines: Sequence[DeepSpeedEngine], **parts: Stateful
+    ) -> None:
         self._load(RankedCheckpoints, policy, parts, engines=engines)
 
     def evaluate(self, policy: PreTrainedModel, samples: Samples, intent: IntentMatch | None) -> Evaluation | None:

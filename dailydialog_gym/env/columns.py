@@ -187,7 +187,7 @@ def _acts(where: str, column: str | None, acts: Any, count: int) -> list[int]:
         raise ValueError(
             f"{where}: expected {column!r} to be a list of numbers or names ({names}), got {_shown(wrong)}"
         )
-    return check_acts(where, [_act_number(act) for act in acts])
+    return check_acts(where, [number for act in acts if (number := _act_number(act)) is not None])
 
 
 def _act_number(act: Any) -> int | None:

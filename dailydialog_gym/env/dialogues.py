@@ -111,7 +111,8 @@ def _hold_out(keys: Iterable[str], splits: Sequence[str], share: float) -> dict[
     if len(ranked) <= len(splits):
         return {}
     fractions = [int.from_bytes(digest) / 2**64 for digest, _ in ranked]
-    split_of, start = {}, 0
+    split_of: dict[str, str] = {}
+    start = 0
     for number, split in enumerate(splits, 1):
         most = len(ranked) - (len(splits) - number) - 1  # the rest needs one for each later split and one for training
         end = min(max(start + 1, sum(fraction < number * share for fraction in fractions)), most)

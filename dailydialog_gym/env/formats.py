@@ -33,6 +33,7 @@ from dailydialog_gym.env.columns import (
     check_text,
     read_rows,
 )
+from dailydialog_gym.extras import need
 from dailydialog_gym.files import BOM, decode_lines
 from dailydialog_gym.hub import hub_is_off, refuse_pointer
 
@@ -60,7 +61,7 @@ class Source:
         is_dailydialog: it is DailyDialog.
     """
 
-    splits: dict[str, Callable[[Notes], list[Row]]]
+    splits: Mapping[str, Callable[[Notes], list[Row]]]
     is_original: bool = False
     is_dailydialog: bool = False
 
@@ -206,6 +207,7 @@ def _read_json_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     before, position, line = "[", 0, 1
     while True:
         match = mark.match(text, position)
+        assert match  # the pattern also matches an empty text
         line += text.count("\n", position, match.end())
         where, position = f"{path}, line {line}", match.end()
         if match[1].endswith("]"):
@@ -260,6 +262,7 @@ def _parse_cell(where: str, column: str, cell: str) -> Any:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    need("datasets")
     import datasets
 
     try:
@@ -338,6 +341,7 @@ def _parse_original(text_where: str, text: str, act_where: str, act: str) -> Row
 
 
 def _open_saved(folder: Path) -> Source:
+    need("datasets")
     import datasets
 
     try:
@@ -348,6 +352,7 @@ def _open_saved(folder: Path) -> Source:
 
 
 def _open_hub(dataset: str) -> Source:
+    need("datasets")
     import datasets
 
     name = HUB_ALIASES.get(dataset, dataset)

@@ -31,12 +31,11 @@ class ReplyMDP(TokenMDP):
 
     Attributes:
         observation_space, action_space: of one row.
-        texts: ``num_envs`` texts, the observations: the last utterances of the conversations, see `format_prompt`.
         going_on: the rows whose last reply did not end the episode.
         replied: the infos of their replies, as `final_info` returns them.
 
     Raises:
-        ValueError: ``turns`` is below 1, or it is 1 and there is a partner, who would have nothing to say.
+        ValueError: ``turns`` is below 1, the partner cannot be called, or there is one although ``turns`` is 1.
     """
 
     def __init__(
@@ -45,24 +44,21 @@ class ReplyMDP(TokenMDP):
         super().__init__(samples, num_envs, max_new_tokens)
         if turns < 1:
             raise ValueError(f"turns must be at least 1, got {turns}")
+        if partner and not callable(partner):
+            raise ValueError(f"a partner is a function of the utterances so far, or a DialogueAgent, got {partner!r}")
         if partner and turns == 1:
             raise ValueError("a partner answers only if there are several turns: set turns to 2 or more")
         self.max_new_tokens, self.turns, self.partner = max_new_tokens, turns, partner
         vocabulary = samples.tokenizer.backend.get_vocab(with_added_tokens=True)
         reply_length = max_new_tokens * (max(map(len, vocabulary)) + 2)  # more characters are more tokens for sure
         length = max(map(len, samples.prompts)) + reply_length + len(f" {format_prompt([''])}")
-        charset = samples.characters | {
-            *map(chr, range(32, 127)),
-            "\N{REPLACEMENT CHARACTER}",
-        }  # ASCII's printable ones
+        charset = samples.characters | {*map(chr, range(32, 127)), "\N{REPLACEMENT CHARACTER}"}  # and printable ASCII
         self.observation_space = Text(length, charset=charset)
         self.action_space = Text(reply_length, min_length=0, charset=charset)
         self._other_characters = re.compile(f"[^{re.escape(''.join(sorted(charset)))}]")
-        self.texts = [""] * num_envs
         self.going_on, self.replied = np.zeros(0, np.int64), dict[str, list[Any]]()
-        self._utterances: list[list[str]] = [[]] * num_envs
-        self._prompts = [""] * num_envs  # what the next reply answers
-        self._transcripts = [""] * num_envs  # up to the next reply
+        self._utterances: list[list[str]] = [[]] * num_envs  # before the next reply
+        self._transcripts = [""] * num_envs  # of them
         self._turns = np.zeros(num_envs, np.int64)  # the replies that have been written
         # The sample whose reference is the dialogue's own reply at this place, -1 after the end of the dialogue
         self._places = np.zeros(num_envs, np.int64)
@@ -70,9 +66,8 @@ class ReplyMDP(TokenMDP):
     def reset(self, rows: np.ndarray | slice, sample_ids: np.ndarray) -> None:
         super().reset(rows, sample_ids)
         self._turns[rows], self._places[rows] = 0, sample_ids
-        for row in np.arange(len(self.texts))[rows].tolist():
-            self.texts[row] = self._prompts[row] = self.samples.prompts[self.sample_ids[row]]
-            self._utterances[row] = split_prompt(self._prompts[row])
+        for row in np.arange(len(self.live))[rows].tolist():
+            self._utterances[row] = split_prompt(self.samples.prompts[self.sample_ids[row]])
             self._transcripts[row] = "".join(f"  {utterance}\n" for utterance in self._utterances[row])
 
     def step(self, replies: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -100,48 +95,39 @@ class ReplyMDP(TokenMDP):
         goes_on = self._turns[rows] + 1 < self.turns
         if not self.partner:
             goes_on &= self._place_after(self._place_after(self._places[rows])) >= 0
-        for row, response in zip(rows.tolist(), self.responses(rows), strict=True):
-            self._utterances[row] = [*self._utterances[row], response]
-            self.texts[row] = self._shown(f"{self._prompts[row]} {format_prompt([response])}")
-        self.going_on = rows[goes_on]
-        self._go_on()
+        self.going_on, self.replied = rows[goes_on], {}
+        if len(self.going_on):
+            self._go_on(self.going_on)
         return terminated & ~self.live, truncated & ~self.live
 
-    def _go_on(self) -> None:
-        """Let the partner answer in the rows `going_on`, in which the next reply begins."""
-        rows, samples = self.going_on, self.samples
-        self.replied = self.final_info(rows) if len(rows) else {}
-        if not self.replied:
-            return
-        for row in rows.tolist():
-            if self.partner:
-                answer = self.partner(list(self._utterances[row]))
-                if not isinstance(answer, str):
-                    raise ValueError(f"the partner must return a text, got {answer!r}")
-            else:
-                answer = samples.references[self._place_after(self._places[row])]
+    def _go_on(self, rows: np.ndarray) -> None:
+        """Let the partner answer, and begin the next reply."""
+        samples, self.replied = self.samples, self.final_info(rows)
+        next_places = self._place_after(self._places[rows])
+        for row, response, place in zip(rows.tolist(), self.responses(rows), next_places.tolist(), strict=True):
+            conversation = [*self._utterances[row], response]
+            answer = _ask(self.partner, conversation) if self.partner else samples.references[place]
             self._transcripts[row] = f"{self.transcript(row)}\n  {answer}\n"
-            self._utterances[row] = [*self._utterances[row], answer]
-            self._prompts[row] = format_prompt(self._utterances[row][-samples.context_size :])
-            self.texts[row] = self._shown(self._prompts[row])
+            self._utterances[row] = [*conversation, answer]
         self._turns[rows] += 1
-        self._places[rows] = self._place_after(self._place_after(self._places[rows]))
+        self._places[rows] = self._place_after(next_places)
+        prompts = left_pad(samples.tokenizer, [self._prompt(row) for row in rows], self.prompt_columns)
         super().reset(rows, self.sample_ids[rows])
-        prompts = left_pad(samples.tokenizer, [self._prompts[row] for row in rows], self.prompt_columns)
         self.input_ids[rows, : self.prompt_columns], self.attention_mask[rows, : self.prompt_columns] = prompts
 
     def _place_after(self, places: np.ndarray) -> np.ndarray:
         return np.where(places < 0, -1, self.samples.following[places])
 
-    def _shown(self, text: str) -> str:
-        """A text as it is in the observation space."""
-        return self._other_characters.sub("\N{REPLACEMENT CHARACTER}", text)[-self.observation_space.max_length :]
+    def _prompt(self, row: int) -> str:
+        return format_prompt(self._utterances[row][-self.samples.context_size :])
 
     def observation(self) -> Any:
-        return tuple(self.texts)
+        return tuple(self.observation_of(row) for row in range(len(self.live)))
 
     def observation_of(self, row: int) -> Any:
-        return self.texts[row]
+        """The prompt of the next reply, and after the last reply the prompt with it, as in the observation space."""
+        text = self._prompt(row) if self.live[row] else f"{self._prompt(row)} {format_prompt(self.responses([row]))}"
+        return self._other_characters.sub("\N{REPLACEMENT CHARACTER}", text)[-self.observation_space.max_length :]
 
     def final_info(self, rows: np.ndarray | slice) -> dict[str, list[Any]]:
         """The infos of finished replies, and ``input_ids`` and ``attention_mask`` of prompt and reply.
@@ -153,7 +139,7 @@ class ReplyMDP(TokenMDP):
         has_reference = (self._turns[rows] == 0) | (self.partner is None)
         acts = np.where(places < 0, 0, samples.acts[places]).tolist()
         return super().final_info(rows) | {
-            "prompt": [self._prompts[row] for row in np.arange(len(self.texts))[rows]],
+            "prompt": [self._prompt(row) for row in np.arange(len(self.live))[rows]],
             "reference": [
                 samples.references[place] if there else None for place, there in zip(places, has_reference, strict=True)
             ],
@@ -165,3 +151,10 @@ class ReplyMDP(TokenMDP):
 
     def transcript(self, row: int) -> str:
         return f"{self._transcripts[row]}> {self.responses([row])[0]}{self.ending(row)}"
+
+
+def _ask(partner: Partner, conversation: list[str]) -> str:
+    answer = partner(list(conversation))
+    if not isinstance(answer, str):
+        raise ValueError(f"the partner must return a text, got {answer!r}")
+    return " ".join(answer.split())  # an utterance is one line

@@ -131,8 +131,16 @@ class ReplyTokenizer:
             )
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without the special tokens that a tokenizer may add before or after it."""
-        return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        """Token ids of each text, without the special tokens that a tokenizer may add before or after it.
+
+        Raises:
+            ValueError: a text has a lone surrogate, half of a character, such as is left where an emoji was cut.
+        """
+        try:
+            return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError as error:
+            bad = next(text for text in texts if re.search("[\ud800-\udfff]", text))
+            raise ValueError(f"expected text, got half of a character (a lone surrogate) in {bad[:80]!r}") from error
 
     def encode_prompts(self, prompts: Sequence[str], width: int) -> list[list[int] | None]:
         """Token ids of contexts in the format of `format_prompt`, at most ``width`` of each.

@@ -2,7 +2,7 @@
 
 from dailydialog_gym.extras import need
 
-need("torch", "transformers", "evaluate")
+need("torch", "transformers", "tyro", "datasets", "evaluate", "rouge_score", "sacrebleu")
 
 from dailydialog_gym.evaluate.evaluation import Evaluation, evenly_spread
 from dailydialog_gym.evaluate.metrics import score_replies

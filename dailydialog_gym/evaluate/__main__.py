@@ -124,15 +124,10 @@ def main(args: Args) -> None:
     if args.policy_class:
         model_class = import_object(args.policy_class, "--policy-class")
     decoding = {name: getattr(args, name) for name in ("sample", "temperature", "top_k", "seed", "min_new_tokens")}
-    evaluate = partial(
-        Evaluation,
-        samples=samples,
-        ids=ids,
-        intent=intent,
-        keep_eou=args.keep_eou,
-        spacing=samples.spacing,
-        **decoding,
-    )
+
+    def evaluate(agent: DialogueAgent | FixedReplies) -> Evaluation:
+        return Evaluation(agent, samples, ids, intent, args.keep_eou, spacing=samples.spacing, **decoding)
+
     evaluations = {}
     if args.floors:
         floors = floor_replies([samples.references[i] for i in ids], load(split="train").references)

@@ -136,12 +136,15 @@ class FixedCache(Cache):
     """A cache with a fixed number of columns at a fixed address, so that every step runs the same program, as
     `torch.compile` needs for a CUDA graph. The attention mask has the same width and hides the empty columns."""
 
+    layers: list[StaticLayer]
+
     def __init__(self, columns: int):
         super().__init__(layer_class_to_replicate=partial(StaticLayer, max_cache_len=columns))
 
     def hold(self, cache: RoomyCache, first: int) -> FixedCache:
         """Copy what a cache holds, whose number of rows is the same in every call, to the columns from ``first`` on."""
-        self.layers = self.layers or [self.layer_class_to_replicate() for _ in cache.layers]
+        if not self.layers:
+            self.layers = [self.layer_class_to_replicate() for _ in cache.layers]
         for own, other in zip(self.layers, cache.layers, strict=True):
             if not own.is_initialized:
                 own.lazy_initialization(other.keys, other.values)

@@ -69,7 +69,8 @@ def choose(logits: torch.Tensor, decodings: Sequence[Decoding], uniform: torch.T
         uniform: ``(n,)`` float64, a random number in [0, 1) for each row.
     """
     tokens, vocabulary = torch.zeros(len(logits), dtype=torch.long, device=logits.device), logits.shape[-1]
-    greedy, whole, part = [], [], []  # rows that draw from nothing, from the whole vocabulary, or from a part of it
+    # Rows that draw from nothing, from the whole vocabulary, or from a part of it
+    greedy, whole, part = list[int](), list[int](), list[int]()
     for row, decoding in enumerate(decodings):
         some = 0 < decoding.top_k < vocabulary or decoding.top_p < 1
         (greedy if not decoding.sample else part if some else whole).append(row)
@@ -120,7 +121,7 @@ class Reply:
     prompt_ids: list[int]
     decoding: Decoding
     ends: Callable[[Sequence[int]], bool]
-    on_change: Callable[[], None] = lambda: None
+    on_change: Callable[[], object] = lambda: None
     end_tokens: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ()
     ids: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
@@ -298,7 +299,7 @@ class ReplyWorker:
     def _joining(self, batch: DecodingBatch) -> list[Reply]:
         queue = self._waiting[batch]
         room = min(self.max_new_rows, self.max_rows - sum(not reply.done for reply in batch.replies))
-        joining = []
+        joining: list[Reply] = []
         while queue and len(joining) < room:
             reply = queue.popleft()
             if not reply.done:  # cancelled while it waited

@@ -191,6 +191,6 @@ class Decoder:
         return tokens
 
     def _read(self, input_ids: np.ndarray, attention_mask: np.ndarray, cache: Cache) -> tuple[torch.Tensor, ...]:
-        input_ids, attention_mask = (torch.as_tensor(a, device=self._device) for a in (input_ids, attention_mask))
-        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        return self._forward(input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache)
+        ids, mask = (torch.as_tensor(array, device=self._device) for array in (input_ids, attention_mask))
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+        return self._forward(ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache)

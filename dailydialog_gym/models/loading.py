@@ -27,8 +27,8 @@ from dailydialog_gym.models.masks import check_supported
 from dailydialog_gym.models.untrusted import check_files
 
 # What transformers and safetensors raise for damaged files, weights in other shapes, and senseless configurations
-LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
-LOADING_ERRORS += (StrictDataclassError, ArithmeticError, ImportError)
+LOADING_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, AttributeError)
+LOADING_ERRORS += (RuntimeError, ArithmeticError, ImportError, SafetensorError, StrictDataclassError)
 
 
 def resolve(name: str) -> str:

@@ -41,8 +41,9 @@ def share_out(sizes: np.ndarray) -> list[list[int]]:
     """
     counts = {min(len(sizes), -(-sizes.sum() // int(sizes.max() * length))) for length in (1, 1.25, 1.5, 1.75, 2)}
     found = []
+    rows: list[tuple[int, int, list[int]]]  # a heap: what is in a row, which one it is, its items
     for count in {*counts, len(sizes)}:
-        rows = [(0, b, []) for b in range(count)]  # a heap: what is in it, which one, the items
+        rows = [(0, b, []) for b in range(count)]
         for item in np.argsort(-sizes, kind="stable").tolist():
             filled, b, items = rows[0]
             heapq.heapreplace(rows, (filled + int(sizes[item]), b, [*items, item]))
@@ -124,7 +125,7 @@ def pack_windows(windows: Sequence[Sequence[int]], device: torch.device | str) -
     rows = share_out(sizes)
     L = max(sizes[row].sum() for row in rows)
     input_ids, position, window = np.zeros((3, len(rows), L), np.int64)  # window 0 is padding
-    before, targets = [], []
+    before, targets = list[np.ndarray](), list[int]()
     for b, row in enumerate(rows):
         ends = sizes[row].cumsum()
         for i, end in zip(row, ends, strict=True):

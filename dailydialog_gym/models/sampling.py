@@ -34,14 +34,14 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, top_k: int = 0) -> Drawn:
         top_k: draw from the likeliest tokens, so many of them; 0 draws from all.
     """
     likeliest = logits.topk(top_k) if top_k else None
-    peak = likeliest.values[:, :1] if top_k else logits.amax(-1, keepdim=True)
+    peak = logits.amax(-1, keepdim=True) if likeliest is None else likeliest.values[:, :1]
     weights = exponentials(logits, peak)
     log_total = weights.sum(-1).log()
 
     def among_all(tokens: torch.Tensor) -> torch.Tensor:
         return (logits.gather(1, tokens[:, None]).to(weights.dtype) - peak)[:, 0] - log_total
 
-    if not top_k:
+    if likeliest is None:
         tokens = search(weights, uniform).clamp_(max=logits.shape[1] - 1)  # logits that are NaN are reported elsewhere
         log_probs = among_all(tokens)
         return Drawn(tokens, log_probs, tokens, log_probs, None)

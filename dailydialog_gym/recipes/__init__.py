@@ -2,4 +2,4 @@
 
 from dailydialog_gym.extras import need
 
-need("torch", "transformers", "tyro")
+need("torch", "transformers", "tyro", "filelock", "scipy", "sklearn", "tqdm", "yaml")

@@ -128,7 +128,7 @@ def keep(written: Iterable[list[str]], held_out: Iterable[Dialogue]) -> tuple[li
         held_out: dialogues of the validation and test splits.
     """
     forbidden = {normalized(utterance) for dialogue in held_out for utterance in dialogue.utterances}
-    kept, reasons, before = [], Counter(), set()
+    kept, reasons, before = [], Counter[str](), set[tuple[str, ...]]()
     for utterances in written:
         plain = tuple(map(normalized, utterances))
         long = [text for text in plain if len(text.split()) >= COPY_WORDS]

@@ -25,7 +25,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,7 +57,10 @@ from dailydialog_gym.recipes.training import (
 )
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
 
-LABELS = {"id2label": dict(enumerate(ACTS.values())), "label2id": {name: i for i, name in enumerate(ACTS.values())}}
+LABELS: dict[str, Any] = {
+    "id2label": dict(enumerate(ACTS.values())),
+    "label2id": {name: i for i, name in enumerate(ACTS.values())},
+}
 
 
 @dataclass
@@ -188,7 +191,7 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
 
 def encode(tokenizer: PreTrainedTokenizerFast, dialogues: Sequence[Dialogue], max_new_tokens: int) -> list[Example]:
     """Every utterance as a reply to the one before it; the first utterance of a dialogue has none before it."""
-    examples = []
+    examples: list[Example] = []
     for dialogue in dialogues:
         texts = dialogue.utterances
         whole, cut = ids_of(tokenizer, texts), ids_of(tokenizer, cut_utterances(texts, max_new_tokens))

@@ -134,7 +134,7 @@ def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pa
 
 def initial_model(args: Args) -> tuple[PreTrainedModel, DialogueFormat]:
     """The model with a new head of one output, and how it reads a pair."""
-    options = {"kind": "--start", "new_head": True, **LABELS}
+    options: dict[str, Any] = {"kind": "--start", "new_head": True, **LABELS}
     if args.start == "builtin":  # its positions are rotary, so it can read more than in its own training
         with asset("intent") as folder:
             model, tokenizer = load_classifier(str(folder), max_position_embeddings=args.max_length, **options)
@@ -157,8 +157,8 @@ Rows = list[tuple[list[int], list[int]]]  # the token ids of each pair: chosen, 
 
 def encode(form: DialogueFormat, pairs: Sequence[Pair]) -> Rows:
     """What the model reads of each pair."""
-    texts = [(*pair.context, pair.chosen, pair.rejected) for pair in pairs]
-    texts = [[convert_spacing(text, spacing_of(pair), form.spacing) for text in pair] for pair in texts]
+    written = [(*pair.context, pair.chosen, pair.rejected) for pair in pairs]
+    texts = [[convert_spacing(text, spacing_of(pair), form.spacing) for text in pair] for pair in written]
     contexts = [pair[:-2] for pair in texts]
     sides = ([pair[side] for pair in texts] for side in (-2, -1))
     return list(zip(*(form.encode(contexts, replies) for replies in sides), strict=True))

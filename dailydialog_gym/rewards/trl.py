@@ -46,6 +46,9 @@ def reward_funcs(samples: Samples, **scorers: Scorer) -> list[Callable[..., list
     completion ends at its first ``<EOU>``. Scores per token are summed. `KLDivergence` cannot be used, because TRL does
     not pass log-probabilities on; its trainers have a penalty of their own, ``beta``.
 
+    A reward function raises a ValueError where the dataset lacks a column, or a prompt's utterances are not closed by
+    ``<EOU>``.
+
     Args:
         samples: the samples of the dataset. Their tokenizer makes the tokens for scorers that need them.
         scorers: the scorers by name.
@@ -60,14 +63,10 @@ def reward_funcs(samples: Samples, **scorers: Scorer) -> list[Callable[..., list
 
 
 def _reward_func(samples: Samples, name: str, scorer: Scorer) -> Callable[..., list[float]]:
-    def reward(
-        prompts: Sequence[TextOrMessages],
-        completions: Sequence[TextOrMessages],
-        reference: Sequence[str],
-        act: Sequence[int],
-        **_: Any,
-    ) -> list[float]:
-        episodes = _episodes(samples, prompts, completions, reference, act)
+    def reward(prompts: Sequence[TextOrMessages], completions: Sequence[TextOrMessages], **columns: Any) -> list[float]:
+        if missing := {"reference", "act"} - columns.keys():
+            raise ValueError(f"the dataset lacks {' and '.join(sorted(missing))}, see to_trl_dataset")
+        episodes = _episodes(samples, prompts, completions, columns["reference"], columns["act"])
         return add_score(scorer, 1.0, name, episodes, np.zeros(len(episodes)), {})[0].tolist()
 
     reward.__name__ = name
@@ -83,6 +82,8 @@ def _episodes(
 ) -> Episodes:
     tokenizer = samples.tokenizer
     texts = [text if isinstance(text, str) else format_prompt(_contents(text)) for text in prompts]
+    if unclosed := [text for text in texts if not text.rstrip().endswith(EOU)]:
+        raise ValueError(f"expected {EOU} after each utterance of a prompt, got {unclosed[0][:80]!r}")
     replies = [text if isinstance(text, str) else "".join(_contents(text)) for text in completions]
     responses = [reply.split(EOU, 1)[0].strip() for reply in replies]
     prompt_ids, prompt_mask = left_pad(tokenizer, texts, samples.prompt_ids.shape[1])

@@ -2,7 +2,7 @@
 
 from dailydialog_gym.extras import need
 
-need("torch", "transformers", "tyro")
+need("torch", "transformers", "tyro", "filelock", "matplotlib", "tensorboard", "tqdm", "yaml")
 
 from dailydialog_gym.runs.checkpoints import RandomState
 from dailydialog_gym.runs.data import DataArgs, settle

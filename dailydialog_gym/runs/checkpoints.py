@@ -45,7 +45,7 @@ class RandomState:
         self.rng.bit_generator.state = state_dict["numpy"]
 
 
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+def write_folder(target: Path, write: Callable[[Path], Any]) -> None:
     """Replace the folder ``target`` with what ``write`` puts into the empty folder that it is given.
 
     If the process is killed or the machine stops, ``target`` is the complete old or the complete new folder. For an
@@ -205,8 +205,8 @@ class Checkpoints:
         self._find(check)
         if self.last is None:
             return 0, {}
-        saved = self._read_state()
-        self._load_parts(saved["parts"])
+        saved = self._read_state(self.last)
+        self._load_parts(self.last, saved["parts"])
         self._remove_old()
         return saved["iteration"], saved["progress"]
 
@@ -215,32 +215,32 @@ class Checkpoints:
         found = self._all()
         if not found:
             return
-        self.last = found[-1]
-        manifest = _manifest(self.last)
+        self.last = last = found[-1]
+        manifest = _manifest(last)
         if not manifest:
-            raise self._unusable(_MANIFEST, "is missing or damaged")
+            raise self._unusable(last / _MANIFEST, "is missing or damaged")
         for name, expected in manifest["files"].items():
-            if not (self.last / name).is_file():
-                raise self._unusable(name, "is missing")
-            if checksum(self.last / name) != expected:
-                raise self._unusable(name, f"is damaged (its SHA-256 is not the one in {_MANIFEST})")
+            if not (last / name).is_file():
+                raise self._unusable(last / name, "is missing")
+            if checksum(last / name) != expected:
+                raise self._unusable(last / name, f"is damaged (its SHA-256 is not the one in {_MANIFEST})")
         check(manifest["fingerprint"])
 
-    def _read_state(self) -> dict[str, Any]:
+    def _read_state(self, checkpoint: Path) -> dict[str, Any]:
         # weights_only admits tensors and plain data, but no code
-        return torch.load(self.last / "state.pt", map_location="cpu", weights_only=True)
+        return torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
 
-    def _load_parts(self, states: dict[str, Any]) -> None:
+    def _load_parts(self, checkpoint: Path, states: dict[str, Any]) -> None:
         try:
             for name, part in self._parts.items():
                 part.load_state_dict(states[name])
         except (KeyError, RuntimeError, ValueError) as error:  # torch has no error of its own for another model's state
-            raise self._unusable("state.pt", f"does not fit this run ({error})") from error
+            raise self._unusable(checkpoint / "state.pt", f"does not fit this run ({error})") from error
 
-    def _unusable(self, name: str, fault: str) -> ValueError:
+    def _unusable(self, file: Path, fault: str) -> ValueError:
         before = [path for path in self._all() if path != self.last]
         cure = f"to go on from {before[-1]}, move {self.last} away" if before else "there is no earlier checkpoint"
-        return ValueError(f"{self.last / name} {fault}; {cure}")
+        return ValueError(f"{file} {fault}; {cure}")
 
 
 def _manifest(checkpoint: Path) -> dict[str, Any]:

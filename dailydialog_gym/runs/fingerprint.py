@@ -20,16 +20,8 @@ from dailydialog_gym.runs.checkpoints import checksum
 from dailydialog_gym.runs.flags import CHANGEABLE
 
 # The files of a model folder that are read: configuration, weights, tokenizer, and code of its own
-_READ = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", "*.py")
-_READ += (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-)
+_READ = ["config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", "*.py", "tokenizer*", "vocab*"]
+_READ += ["merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
 # Flags without an influence on the result, and those whose files are compared instead of their names
 _OTHER_FLAGS = {*CHANGEABLE, "run_name", "track", "wandb_project_name", "wandb_entity"}
 _OTHER_FLAGS |= {"dataset", "model", "intent_model", "reward_model"}

@@ -31,6 +31,7 @@ from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, evenly_spread
+from dailydialog_gym.extras import need
 from dailydialog_gym.models.memory import keep_freed_memory
 from dailydialog_gym.ranges import Count, CountOrZero
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, targets_of
@@ -100,6 +101,7 @@ class Run:
         ValueError: ``resume_anyway`` is set for a new run, the name isn't one of a folder, or another process trains
             this run.
         FileExistsError: a run of this name exists.
+        ModuleNotFoundError: wandb is not installed, but is to be logged to.
     """
 
     _launcher = "python"
@@ -109,13 +111,17 @@ class Run:
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None, is_main: bool = True):
         if args.resume_anyway and not resume:
             raise ValueError("--resume-anyway is for a run that goes on: add --resume runs/NAME")
+        if args.track:
+            need("wandb")
         self.args, self._total_episodes, self.is_main = args, total_episodes, is_main
         self.folder = self._broadcast((resume or self._make_folder()) if is_main else None)
         self._lock = lock(self.folder) if is_main else None
-        self.iteration, self.before = 0, None
+        self.iteration = 0
+        self.before: Evaluation | None = None
         self.history: list[dict[str, float]] = []
-        self._wandb, self._wandb_id = None, None
-        self._skipped_steps, self._bad_steps = 0, Counter()
+        self._wandb: Any = None
+        self._wandb_id: str | None = None
+        self._skipped_steps, self._bad_steps = 0, Counter[str]()
         self._training, self._signal = False, 0
 
     def _make_folder(self) -> Path:
@@ -129,6 +135,10 @@ class Run:
     def _average(self, metrics: dict[str, float]) -> dict[str, float]:
         """The means of the metrics over all processes. A class for several processes overrides it."""
         return metrics
+
+    def _size(self, model: torch.nn.Module) -> int:
+        """The number of parameters. A class for several processes, each with a part of the weights, overrides it."""
+        return sum(parameter.numel() for parameter in model.parameters())
 
     def print_setup(
         self,
@@ -148,6 +158,7 @@ class Run:
             amp_dtype: the type of mixed precision, or None without it.
             more: further lines by their labels; a label above is replaced.
         """
+        size = self._size(policy)
         if not self.is_main:
             return
         args = self.args
@@ -155,7 +166,7 @@ class Run:
         intent = [f"{args.intent_weight} intent ({args.intent_model})"] if has_acts else []
         rewards = " + ".join([f"{args.meteor_weight} METEOR", *intent, *args.reward, *args.reward_model])
         lines = {
-            "policy": f"{args.model}, {sum(p.numel() for p in policy.parameters()):,} parameters, critic {args.critic}",
+            "policy": f"{args.model}, {size:,} parameters, critic {args.critic}",
             "dialogues": f"{args.dataset}: {len(samples):,} replies to train on, {len(eval_samples):,} in "
             + f"{args.eval_split}, {SPACINGS[args.spacing]}",
             "rewards": f"{rewards} - KL ({args.kl_rule}, from {args.kl_coef})"
@@ -168,8 +179,8 @@ class Run:
             print(f"{name:<10}{line}")
         if "builtin" in (args.model, args.dataset):
             print(
-                "builtin is the small default that comes with the package. To train GPT-2 on the full dataset from the "
-                "Hugging Face hub: --config configs/openrl.yaml"
+                "builtin is the small default that comes with the package. A GPT-2 and the full dataset, both from the "
+                "Hugging Face hub: --model rajkumarrrk/gpt2-fine-tuned-on-daily-dialog --dataset daily_dialog"
             )
 
     def restore(self, policy: torch.nn.Module, **parts: Stateful) -> None:
@@ -183,7 +194,7 @@ class Run:
 
     def _load(self, kind: type[Checkpoints], policy: torch.nn.Module, parts: dict[str, Stateful], **more: Any) -> None:
         write_agent = partial(save_agent, policy, self.args.model, record=AgentRecord.of(self.args))
-        made_from = fingerprint(self.args) if self.is_main else None
+        made_from = fingerprint(self.args) if self.is_main else {}  # the main process compares and writes it
         folder, keep = self.folder / "checkpoints", self.args.keep_checkpoints
         checkpoints = self._checkpoints = kind(folder, write_agent, parts, made_from, keep, **more)
         self.iteration, progress = checkpoints.load(partial(self._compare, made_from))
@@ -211,7 +222,7 @@ class Run:
     @property
     def _episodes(self) -> int:
         """The number of replies trained on so far."""
-        return self.history[-1]["episodes"] if self.history else 0
+        return int(self.history[-1]["episodes"]) if self.history else 0
 
     def start(self, before: Evaluation | None) -> None:
         """Open the logs and the progress bar. From now on a signal to stop takes effect after an iteration."""
@@ -231,8 +242,10 @@ class Run:
         if self.args.track:
             self._wandb = _start_wandb(self.args, self.folder, self._wandb_id)
             self._wandb_id = self._wandb.id
-        handled = stop_signals(sys.platform)  # but for SIGHUP under nohup, which makes a process ignore it
-        handled = [s for s in handled if not (_is_hangup(s) and signal.getsignal(s) == signal.SIG_IGN)]
+        # but for SIGHUP under nohup, which makes a process ignore it
+        handled = [
+            s for s in stop_signals(sys.platform) if not (_is_hangup(s) and signal.getsignal(s) == signal.SIG_IGN)
+        ]
         self._handlers = {s: signal.signal(s, self._on_signal) for s in handled}
         self._bar = tqdm(
             total=self._total_episodes,
@@ -353,7 +366,7 @@ class Run:
         signum = self._broadcast(self._signal)
         if not (ended or signum or iteration % self.args.checkpoint_every == 0):
             return
-        progress = {}
+        progress: dict[str, Any] = {}
         if self.is_main:
             self._writer.flush()  # after a kill, TensorBoard's file too has everything up to the checkpoint
             progress = {"before": vars(self.before), "history": self.history}
@@ -391,7 +404,8 @@ class Run:
     def _stop(self, signum: int) -> None:
         if self.is_main:
             lines = [f"\nstopped after {self._episodes:,} of {self._total_episodes:,} replies; continue with"]
-            lines += [f"    {self._launcher} {shlex.join([sys.argv[0], '--resume', str(self.folder)])}"]
+            launcher = [self._launcher] if sys.argv[0].endswith(".py") else []  # an installed command needs none
+            lines += [f"    {shlex.join([*launcher, sys.argv[0], '--resume', str(self.folder)])}"]
             if self._checkpoints.last:
                 lines += [f"the agent so far is {self._checkpoints.last}/agent"]
             with self._printing():
@@ -404,11 +418,12 @@ class Run:
         if not self.is_main:
             self._close()
             return
-        last = self._checkpoints.last
+        before, last = self.before, self._checkpoints.last
+        assert before and after and last  # the main process has evaluated twice and saved a checkpoint at the end
         write_folder(self.folder / "agent", lambda new: shutil.copytree(last / "agent", new, dirs_exist_ok=True))
-        rows = {"before": self.before.scores, "after": after.scores}
+        rows = {"before": before.scores, "after": after.scores}
         write_text(self.folder / "evaluation.json", json.dumps(rows, indent=2) + "\n")
-        samples, changes = side_by_side(self.before, after), intervals(self.before, after)
+        samples, changes = side_by_side(before, after), intervals(before, after)
         write_text(self.folder / "intervals.json", json.dumps(changes, indent=2) + "\n")
         write_text(self.folder / "samples.json", json.dumps(samples, indent=2) + "\n")
         write_text(self.folder / "samples.md", markdown_samples(samples))
@@ -417,13 +432,14 @@ class Run:
         if self._wandb:
             self._wandb.log({f"eval/{key}": value for key, value in after.scores.items()})
         self._close()
-        print(f"\n{table(rows)}\n\n{self.before.manner}\n")
+        print(f"\n{table(rows)}\n\n{before.manner}\n")
         print(f"agent     {self.folder}/agent\nsamples   {self.folder}/samples.md\ncurves    {self.folder}/curves.png")
         print(f"logs      tensorboard --logdir {self.folder.parent}")
 
     def _close(self) -> None:
         if self.is_main:
             self._writer.close()
+        if self._lock:
             self._lock.release()
         if self._wandb:
             self._wandb.finish()
@@ -468,19 +484,19 @@ def _line(row: dict[str, float]) -> str:
     return json.dumps({key: value if math.isfinite(value) else None for key, value in row.items()}) + "\n"
 
 
-def _start_wandb(args: Any, folder: Path, run_id: str | None):
+def _start_wandb(args: Any, folder: Path, run_id: str | None) -> Any:
     import wandb
 
     # Without a login wandb would ask for one and wait. A run that is logged offline can be uploaded later.
-    mode = None if wandb.api.api_key or "WANDB_MODE" in os.environ else "offline"
-    if mode:
+    is_offline = not wandb.api.api_key and "WANDB_MODE" not in os.environ
+    if is_offline:
         print("wandb: not logged in, so this run is logged offline; upload it later with `wandb sync`")
     return wandb.init(
         project=args.wandb_project_name,
         entity=args.wandb_entity,
         name=folder.name,
         config=asdict(args),
-        mode=mode,
+        mode="offline" if is_offline else None,
         dir=folder.parent.absolute(),
         id=run_id,
         resume="allow",

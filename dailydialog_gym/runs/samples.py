@@ -25,7 +25,7 @@ def side_by_side(before: Evaluation, after: Evaluation, count: int = 40) -> list
     """
     first = np.sort(np.unique(before.prompts, return_index=True)[1])
     chosen = first[np.linspace(0, len(first) - 1, min(count, len(first))).round().astype(int)]
-    change = sum(np.subtract(after.by_reply[name], before.by_reply[name]) for name in before.by_reply)
+    change = np.sum([np.subtract(after.by_reply[name], before.by_reply[name]) for name in before.by_reply], axis=0)
     return [
         {
             "context": split_prompt(before.prompts[i]),

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from equality import assert_same
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import dailydialog_gym  # noqa: F401, registers the environments
@@ -173,6 +174,7 @@ def test_an_agent_is_a_partner(make, tiny_model):
     [
         ({"turns": 0}, "turns must be at least 1, got 0"),
         ({"partner": echo}, "a partner answers only if there are several turns"),
+        ({"turns": 2, "partner": "builtin"}, "a partner is a function .* or a DialogueAgent, got 'builtin'"),
     ],
 )
 def test_wrong_arguments_are_named(make, kwargs, message):
@@ -183,7 +185,25 @@ def test_wrong_arguments_are_named(make, kwargs, message):
 def test_what_does_not_go_together_is_refused(make):
     with pytest.raises(ValueError, match="several turns need autoreset_mode NextStep or Disabled"):
         gym.make_vec("DailyDialogText-v0", turns=2, autoreset_mode="SameStep")
-    env = make(turns=2, partner=lambda utterances: None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "the partner must return a text, got None"),
+        ("\ud83d", r"got half of a character .* in '.*\\ud83d <EOU>'"),
+    ],
+)
+def test_a_partner_who_says_no_text_ends_the_episode(make, answer, message):
+    env = make(turns=2, partner=lambda utterances: answer)
     env.reset(options={"sample_id": 0})
-    with pytest.raises(ValueError, match="the partner must return a text, got None"):
+    with pytest.raises(ValueError, match=message):
         env.step("a")
+    with pytest.raises(ResetNeeded):
+        env.step("a")
+
+
+def test_an_answer_of_several_lines_is_one_utterance(make):
+    env = make(turns=2, partner=lambda utterances: " Well ,\n\n  no . ")
+    env.reset(options={"sample_id": 0})
+    assert env.step("a")[0] == texts("tea 0 ?", "a", "Well , no .")

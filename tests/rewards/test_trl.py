@@ -56,6 +56,21 @@ def test_rewards_are_the_scorers(samples, messages, tiny_intent_model, tiny_rewa
     np.testing.assert_allclose(scores[4], expected)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "columns", "message"),
+    [
+        ("Hi . <EOU>", {"act": [1]}, "the dataset lacks reference, see to_trl_dataset"),
+        ("Hi . <EOU>", {}, "the dataset lacks act and reference"),
+        ("Hi . <EOU> How are you ?", {"act": [1], "reference": ["Fine ."]}, "<EOU> after each utterance .* got 'Hi"),
+        ([{"role": "system", "content": "Hi ."}], {"act": [1], "reference": ["Fine ."]}, "<EOU> after each .* got ''"),
+    ],
+)
+def test_other_datasets_are_refused(samples, prompt, columns, message):
+    (length,) = reward_funcs(samples, length=token_count)
+    with pytest.raises(ValueError, match=message):
+        length(prompts=[prompt], completions=["Yes ."], completion_ids=[], **columns)
+
+
 def test_grpo_trains_for_two_steps_on_the_rewards(samples, tiny_model, tiny_intent_model, tmp_path):
     seen = []
 
