@@ -204,12 +204,11 @@ def test_a_compiled_run_is_the_run(run, tiny_model, critic):
     [
         (("--dataset", "nothing.jsonl"), "no such file or folder: 'nothing.jsonl'"),
         (("--eval-split", "tset"), "unknown split 'tset'"),
-        (
-            ("--num-minibatches", "9", "--num-envs", "8"),
-            "that is whole and at least num_minibatches (9)",
-        ),
-        (("--num-envs", "8", "--replies-per-prompt", "3"), "num_envs (8) / replies_per_prompt (3), that is whole"),
+        (("--num-minibatches", "9", "--num-envs", "8"), "num_minibatches * gradient_accumulation_steps (9 * 1)"),
+        (("--gradient-accumulation-steps", "0"), "--gradient-accumulation-steps 0: expected a number of at least 1"),
+        (("--num-envs", "8", "--replies-per-prompt", "3"), "num_envs (8) / replies_per_prompt (3) contexts: a whole"),
         (("--replies-per-prompt", "0"), "--replies-per-prompt 0: expected a number of at least 1"),
+        (("--total-episodes", "3"), "expected total_episodes (3) to be at least num_envs"),
         (("--max-prompt-length", "300"), "reads 256 tokens, but max_prompt_length 300 + max_new_tokens 20 = 320"),
         (("--model", "{weightless}"), "a folder with config.json and model.safetensors"),
         (("--intent-model", "{weightless}"), "cannot load intent classifier"),
