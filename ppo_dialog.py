@@ -31,7 +31,7 @@ from torch import nn
 from torch.distributions import Categorical
 
 from dailydialog_gym.env import load_samples
-from dailydialog_gym.models import Decoder, MixedPrecision, Packed, compile_agent, head_of, load_model, pack
+from dailydialog_gym.models import AdamW8bit, Decoder, MixedPrecision, Packed, compile_agent, head_of, load_model, pack
 from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.last_block import head_on_predicting
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
@@ -127,6 +127,8 @@ class PPOArgs:
     """maximum norm of the gradients of policy and critic, each clipped on its own"""
     use_amp: bool = False
     """automatic mixed precision: bfloat16, or on GPUs without it float16 with loss scaling"""
+    low_memory: bool = False
+    """weights in bfloat16 and moments of 8 bits, 6 bytes a parameter instead of 16; rounds at random, and is slower"""
     compile: bool = False
     """compile the networks: takes a minute or more at the start, and on a CPU needs a C++ compiler"""
     seed: Seed = 1
@@ -319,10 +321,6 @@ if __name__ == "__main__":
     P, T, K = args.max_prompt_length, args.max_new_tokens, args.replies_per_prompt
     num_parts = args.gradient_accumulation_steps
     num_contexts = count_contexts(args, num_parts)
-    if args.critic_class and args.critic != "separate":
-        raise ValueError("--critic-class is a critic of its own: add --critic separate")
-    if K == 1 and (args.critic == "none" or args.normalize_groups):
-        raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     num_iterations = args.total_episodes // args.num_envs
     context = np.arange(num_contexts * K) // K  # of each reply of a batch
     rng = np.random.default_rng(args.seed)
@@ -343,6 +341,7 @@ if __name__ == "__main__":
     if args.top_k > agent.vocab_size:
         raise ValueError(f"--top-k {args.top_k}: expected at most {agent.vocab_size}, the tokenizer's number of tokens")
     self_check(agent, agent.vocab_size, P, T)
+    agent.to(torch.bfloat16 if args.low_memory else torch.float32)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
     judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)
     intent = None if args.intent_weight is None else IntentMatch(*judge)
@@ -358,6 +357,7 @@ if __name__ == "__main__":
     parts = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
     groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in parts.items() if part]
     optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)
+    optimizer = AdamW8bit(groups, eps=1e-5) if args.low_memory else optimizer
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     autocast = MixedPrecision(device, amp_dtype, P + K * T)
     decoder = Decoder(agent.next_token, samples.tokenizer.transitions, T, autocast, device, fixed_cache)

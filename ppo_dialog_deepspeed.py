@@ -132,6 +132,8 @@ class PPOArgs:
     """maximum norm of the gradients of policy and critic, each clipped on its own"""
     use_amp: bool = False
     """automatic mixed precision: bfloat16, or on GPUs without it float16 with loss scaling"""
+    low_memory: bool = False
+    """weights in bfloat16 and moments of 8 bits, 6 bytes a parameter instead of 16; rounds at random, and is slower"""
     compile: bool = False
     """compile the networks: takes a minute or more at the start, and on a CPU needs a C++ compiler"""
     seed: Seed = 1
@@ -322,18 +324,14 @@ def ppo_loss(agent, batch, packed, args, autocast):
 
 if __name__ == "__main__":
     args, resume = parse_args(Args, __doc__, ranks.flags())
-    if args.compile:
-        raise ValueError("--compile: DeepSpeed's hooks stand between the layers, so leave it out")
+    if args.compile or args.low_memory:
+        raise ValueError("--compile: DeepSpeed's hooks stand between the layers; --low-memory: use --zero-stage 3")
     rank, world, device = ranks.start()
     config = training_config(args, world)
     local = local_args(args, world)  # the share of this rank
     P, T, K = args.max_prompt_length, args.max_new_tokens, args.replies_per_prompt
     num_parts = config["gradient_accumulation_steps"]
     num_contexts = count_contexts(args, num_parts, world)
-    if args.critic_class and args.critic != "separate":
-        raise ValueError("--critic-class is a critic of its own: add --critic separate")
-    if K == 1 and (args.critic == "none" or args.normalize_groups):
-        raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     num_iterations = args.total_episodes // args.num_envs
     context = np.arange(num_contexts * K) // K  # of each reply of a batch
     rng = np.random.default_rng(args.seed)  # the same on all ranks

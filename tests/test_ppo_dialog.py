@@ -6,10 +6,13 @@ import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from paths import ROOT
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -172,6 +175,17 @@ def test_a_policy_that_forbids_tokens_trains_with_an_entropy_bonus(critic, tiny_
     for row in run("--model", tiny_model, *SMALL, *flags):
         assert row["losses/skipped_steps"] == 0 and row["losses/entropy"] > 1
         assert np.isfinite(row["losses/value_loss"]) and np.isfinite(row["losses/policy_loss"])
+
+
+def test_in_little_memory_it_trains(run, tiny_model, tmp_path):
+    flags = ("--model", tiny_model, *SMALL, "--low-memory", "--use-amp", "--learning-rate", "1e-6")
+    assert run(*flags)[0]["losses/approx_kl"] == pytest.approx(0, abs=1e-3)
+    weights = load_file(tmp_path / "runs/test/agent/model.safetensors")
+    before = load_file(Path(tiny_model) / "model.safetensors")
+    assert all(tensor.dtype == torch.bfloat16 for tensor in weights.values())
+    # Steps far smaller than the distance of two bfloat16 numbers: some weights move by that, and most don't
+    moved = torch.cat([(weights[name] != before[name].bfloat16()).flatten() for name in weights])
+    assert 0 < moved.float().mean() < 0.2
 
 
 def test_amp_trains(run, tiny_model, capsys):

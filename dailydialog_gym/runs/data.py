@@ -69,8 +69,13 @@ def count_contexts(args: Any, num_parts: int, ranks: int = 1) -> int:
         ranks: the number of ranks.
 
     Raises:
-        ValueError: a context would have too few replies, a part of a minibatch no context, or the run no iteration.
+        ValueError: a context would have too few replies, a part of a minibatch no context, or the run no iteration; or
+            another flag asks for several replies to a context, or for a critic of its own, where there is none.
     """
+    if args.critic_class and args.critic != "separate":
+        raise ValueError("--critic-class is a critic of its own: add --critic separate")
+    if args.replies_per_prompt == 1 and (args.critic == "none" or args.normalize_groups):
+        raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     copies, parts = args.replies_per_prompt, args.num_minibatches * num_parts
     contexts = args.num_envs // max(copies * ranks, 1)
     if contexts * copies * ranks != args.num_envs or min(num_parts, args.num_minibatches) < 1 or parts > contexts:
