@@ -132,8 +132,6 @@ class PPOArgs:
     """maximum norm of the gradients of policy and critic, each clipped on its own"""
     use_amp: bool = False
     """automatic mixed precision: bfloat16, or on GPUs without it float16 with loss scaling"""
-    low_memory: bool = False
-    """weights in bfloat16 and moments of 8 bits, 6 bytes a parameter instead of 16; rounds at random, and is slower"""
     compile: bool = False
     """compile the networks: takes a minute or more at the start, and on a CPU needs a C++ compiler"""
     seed: Seed = 1
