@@ -17,7 +17,6 @@ from deepspeed.accelerator import get_accelerator
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.files import read_text
 from dailydialog_gym.models.precision import choose_amp_dtype
-from dailydialog_gym.ranges import Count
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # the lowest ZeRO stage that has it

@@ -77,13 +77,12 @@ def count_contexts(args: Any, num_parts: int, ranks: int = 1) -> int:
     if args.replies_per_prompt == 1 and (args.critic == "none" or args.normalize_groups):
         raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
     copies, parts = args.replies_per_prompt, args.num_minibatches * num_parts
-    contexts = args.num_envs // max(copies * ranks, 1)
-    if contexts * copies * ranks != args.num_envs or min(num_parts, args.num_minibatches) < 1 or parts > contexts:
+    contexts = args.num_envs // (copies * ranks)
+    if contexts * copies * ranks != args.num_envs or parts > contexts:
         each = f" / ranks ({ranks})" if ranks > 1 else ""
         raise ValueError(
             f"expected num_envs ({args.num_envs}){each} / replies_per_prompt ({copies}) contexts: a whole number, and "
-            f"at least num_minibatches * gradient_accumulation_steps ({args.num_minibatches} * {num_parts}), which are "
-            "at least 1"
+            f"at least num_minibatches * gradient_accumulation_steps ({args.num_minibatches} * {num_parts})"
         )
     if args.total_episodes < args.num_envs:
         raise ValueError(f"expected total_episodes ({args.total_episodes}) to be at least num_envs ({args.num_envs})")
