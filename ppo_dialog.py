@@ -31,8 +31,9 @@ from torch import nn
 from torch.distributions import Categorical
 
 from dailydialog_gym.env import load_samples
-from dailydialog_gym.models import Decoder, MixedPrecision, Packed, compile_agent, head_of, load_model, pack
+from dailydialog_gym.models import AdamW8bit, Decoder, MixedPrecision, Packed, compile_agent, head_of, load_model, pack
 from dailydialog_gym.models.forward import forward_cached, forward_packed
+from dailydialog_gym.models.last_block import head_on_predicting
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
 from dailydialog_gym.models.sampling import draw
 from dailydialog_gym.models.self_check import self_check
@@ -40,7 +41,7 @@ from dailydialog_gym.models.steps import step_if_finite
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Positive, Seed, Share
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_reward_models, load_scorer
-from dailydialog_gym.runs import DataArgs, RandomState, Run, RunArgs, parse_args, settle
+from dailydialog_gym.runs import DataArgs, RandomState, Run, RunArgs, count_contexts, parse_args, settle
 from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
 
@@ -98,6 +99,8 @@ class PPOArgs:
     """number of passes over each batch"""
     num_minibatches: Count = 4
     """number of minibatches in each pass"""
+    gradient_accumulation_steps: Count = 1
+    """number of parts of a minibatch, which go through the model one after the other; more need less memory"""
     learning_rate: NotNegative = 5e-5
     """policy learning rate"""
     critic_learning_rate: NotNegative = 3e-4
@@ -171,8 +174,9 @@ class Agent(nn.Module):
 
     def forward(self, packed: Packed):
         """Whole replies, for the update: logits (N, V) and values (N,) before every reply token."""
-        outputs = forward_packed(self.policy, packed, logits_to_keep=packed.tail, output_hidden_states=self.shared)
-        logits = packed.predicting(outputs.logits)[:, : self.vocab_size]
+        with head_on_predicting(self.policy, packed):
+            outputs = forward_packed(self.policy, packed, logits_to_keep=packed.tail, output_hidden_states=self.shared)
+        logits = outputs.logits[0, :, : self.vocab_size]
         if self.shared:
             return logits, self.critic.value(packed.predicting(outputs.hidden_states[-1]))
         return logits, self.critic(packed) if self.critic else torch.zeros_like(logits[:, 0])
@@ -313,16 +317,8 @@ def ppo_loss(agent, batch, packed, args, autocast):
 if __name__ == "__main__":
     args, resume = parse_args(Args, __doc__)
     P, T, K = args.max_prompt_length, args.max_new_tokens, args.replies_per_prompt
-    num_contexts = args.num_envs // K
-    if num_contexts * K != args.num_envs or not 1 <= args.num_minibatches <= num_contexts <= args.total_episodes // K:
-        raise ValueError(
-            f"expected a number of contexts, num_envs ({args.num_envs}) / replies_per_prompt ({K}), that is whole and "
-            f"at least num_minibatches ({args.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
-        )
-    if args.critic_class and args.critic != "separate":
-        raise ValueError("--critic-class is a critic of its own: add --critic separate")
-    if K == 1 and (args.critic == "none" or args.normalize_groups):
-        raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
+    num_parts = args.gradient_accumulation_steps
+    num_contexts = count_contexts(args, num_parts)
     num_iterations = args.total_episodes // args.num_envs
     context = np.arange(num_contexts * K) // K  # of each reply of a batch
     rng = np.random.default_rng(args.seed)
@@ -343,6 +339,7 @@ if __name__ == "__main__":
     if args.top_k > agent.vocab_size:
         raise ValueError(f"--top-k {args.top_k}: expected at most {agent.vocab_size}, the tokenizer's number of tokens")
     self_check(agent, agent.vocab_size, P, T)
+    agent.to(torch.bfloat16 if args.low_memory else torch.float32)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
     judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)
     intent = None if args.intent_weight is None else IntentMatch(*judge)
@@ -358,6 +355,7 @@ if __name__ == "__main__":
     parts = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
     groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in parts.items() if part]
     optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)
+    optimizer = AdamW8bit(groups, eps=1e-5) if args.low_memory else optimizer
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     autocast = MixedPrecision(device, amp_dtype, P + K * T)
     decoder = Decoder(agent.next_token, samples.tokenizer.transitions, T, autocast, device, fixed_cache)
@@ -382,23 +380,24 @@ if __name__ == "__main__":
         kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / args.num_envs, args.num_envs / 10_000)
         if args.kl_rule != "fixed":
             kl_coef.value *= 1 + rate * float(np.clip(kl / kl_target - 1, -0.2, 0.2))
-        logged = []
-        checks = []
+        logged, checks = [], []
         for _ in range(args.update_epochs):
             minibatches = []  # of packed rows: each context is read once for its K replies
             for contexts in np.array_split(rng.permutation(num_contexts), args.num_minibatches):
-                rows = (contexts[:, None] * K + np.arange(K)).ravel()
-                minibatches += [pack(batch.input_ids, batch.attention_mask, P, context, device, rows)]
-            for packed in minibatches:
-                policy_loss, value_loss, stats = ppo_loss(agent, batch, packed, args, autocast)
-                loss = policy_loss + value_loss
-                scaler.scale(loss).backward()
+                parts = [(part[:, None] * K + np.arange(K)).ravel() for part in np.array_split(contexts, num_parts)]
+                minibatches += [[pack(batch.input_ids, batch.attention_mask, P, context, device, p) for p in parts]]
+            for parts in minibatches:
+                mb_tokens = sum(len(packed.replies) for packed in parts)
+                for packed in parts:  # whose gradients add up
+                    policy_loss, value_loss, stats = ppo_loss(agent, batch, packed, args, autocast)
+                    loss = (policy_loss + value_loss) * (len(packed.replies) / mb_tokens)
+                    scaler.scale(loss).backward()
+                    logged.append(stats)
                 scaler.unscale_(optimizer)
                 norms = [nn.utils.clip_grad_norm_(group["params"], args.max_grad_norm) for group in groups]
                 checks.append((scaler.get_scale(), step_if_finite(scaler, optimizer, loss, *norms)))
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
-                logged.append(stats)
         # A step whose loss or gradient is not finite was left out; three of them in a row end the run
         for loss_scale, numbers in checks:
             run.check_step("the agent", *numbers, loss_scale=loss_scale)

@@ -39,13 +39,14 @@ from dailydialog_gym.distributed.engines import engine, evaluation_config, gathe
 from dailydialog_gym.env import load_samples
 from dailydialog_gym.models import Decoder, Packed, head_of, load_model, pack
 from dailydialog_gym.models.forward import forward_cached, forward_packed
+from dailydialog_gym.models.last_block import head_on_predicting
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
 from dailydialog_gym.models.sampling import draw
 from dailydialog_gym.models.self_check import self_check
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Positive, Seed, Share
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_reward_models, load_scorer
-from dailydialog_gym.runs import DataArgs, RandomState, RunArgs, parse_args, settle
+from dailydialog_gym.runs import DataArgs, RandomState, RunArgs, count_contexts, parse_args, settle
 from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
 
 
@@ -103,6 +104,8 @@ class PPOArgs:
     """number of passes over each batch"""
     num_minibatches: Count = 4
     """number of minibatches in each pass"""
+    gradient_accumulation_steps: Count = 1
+    """number of parts of a minibatch, which go through the model one after the other; more need less memory"""
     learning_rate: NotNegative = 5e-5
     """policy learning rate"""
     critic_learning_rate: NotNegative = 3e-4
@@ -176,8 +179,9 @@ class Agent(nn.Module):
 
     def forward(self, packed: Packed):
         """Whole replies, for the update: logits (N, V) and values (N,) before every reply token."""
-        outputs = forward_packed(self.policy, packed, logits_to_keep=packed.tail, output_hidden_states=self.shared)
-        logits = packed.predicting(outputs.logits)[:, : self.vocab_size]
+        with head_on_predicting(self.policy, packed):
+            outputs = forward_packed(self.policy, packed, logits_to_keep=packed.tail, output_hidden_states=self.shared)
+        logits = outputs.logits[0, :, : self.vocab_size]
         if self.shared:
             return logits, self.critic.value(packed.predicting(outputs.hidden_states[-1]))
         return logits, self.critic(packed) if self.critic else torch.zeros_like(logits[:, 0])
@@ -318,26 +322,14 @@ def ppo_loss(agent, batch, packed, args, autocast):
 
 if __name__ == "__main__":
     args, resume = parse_args(Args, __doc__, ranks.flags())
-    if args.compile:
-        raise ValueError("--compile: DeepSpeed's hooks stand between the layers, so leave it out")
+    if args.compile or args.low_memory:
+        raise ValueError("--compile: DeepSpeed's hooks stand between the layers; --low-memory: use --zero-stage 3")
     rank, world, device = ranks.start()
     config = training_config(args, world)
-    local = local_args(args, world, config)  # the share of this rank
+    local = local_args(args, world)  # the share of this rank
     P, T, K = args.max_prompt_length, args.max_new_tokens, args.replies_per_prompt
-    num_contexts = local.num_envs // K
-    if (
-        num_contexts * K * world != args.num_envs
-        or not 1 <= local.num_minibatches <= num_contexts <= local.total_episodes // K
-    ):
-        raise ValueError(
-            f"expected a number of contexts a rank, num_envs ({args.num_envs}) / ranks ({world}) / replies_per_prompt "
-            f"({K}), that is whole and at least num_minibatches * gradient_accumulation_steps "
-            f"({local.num_minibatches}), and num_envs <= total_episodes ({args.total_episodes})"
-        )
-    if args.critic_class and args.critic != "separate":
-        raise ValueError("--critic-class is a critic of its own: add --critic separate")
-    if K == 1 and (args.critic == "none" or args.normalize_groups):
-        raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
+    num_parts = config["gradient_accumulation_steps"]
+    num_contexts = count_contexts(args, num_parts, world)
     num_iterations = args.total_episodes // args.num_envs
     context = np.arange(num_contexts * K) // K  # of each reply of a batch
     rng = np.random.default_rng(args.seed)  # the same on all ranks
@@ -414,15 +406,16 @@ if __name__ == "__main__":
         logged = []
         for _ in range(args.update_epochs):
             minibatches = []  # of packed rows: each context is read once for its K replies
-            for contexts in np.array_split(rng.permutation(num_contexts), local.num_minibatches):
-                rows = (contexts[:, None] * K + np.arange(K)).ravel()
-                minibatches += [pack(batch.input_ids, batch.attention_mask, P, context, device, rows)]
-            for packed in minibatches:
-                policy_loss, value_loss, stats = ppo_loss(agent, batch, packed, local, autocast)
-                losses = [policy_loss, value_loss] if len(engines) == 2 else [policy_loss + value_loss]
-                for (name, step), loss in zip(steps.items(), losses, strict=True):
-                    step.backward_and_step(loss, partial(run.check_step, name))
-                logged.append(stats)
+            for contexts in np.array_split(rng.permutation(num_contexts), args.num_minibatches):
+                parts = [(part[:, None] * K + np.arange(K)).ravel() for part in np.array_split(contexts, num_parts)]
+                minibatches += [[pack(batch.input_ids, batch.attention_mask, P, context, device, p) for p in parts]]
+            for parts in minibatches:
+                for packed in parts:  # whose gradients add up
+                    policy_loss, value_loss, stats = ppo_loss(agent, batch, packed, local, autocast)
+                    losses = [policy_loss, value_loss] if len(engines) == 2 else [policy_loss + value_loss]
+                    for (name, step), loss in zip(steps.items(), losses, strict=True):
+                        step.backward_and_step(loss, partial(run.check_step, name))
+                    logged.append(stats)
         run.log_rollouts(iteration, agent, batch, samples.tokenizer, autocast)
         seconds = time.perf_counter() - start
         metrics = {

@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import runpy
+import shlex
 import statistics
 import subprocess
 import sys
@@ -25,19 +26,15 @@ from typing import Literal
 
 import torch
 import tyro
-from machine import environment, processor, versions
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTConfig
+from machine import environment, processor, revision, versions
+from random_models import MODELS
+from speed_tables import deepspeed_table
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.runs import Run
 
 ROOT = Path(__file__).parents[1]
-OPT = {"hidden_size": 2048, "word_embed_proj_dim": 2048, "ffn_dim": 8192, "num_hidden_layers": 24}
-MODELS = {
-    "27M": GPT2Config(n_embd=512, n_layer=8, n_head=8, vocab_size=4096),
-    "gpt2-small": GPT2Config(),
-    "opt-1.3b": OPTConfig(num_attention_heads=32, **OPT),
-}
 # By name: the ZeRO stage, None for ppo_dialog.py, and more flags
 VARIANTS = {
     "plain": (None, []),
@@ -66,12 +63,14 @@ class Args:
     """PPO iterations of each run; the first one is not counted"""
     num_envs: int = 16
     """replies per iteration, over all devices"""
-    model: Literal["27M", "gpt2-small", "opt-1.3b"] = "27M"
+    model: Literal["27M", "gpt2-small", "gpt2-medium", "opt-1.3b"] = "27M"
     """size of the model; 27M is a GPT-2 of 27 million parameters"""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """the rows of the table"""
     flags: tyro.conf.UseAppendAction[tuple[str, ...]] = field(default=())
     """more flags for both scripts, each as --flags=--use-amp"""
+    out: Path | None = None
+    """a JSON file for all that was measured; `speed_tables.py` turns it into the table of docs/deepspeed.md"""
 
 
 def peak() -> int:
@@ -123,8 +122,16 @@ def measure(args: Args, model: Path, stage: int | None, flags: list[str]) -> tup
 
 def main(args: Args) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
-    print(f"{device}; {versions('deepspeed', 'torch', 'transformers')}")
-    print(", ".join([args.model, f"{args.num_envs} replies per iteration", *args.flags]))
+    measured = {
+        "kind": "deepspeed",
+        "machine": device,
+        "versions": versions("deepspeed", "torch", "transformers"),
+        "revision": revision(),
+        "setting": ", ".join([args.model, f"{args.num_envs} replies per iteration", *args.flags]),
+        "command": shlex.join(["python", "benchmarks/deepspeed_speed.py", *sys.argv[1:]]),
+        "rows": [],
+    }
+    print("; ".join(measured[key] for key in ("machine", "versions", "revision", "setting")))
     amp, shared = "--use-amp" in args.flags, "--critic=separate" not in args.flags
     with tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_config(MODELS[args.model])
@@ -132,15 +139,19 @@ def main(args: Args) -> None:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(ASSETS / "policy").save_pretrained(folder)
         del model
-        print("\n| | devices | FPS | GB per device | by bytes per parameter |\n| --- | ---: | ---: | ---: | ---: |")
         for name in args.variants:
             stage, flags = VARIANTS[name]
             devices = 1 if stage is None else args.devices
             fps, needed = measure(args, Path(folder), stage, flags)
             reference = 2 if amp and stage is not None else 4
             trained = num_params * (1 if shared else 2) * BYTES[stage][amp](devices)
-            table = "" if flags else f"{(trained + num_params * reference) / 1e9:.2f}"
-            print(f"| {name} | {devices} | {fps:.1f} | {needed:.2f} | {table} |", flush=True)
+            row = {"variant": name, "devices": devices, "fps": fps, "gb": needed}
+            row["table_gb"] = None if flags else (trained + num_params * reference) / 1e9
+            measured["rows"].append(row)
+            print(json.dumps(row), flush=True)
+            if args.out:  # after each row, because the next one may need more memory than there is
+                args.out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    print("\n" + deepspeed_table(measured["rows"]))
     if not torch.cuda.is_available():
         print(
             "\nWithout GPUs this is no comparison with OpenRL's tutorial (GPT-2 small and OPT-1.3B, +30% and +35% over "

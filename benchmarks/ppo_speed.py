@@ -29,8 +29,8 @@ import torch
 import transformers
 import tyro
 from machine import revision, versions
+from random_models import MODELS, random_model
 from speed_tables import rollout_table, speed_table
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.models.loading import resolve
@@ -43,7 +43,7 @@ AMP = {"fp32": None, "amp": "bfloat16", "fp16": "float16"}  # by precision, the 
 @dataclass
 class Args:
     models: tuple[str, ...] = ("builtin",)
-    """"builtin"; "gpt2-small", its 124 million parameters drawn at random; or a causal language model's folder"""
+    """"builtin"; a shape of random_models.py, such as "gpt2-small"; or a causal language model's folder"""
     contestants: tuple[Literal["ours", "per-token", "trl", "trl-grpo", "trl-rloo"], ...] = ("ours", "per-token", "trl")
     """ppo_dialog.py; the per-token loop in OpenRL's manner; TRL's PPO, and its current GRPO and RLOO"""
     precisions: tuple[Literal["fp32", "amp", "fp16"], ...] = ("fp32",)
@@ -122,20 +122,6 @@ def contestants(args: Args) -> list[Contestant]:
     return found
 
 
-def random_gpt2_small(folder: Path) -> Path:
-    """GPT-2 small without its weights, and the embedded tokenizer stretched to its 50,257 tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve("builtin"))
-    torch.manual_seed(0)
-    config = GPT2Config(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = state["model"]["vocab"]
-    vocabulary |= {f"unused{i}": i for i in range(len(tokenizer), config.vocab_size)}
-    (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
-    return folder
-
-
 def describe_job(args: Args, model: str) -> dict:
     """What all contestants are told, in terms that need nothing of this project."""
     samples = load_samples(args.dataset, "train", model, args.context_size)
@@ -155,6 +141,8 @@ def describe_job(args: Args, model: str) -> dict:
         "sample_ids": sample_ids.tolist(),
         "prompts": [samples.prompt_ids[i, samples.prompt_mask[i]].tolist() for i in sample_ids],
         "stop_id": stop_ids[0],
+        "flags": [],
+        "memory_gb": None,
     }
 
 
@@ -261,6 +249,7 @@ def main(args: Args) -> None:
     transformers.utils.logging.disable_progress_bar()
     todo = without_trl(contestants(args), args)
     told = {
+        "kind": "speed",
         "machine": machine(args.threads),
         "versions": versions("torch", "transformers"),
         "revision": revision(),
@@ -268,7 +257,7 @@ def main(args: Args) -> None:
         f"{args.rounds} times {args.iterations} iterations, the first of each not counted",
         "command": shlex.join(["python", "benchmarks/ppo_speed.py", *sys.argv[1:]]),
     }
-    print("\n".join(told.values()))
+    print("\n".join([*told.values()][1:]))
     rows, rollouts = [], []
     with tempfile.TemporaryDirectory() as scratch, checkouts(args.revisions, Path(scratch)) as trees:
         folder = Path(scratch)
@@ -278,7 +267,7 @@ def main(args: Args) -> None:
                 for each in contestants(replace(args, contestants=("ours",)))
             ]
         for name in args.models:
-            model = str(random_gpt2_small(folder / name)) if name == "gpt2-small" else name
+            model = str(random_model(name, folder / name)) if name in MODELS else name
             job = describe_job(args, model)
             length = statistics.mean(len(prompt) for prompt in job["prompts"])
             results: list[list[dict]] = [[] for _ in todo]

@@ -22,11 +22,18 @@ for epochs in 1 5; do
         --trl-python "${TRL_PYTHON:-python}" --trl-now-python "${TRL_NOW_PYTHON:-python}"
 done
 
-# As the batch grows
-for replies in 16 64 256 1024; do
-    python benchmarks/ppo_speed.py --models builtin --contestants ours --critics shared --replies-per-prompt 8 \
-        --precisions amp --num-envs "$replies" --num-minibatches 2 --epochs 1 --iterations 4 \
-        --out "docs/speed/replies-$replies.json"
-done
+# The tutorial's setting, beside a per-token loop and TRL's PPO
+python benchmarks/ppo_speed.py --dataset daily_dialog --models gpt2-small --num-envs 16 --num-minibatches 2 \
+    --iterations 2 --trl-python "${TRL_PYTHON:-python}" --precisions fp32 amp --compiled --out docs/speed/gpt2-small.json
+python benchmarks/ppo_speed.py --dataset daily_dialog --num-envs 64 --num-minibatches 2 --iterations 4 \
+    --trl-python "${TRL_PYTHON:-python}" --precisions fp32 amp --compiled --rollouts 8 16 32 64 \
+    --out docs/speed/builtin.json
+
+# As work grows; what was measured before stays
+python benchmarks/scaling.py
+
+# DeepSpeed with a model so large that the stages save memory
+python benchmarks/deepspeed_speed.py --model gpt2-medium --num-envs 16 --out docs/speed/deepspeed.json \
+    --variants plain "stage 0 (data parallel)" "stage 1" "stage 2" "stage 3"
 python benchmarks/reward_speed.py
-python benchmarks/speed_tables.py docs/speed.md
+python benchmarks/speed_tables.py docs/speed.md docs/deepspeed.md

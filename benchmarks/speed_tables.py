@@ -1,9 +1,10 @@
-"""The tables of docs/speed.md from what `ppo_speed.py --out` measured, so that no figure is typed by hand.
+"""The tables of docs/speed.md and docs/deepspeed.md from what the benchmarks measured, so that none is typed by hand.
 
-    python benchmarks/speed_tables.py docs/speed.md
+    python benchmarks/speed_tables.py docs/speed.md docs/deepspeed.md
 
 In a document, a line `<!-- speed: FILE -->` stands before what this script writes: the machine, the date, the revision,
-the command and the tables of the JSON file FILE, whose path is relative to the document, up to `<!-- end -->`.
+the command and the tables of the JSON file FILE, whose path is relative to the document, up to `<!-- end -->`. Until
+there is such a file, what stands there stays. The figure of `scaling.py` is written beside its JSON file.
 """
 
 import json
@@ -55,10 +56,63 @@ def rollout_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def block(measured: dict) -> str:
+def scaling_tables(measured: dict, file: str) -> list[str]:
+    """A table for each sweep of `scaling.py`, after its figure."""
+    tables = [f"![FPS by replies, prompt, reply and model, and the limit]({Path(file).with_suffix('.png')})\n"]
+    for sweep in dict.fromkeys(row["sweep"] for row in measured["rows"]):
+        lines = [
+            "| model | replies | prompt | reply | FPS | limit | of it | rollout | rewards | update | peak GB |",
+            f"| --- {'| ---: ' * 10}|",
+        ]
+        for row in (row for row in measured["rows"] if row["sweep"] == sweep):
+            cells = [", ".join([row["model"], *row["flags"]]), row["replies"], row["prompt"], row["reply"]]
+            if "failed" in row:
+                cells += [row["failed"], *[""] * 6]
+            else:
+                cells += [f"{row['fps']:.1f} ± {row['spread']:.1f}", f"{row['limit_fps']:.0f}"]
+                cells += [f"{row['fps'] / row['limit_fps']:.0%}", *(f"{share:.0%}" for share in row["shares"])]
+                cells += [f"{row['peak_gb']:.1f}"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        tables.append("\n".join(lines) + "\n")
+    return tables
+
+
+def scaling_figure(measured: dict, path: Path) -> None:
+    """FPS and its limit, a panel for each sweep of `scaling.py`."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in measured["rows"] if "failed" not in row]
+    sweeps = list(dict.fromkeys(row["sweep"] for row in rows))
+    figure = Figure(figsize=(3.2 * len(sweeps), 3), layout="constrained")
+    for sweep, axes in zip(sweeps, figure.subplots(1, len(sweeps), squeeze=False)[0], strict=True):
+        some = [row for row in rows if row["sweep"] == sweep]
+        key = {"replies": "replies", "prompts": "prompt", "lengths": "reply"}.get(sweep)
+        places = [str(row[key]) if key else "\n".join([row["model"], *row["flags"]]) for row in some]
+        axes.plot(places, [row["limit_fps"] for row in some], "o--", color="gray", label="limit")
+        axes.plot(places, [row["fps"] for row in some], "o-", label="measured")
+        axes.set(title=sweep, yscale="log", ylabel="tokens of replies a second" if sweep == sweeps[0] else "")
+        axes.tick_params(axis="x", labelsize=7)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def deepspeed_table(rows: list[dict]) -> str:
+    """A line for each variant of `deepspeed_speed.py`."""
+    lines = ["| | devices | FPS | GB a device | by the table |", "| --- | ---: | ---: | ---: | ---: |"]
+    for row in rows:
+        table = "" if row["table_gb"] is None else f"{row['table_gb']:.2f}"
+        lines.append(f"| {row['variant']} | {row['devices']} | {row['fps']:.1f} | {row['gb']:.2f} | {table} |")
+    return "\n".join(lines)
+
+
+def block(measured: dict, file: str) -> str:
     """What stands in the document for one JSON file."""
     facts = "; ".join(measured[key] for key in ("machine", "versions", "revision", "setting"))
     parts = [f"{facts}:\n", f"<!-- not run: a benchmark -->\n```bash\n{measured['command']}\n```\n"]
+    if measured["kind"] == "scaling":
+        return "\n" + "\n".join([*parts, *scaling_tables(measured, file)]) + "\n"
+    if measured["kind"] == "deepspeed":
+        return "\n" + "\n".join([*parts, deepspeed_table(measured["rows"])]) + "\n\n"
     for model in dict.fromkeys(row["model"] for row in measured["rows"]):
         rows = [row for row in measured["rows"] if row["model"] == model]
         parts.append(f"{model}, prompts of {rows[0]['prompt_tokens']:.0f} tokens on average\n\n{speed_table(rows)}\n")
@@ -68,14 +122,22 @@ def block(measured: dict) -> str:
 
 
 def filled(text: str, folder: Path) -> str:
-    """A document with its marked blocks written anew."""
+    """A document with its marked blocks written anew, but for those of files that are not there yet."""
 
     def write(match: re.Match) -> str:
-        return match[1] + block(json.loads((folder / match[2]).read_text(encoding="utf-8")))
+        if not (folder / match[2]).exists():
+            return match[0]
+        return match[1] + block(json.loads((folder / match[2]).read_text(encoding="utf-8")), match[2])
 
     return MARKED.sub(write, text)
 
 
 if __name__ == "__main__":
-    document = Path(sys.argv[1])
-    document.write_text(filled(document.read_text(encoding="utf-8"), document.parent), encoding="utf-8")
+    for document in map(Path, sys.argv[1:]):
+        text = document.read_text(encoding="utf-8")
+        for file in [document.parent / match[2] for match in MARKED.finditer(text)]:
+            if not file.exists():
+                print(f"{file} is not measured yet")
+            elif (measured := json.loads(file.read_text(encoding="utf-8")))["kind"] == "scaling":
+                scaling_figure(measured, file.with_suffix(".png"))
+        document.write_text(filled(text, document.parent), encoding="utf-8")

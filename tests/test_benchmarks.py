@@ -209,12 +209,18 @@ def test_the_speedrun_counts_the_seconds_up_to_the_first_checkpoint_that_reaches
 
 def test_the_documents_tables_are_those_of_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    from speed_tables import filled
+    from speed_tables import filled, scaling_figure
 
     row = {"model": "builtin", "prompt_tokens": 55, "label": "new", "script": "ours.py", "compile": False, "fps": 30.0}
     row |= {"spread": 1.0, "shares": [0.5, 0.2, 0.3], "gflop_a_token": 1.0, "update_gflops": 100, "of_matmul": 0.5}
     rows = [row | {"peak_gb": 1.0}, row | {"label": "old", "fps": 20.0, "peak_gb": 2.0}]
-    measured = {"machine": "a machine", "versions": "Python", "revision": "revision abc", "setting": "8 replies"}
+    measured = {
+        "kind": "speed",
+        "machine": "a machine",
+        "versions": "Python",
+        "revision": "revision abc",
+        "setting": "8 replies",
+    }
     measured |= {"command": "python benchmarks/ppo_speed.py", "rows": rows, "rollouts": []}
     (tmp_path / "a.json").write_text(json.dumps(measured), encoding="utf-8")
     text = "before\n<!-- speed: a.json -->\nold\n<!-- end -->\nafter\n"
@@ -222,6 +228,19 @@ def test_the_documents_tables_are_those_of_what_was_measured(tmp_path, monkeypat
     assert document.startswith("before\n") and document.endswith("<!-- end -->\nafter\n") and "\nold\n" not in document
     assert "| old | 20.0 ± 1.0 | 0.67 |" in document and "revision abc" in document
     assert filled(document, tmp_path) == document
+    assert filled(unmeasured := text.replace("a.json", "later.json"), tmp_path) == unmeasured
+    case = {"sweep": "models", "model": "6M", "replies": 16, "prompt": 64, "reply": 20, "flags": ["--low-memory"]}
+    done = row | case | {"peak_gb": 1.0, "limit_fps": 60.0}
+    rows = [done, case | {"model": "1.3b", "failed": "more than 20 GB"}, done | {"sweep": "replies"}]
+    (tmp_path / "a.json").write_text(json.dumps(measured | {"kind": "scaling", "rows": rows}), encoding="utf-8")
+    document = filled(text, tmp_path)
+    assert "| 6M, --low-memory | 16 | 64 | 20 | 30.0 ± 1.0 | 60 | 50% |" in document and "(a.png)" in document
+    assert "| 1.3b, --low-memory | 16 | 64 | 20 | more than 20 GB |" in document
+    scaling_figure(measured | {"rows": rows}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    rows = [{"variant": "stage 3", "devices": 2, "fps": 5.0, "gb": 3.25, "table_gb": None}]
+    (tmp_path / "a.json").write_text(json.dumps(measured | {"kind": "deepspeed", "rows": rows}), encoding="utf-8")
+    assert "| stage 3 | 2 | 5.0 | 3.25 |  |" in filled(text, tmp_path)
     for path in (ROOT / "docs").glob("*.md"):
         kept = path.read_text(encoding="utf-8")
         assert filled(kept, path.parent) == kept, f"python benchmarks/speed_tables.py docs/{path.name}"

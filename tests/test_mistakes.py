@@ -70,7 +70,7 @@ MISTAKES = {
     ("--run-name", "../x"): "--run-name '../x': expected the name of a folder in runs/",
     ("--run-name", "."): "--run-name '.': expected the name of a folder in runs/",
     ("--run-name", "x" * 252): "at most 200 bytes",
-    ("--num-minibatches", "3"): "expected a number of contexts",
+    ("--num-minibatches", "3"): "expected num_envs",
     ("--critic", "none", "--replies-per-prompt", "1"): "--critic none and --normalize-groups need",
     ("--top-k", "5000"): "--top-k 5000: expected at most 4096",
     ("--learning-rate", "1e999"): "--learning-rate inf: expected a finite number",

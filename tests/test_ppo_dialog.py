@@ -6,10 +6,13 @@ import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from paths import ROOT
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -174,6 +177,17 @@ def test_a_policy_that_forbids_tokens_trains_with_an_entropy_bonus(critic, tiny_
         assert np.isfinite(row["losses/value_loss"]) and np.isfinite(row["losses/policy_loss"])
 
 
+def test_in_little_memory_it_trains(run, tiny_model, tmp_path):
+    flags = ("--model", tiny_model, *SMALL, "--low-memory", "--use-amp", "--learning-rate", "1e-6")
+    assert run(*flags)[0]["losses/approx_kl"] == pytest.approx(0, abs=1e-3)
+    weights = load_file(tmp_path / "runs/test/agent/model.safetensors")
+    before = load_file(Path(tiny_model) / "model.safetensors")
+    assert all(tensor.dtype == torch.bfloat16 for tensor in weights.values())
+    # Steps far smaller than the distance of two bfloat16 numbers: some weights move by that, and most don't
+    moved = torch.cat([(weights[name] != before[name].bfloat16()).flatten() for name in weights])
+    assert 0 < moved.float().mean() < 0.2
+
+
 def test_amp_trains(run, tiny_model, capsys):
     rows = run("--model", tiny_model, "--use-amp", *SMALL)
     assert "bfloat16" in capsys.readouterr().out
@@ -204,12 +218,11 @@ def test_a_compiled_run_is_the_run(run, tiny_model, critic):
     [
         (("--dataset", "nothing.jsonl"), "no such file or folder: 'nothing.jsonl'"),
         (("--eval-split", "tset"), "unknown split 'tset'"),
-        (
-            ("--num-minibatches", "9", "--num-envs", "8"),
-            "that is whole and at least num_minibatches (9)",
-        ),
-        (("--num-envs", "8", "--replies-per-prompt", "3"), "num_envs (8) / replies_per_prompt (3), that is whole"),
+        (("--num-minibatches", "9", "--num-envs", "8"), "num_minibatches * gradient_accumulation_steps (9 * 1)"),
+        (("--gradient-accumulation-steps", "0"), "--gradient-accumulation-steps 0: expected a number of at least 1"),
+        (("--num-envs", "8", "--replies-per-prompt", "3"), "num_envs (8) / replies_per_prompt (3) contexts: a whole"),
         (("--replies-per-prompt", "0"), "--replies-per-prompt 0: expected a number of at least 1"),
+        (("--total-episodes", "3"), "expected total_episodes (3) to be at least num_envs"),
         (("--max-prompt-length", "300"), "reads 256 tokens, but max_prompt_length 300 + max_new_tokens 20 = 320"),
         (("--model", "{weightless}"), "a folder with config.json and model.safetensors"),
         (("--intent-model", "{weightless}"), "cannot load intent classifier"),

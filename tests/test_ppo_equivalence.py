@@ -248,21 +248,22 @@ def slow_update(run, critic, flags):
 
 
 @pytest.mark.parametrize(
-    ("critic", "K", "top_k", "group_baseline", "seed"),  # seeds with which replies of several lengths are drawn
+    ("critic", "K", "top_k", "group_baseline", "parts", "seed"),  # seeds with which lengths differ
     [
-        ("separate", 1, 5, True, 1),
-        ("separate", 3, 0, True, 6),
-        ("shared", 2, 5, True, 1),
-        ("shared", 2, 0, False, 1),
-        ("none", 3, 5, True, 4),
-        ("none", 2, 0, "normalized", 1),
+        ("separate", 1, 5, True, 1, 1),
+        ("separate", 3, 0, True, 1, 6),
+        ("shared", 2, 5, True, 4, 1),
+        ("shared", 2, 0, False, 1, 1),
+        ("none", 3, 5, True, 1, 4),
+        ("none", 2, 0, "normalized", 1, 1),
     ],
 )
 def test_an_iteration_equals_the_slow_reference(
-    critic, K, top_k, group_baseline, seed, lively_model, tmp_path, monkeypatch
+    critic, K, top_k, group_baseline, parts, seed, lively_model, tmp_path, monkeypatch
 ):
     flags = FLAGS | {"model": lively_model, "critic": critic, "replies_per_prompt": K, "top_k": top_k}
-    flags |= {"seed": seed, "group_baseline": bool(group_baseline), "normalize_groups": group_baseline == "normalized"}
+    flags |= {"seed": seed, "gradient_accumulation_steps": parts}
+    flags |= {"group_baseline": bool(group_baseline), "normalize_groups": group_baseline == "normalized"}
     run = run_script(tmp_path, monkeypatch, **flags)
     batch = run["batch"]
     there = batch.reply_mask.bool()
@@ -277,7 +278,8 @@ def test_an_iteration_equals_the_slow_reference(
     torch.testing.assert_close(batch.advantages[there].double(), whitened, rtol=0, atol=1e-4)
     torch.testing.assert_close(batch.returns[there].double(), returns, rtol=0, atol=1e-4)
     assert advantages.std() > 0.03
-    for i, name in enumerate(("policy_loss", "value_loss")):
+    assert len(run["logged"]) == parts * flags["update_epochs"]
+    for i, name in enumerate(("policy_loss", "value_loss") if parts == 1 else ()):  # a part logs its own mean
         np.testing.assert_allclose([float(row[name]) for row in run["logged"]], [row[i] for row in losses], atol=1e-4)
     assert ((ratios[-1] - 1).abs() > flags["clip_coef"]).any()  # the clip was at work
     moved = 0.0

@@ -1,5 +1,6 @@
 """Runs the real ppo_dialog.py for `ppo_speed.py`, with prompts of the benchmark's choice and its phases timed."""
 
+import resource
 import runpy
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ def watch(meter: Meter, job: dict) -> None:
 
 if __name__ == "__main__":
     job = read_job()
+    if job["memory_gb"]:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(job["memory_gb"] * 1e9),) * 2)
     meter = Meter()
     if job["compile"]:
         meter.hook.remove()  # it would stand in the compiled layers' way: they gain nothing then
@@ -69,5 +72,6 @@ if __name__ == "__main__":
     }
     sys.argv = ["ppo_dialog.py", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
     sys.argv += [flag for name, flag in (("amp", "--use-amp"), ("compile", "--compile")) if job[name]]
+    sys.argv += job["flags"]
     runpy.run_path(str(Path(__file__).parents[2] / "ppo_dialog.py"), run_name="__main__")
     meter.report(job)

@@ -17,7 +17,6 @@ from deepspeed.accelerator import get_accelerator
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.files import read_text
 from dailydialog_gym.models.precision import choose_amp_dtype
-from dailydialog_gym.ranges import Count
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # the lowest ZeRO stage that has it
@@ -31,8 +30,6 @@ class DeepSpeedArgs:
     """keep and update the optimizer moments in CPU memory (stages 1 to 3)"""
     offload_param: bool = False
     """keep the weights in CPU memory (stage 3)"""
-    gradient_accumulation_steps: Count | None = None
-    """number of parts of a minibatch, which go through the model one after the other; by default as in the file or 1"""
     deepspeed_config: str | None = None
     """DeepSpeed's JSON file for policy and critic; its sections override these flags, --use-amp and --max-grad-norm"""
     ref_deepspeed_config: str | None = None
@@ -74,20 +71,14 @@ def training_config(args: Any, ranks: int) -> dict[str, Any]:
     return config | _batch(args, ranks, given, name)
 
 
-def local_args(args: Any, world: int, config: dict[str, Any]) -> Any:
-    """The flags of one rank: its share of the replies. A minibatch is split for DeepSpeed's gradient accumulation.
+def local_args(args: Any, world: int) -> Any:
+    """The flags of one rank: its share of the replies.
 
     Args:
         args: the script's arguments, for all ranks together.
         world: the number of ranks.
-        config: the configuration of `training_config`.
     """
-    return replace(
-        args,
-        num_envs=args.num_envs // world,
-        total_episodes=args.total_episodes // world,
-        num_minibatches=args.num_minibatches * config["gradient_accumulation_steps"],
-    )
+    return replace(args, num_envs=args.num_envs // world, total_episodes=args.total_episodes // world)
 
 
 def evaluation_config(path: str | None, training: dict[str, Any], name: str) -> dict[str, Any]:
@@ -229,8 +220,9 @@ def _batch(args: Any, ranks: int, given: dict[str, Any], name: str) -> dict[str,
     batch, micro, steps = (given.get(key) for key in BATCH_KEYS)
     minibatch = args.num_envs / args.num_minibatches
     if steps is None:
-        computed = 1 if batch is None or micro is None else max(batch // (micro * ranks), 1)
-        steps = args.gradient_accumulation_steps or computed
+        steps = args.gradient_accumulation_steps
+        if steps == 1 and batch is not None and micro is not None:  # the flag was not given
+            steps = max(batch // (micro * ranks), 1)
     if micro is None:
         if batch is None:  # the script's minibatches may differ in size, so these are approximate
             micro = max(round(minibatch / (steps * ranks)), 1)

@@ -4,6 +4,7 @@ from dailydialog_gym.extras import need
 
 need("torch", "transformers")
 
+from dailydialog_gym.models.adamw_8bit import AdamW8bit
 from dailydialog_gym.models.compiling import compile_agent
 from dailydialog_gym.models.forward import Decoder, forward_packed
 from dailydialog_gym.models.loading import head_of, load_classifier, load_model
@@ -11,6 +12,7 @@ from dailydialog_gym.models.packing import Packed, pack
 from dailydialog_gym.models.precision import MixedPrecision
 
 __all__ = [
+    "AdamW8bit",
     "Decoder",
     "MixedPrecision",
     "Packed",

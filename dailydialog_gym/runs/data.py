@@ -58,3 +58,32 @@ def settle(args: Any, samples: Samples) -> None:
             "reward needs: leave the flag out, or add acts (a column 'act')"
         )
     args.intent_weight = None
+
+
+def count_contexts(args: Any, num_parts: int, ranks: int = 1) -> int:
+    """The number of contexts in a batch of one rank.
+
+    Args:
+        args: the script's arguments, for all ranks together.
+        num_parts: the number of parts of a minibatch that go through the model one after the other.
+        ranks: the number of ranks.
+
+    Raises:
+        ValueError: a context would have too few replies, a part of a minibatch no context, or the run no iteration; or
+            another flag asks for several replies to a context, or for a critic of its own, where there is none.
+    """
+    if args.critic_class and args.critic != "separate":
+        raise ValueError("--critic-class is a critic of its own: add --critic separate")
+    if args.replies_per_prompt == 1 and (args.critic == "none" or args.normalize_groups):
+        raise ValueError("--critic none and --normalize-groups need --replies-per-prompt 2 or more")
+    copies, parts = args.replies_per_prompt, args.num_minibatches * num_parts
+    contexts = args.num_envs // (copies * ranks)
+    if contexts * copies * ranks != args.num_envs or parts > contexts:
+        each = f" / ranks ({ranks})" if ranks > 1 else ""
+        raise ValueError(
+            f"expected num_envs ({args.num_envs}){each} / replies_per_prompt ({copies}) contexts: a whole number, and "
+            f"at least num_minibatches * gradient_accumulation_steps ({args.num_minibatches} * {num_parts})"
+        )
+    if args.total_episodes < args.num_envs:
+        raise ValueError(f"expected total_episodes ({args.total_episodes}) to be at least num_envs ({args.num_envs})")
+    return contexts

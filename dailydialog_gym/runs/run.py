@@ -68,6 +68,8 @@ class RunArgs:
     """number of replies to evaluate, spread evenly over the split, several to a context if it is smaller; 0 is all"""
     eval_top_k: CountOrZero = 20
     """draw the evaluated replies from the k likeliest tokens, as RL4LMs and OpenRL do; 0 is all tokens"""
+    low_memory: bool = False
+    """weights in bfloat16 and moments of 8 bits, 6 bytes a parameter instead of 16; rounds at random, and is slower"""
     track: bool = False
     """log to Weights and Biases too (offline if you are not logged in)"""
     wandb_project_name: str = "dailydialog-gym"
@@ -226,7 +228,8 @@ class Run:
 
     def start(self, before: Evaluation | None) -> None:
         """Open the logs and the progress bar. From now on a signal to stop takes effect after an iteration."""
-        keep_freed_memory()
+        if not self.args.low_memory:
+            keep_freed_memory()
         if sys.excepthook is not sys.__excepthook__:  # without --traceback, see `parse_args`
             report_in_one_line(OSError)  # from here on a ValueError is not a mistake in the flags
         self.before = before

@@ -104,6 +104,7 @@ def test_compile_is_refused(monkeypatch):
 
 def arguments(**changes):
     plain = {"max_grad_norm": 1.0, "use_amp": False, "num_envs": 64, "num_minibatches": 2}
+    plain |= {"gradient_accumulation_steps": 1}
     return SimpleNamespace(**(vars(DeepSpeedArgs()) | plain | changes))
 
 
@@ -497,7 +498,7 @@ def test_presets_train_in_bfloat16(two, jobs, preset):
 @pytest.mark.parametrize(
     ("name", "messages"),
     [
-        ("few", ["num_envs (1) / ranks (2) / replies_per_prompt (1), that is whole"]),
+        ("few", ["num_envs (1) / ranks (2) / replies_per_prompt (1) contexts"]),
         ("untested", ["DeepSpeed refuses its configuration", "You are using an untested ZeRO Optimizer"]),
     ],
     ids=["fewer episodes than ranks", "an optimizer that the stage cannot take"],

@@ -1,0 +1,97 @@
+"""AdamW for weights in bfloat16, with moments of 8 bits: with the gradient 6 bytes a parameter, instead of 16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+BLOCK = 256  # numbers that share a scale
+CHUNK = (
+    2**22
+)  # numbers of a parameter that are updated at a time: their float32 copies are the memory that a step needs
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) without weight decay, for weights of any floating type.
+
+    As in Dettmers et al. (2022, arXiv:2110.02861), each 256 numbers of a moment are stored in 8 bits relative to the
+    largest of them. Weights and moments are rounded at random to one of the two nearest values, so that changes smaller
+    than the distance of two values are not lost but made on average.
+
+    Args:
+        params: parameters, or groups of them.
+        lr, betas, eps: as of `torch.optim.AdamW`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Take a step, unless `found_inf` is set and not 0, as a `torch.amp.GradScaler` and `step_if_finite` set it."""
+        assert closure is None
+        if bool(getattr(self, "found_inf", 0)):
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        state, weights, gradient = self.state[parameter], parameter.view(-1), parameter.grad.reshape(-1)
+        if not state:
+            blocks = -(-weights.numel() // BLOCK)
+            # 256 codes and their scale, four bytes. All bytes are in one tensor because torch's `load_state_dict`
+            # converts a state to the parameter's type, which keeps numbers up to 255 exactly, but would round scales.
+            stored = torch.zeros(2, blocks, BLOCK + 4, dtype=torch.uint8, device=parameter.device)
+            state["step"], state["moments"] = 0, stored
+        state["step"] += 1
+        state["moments"] = state["moments"].to(torch.uint8)
+        step, (beta1, beta2) = state["step"], group["betas"]
+        for start in range(0, weights.numel(), CHUNK):
+            some, grad = weights[start : start + CHUNK], gradient[start : start + CHUNK].float()
+            first, second = state["moments"][:, start // BLOCK : (start + CHUNK) // BLOCK]
+            mean = _decode(first, 2)[: len(grad)].lerp_(grad, 1 - beta1)
+            square = _decode(second, 4)[: len(grad)].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            _encode(mean, first, 2)
+            _encode(square, second, 4)
+            denominator = square.div_(1 - beta2**step).sqrt_().add_(group["eps"])
+            new = some.float().addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**step))
+            some.copy_(round_at_random(new, some.dtype))
+
+
+def round_at_random(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Float32 numbers in bfloat16, rounded up or down at random so that the expectation is the number.
+
+    With another ``dtype`` the numbers are rounded to the nearest.
+    """
+    if dtype != torch.bfloat16:
+        return numbers.to(dtype)
+    bits = numbers.view(torch.int32)  # bfloat16 is the upper half of float32
+    bits = (bits + torch.randint_like(bits, 2**16)) & -(2**16)
+    return bits.view(torch.float32).to(dtype)
+
+
+def _encode(numbers: torch.Tensor, stored: torch.Tensor, power: int) -> None:
+    """Store float32 numbers. Codes are from -127 to 127, and a code ``c`` is the number ``scale * (c / 127) ** power``
+    with the sign of the code, so small numbers have a fine grid."""
+    blocks = torch.nn.functional.pad(numbers, (0, stored.shape[0] * BLOCK - len(numbers))).view(-1, BLOCK)
+    scale = blocks.abs().amax(1, keepdim=True)
+    exact = (blocks.abs() / scale.clamp(min=torch.finfo().tiny)).pow_(1 / power).mul_(127)
+    codes = exact.add_(torch.rand_like(exact)).floor_().copysign_(blocks)
+    stored[:, :BLOCK] = codes.add_(127).to(torch.uint8)
+    stored[:, BLOCK:] = scale.view(torch.uint8)
+
+
+def _decode(stored: torch.Tensor, power: int) -> torch.Tensor:
+    """What `_encode` stored, float32."""
+    codes = stored[:, :BLOCK].float().sub_(127).div_(127)
+    return (codes.abs().pow_(power).copysign_(codes) * stored[:, BLOCK:].contiguous().view(torch.float32)).view(-1)
