@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect, sync_playwright
@@ -358,14 +359,20 @@ def test_the_rollouts_tab_walks_through_the_iterations(open_page):
     expect(page.locator(".replies li")).to_have_count(4)  # the slider ends at the last iteration
 
 
+def write_results(served, request) -> None:
+    """A table and a sample in the run's folder, until the test ends."""
+    scores = {side: dict.fromkeys(LABELS, 0.5) for side in ("before", "after")}
+    sample = {"context": ["Hi"], "before": "No .", "after": "Yes .", "people": "Ok", "change": 0.5}
+    for name, content in {"evaluation.json": scores, "samples.json": [sample]}.items():
+        path = served.votes.with_name(name)
+        path.write_text(json.dumps(content), encoding="utf-8")
+        request.addfinalizer(path.unlink)
+
+
 @browser_test
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_all_without_scrolling_sideways(open_page, served, request, scheme):
-    evaluation = served.votes.with_name("evaluation.json")
-    evaluation.write_text(
-        json.dumps({side: dict.fromkeys(LABELS, 0.5) for side in ("before", "after")}), encoding="utf-8"
-    )
-    request.addfinalizer(evaluation.unlink)
+    write_results(served, request)
     page = open_page(viewport={"width": 360, "height": 700}, color_scheme=scheme)
     send(page, "a" * 300)
     wait_for_reply(page)
@@ -379,6 +386,31 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page, served, request
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+
+
+@browser_test
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_any_tab(open_page, served, request, scheme):
+    write_results(served, request)
+    page = open_page(color_scheme=scheme)
+    assert serious_findings(page) == []
+    send(page, "How are you?")
+    wait_for_reply(page)
+    replies(page).click()
+    expect(page.locator(".token").first).to_be_visible()
+    for tab in TABS:
+        open_tab(page, tab)
+        if tab == "Compare":
+            compare(page, "What would you like to eat?")
+            expect(page.get_by_role("button", name="1 is better")).to_be_visible(timeout=20_000)
+        assert serious_findings(page) == [], tab
+
+
+def serious_findings(page: Page) -> list[str]:
+    """What axe-core calls serious or critical, with the elements that it names."""
+    found = Axe().run(page).response["violations"]
+    nodes = {each["id"]: [node["html"][:200] for node in each["nodes"]] for each in found}
+    return [f"{each['id']}: {nodes[each['id']]}" for each in found if each["impact"] in ("serious", "critical")]
 
 
 def open_tab(page: Page, name: str) -> None:
