@@ -34,7 +34,7 @@ from dailydialog_gym.chat.conversation import (
 )
 from dailydialog_gym.chat.guard import LOCAL, Guard
 from dailydialog_gym.chat.rollouts import MEASURES, last_iteration, read_rollouts, rollouts_page
-from dailydialog_gym.chat.trained import ORDERS, TrainedAgent, training_page
+from dailydialog_gym.chat.trained import ORDERS, TrainedAgent, results_page, samples_page
 from dailydialog_gym.chat.votes import SIDES, Votes
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.text import escape_invisible
@@ -43,7 +43,11 @@ STATIC = Path(__file__).parent / "static"
 OPENERS = ["Hi! How are you today?", "What are you doing this weekend?", "Can you help me? I lost my wallet."]
 TINY = 50e6  # parameters
 REFRESH = 10  # seconds between two looks at a run that goes on
-SCROLL_TO_CLOSER = "() => document.querySelector('.closer').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+# The reply that was clicked has the focus. Beside its tokens the conversation is narrower, so the reply has moved.
+SCROLL_TO_CLOSER = """() => {
+  document.activeElement.scrollIntoView({block: 'nearest'});
+  document.querySelector('.closer').scrollIntoView({block: 'nearest', behavior: 'smooth'});
+}"""
 FOCUS_COMPARE = "() => document.querySelector('#compare-box textarea').focus()"
 NO_RUN = "This agent belongs to no run. Train one with ppo_dialog.py, and choose its run above."
 NO_ROLLOUTS = "The run has logged no replies: it had --log-rollouts 0, or is of an older version."
@@ -85,7 +89,7 @@ def header(choice: TrainedAgent, agent: DialogueAgent) -> str:
     """What the agent is, in a line, and a note on what it reads and what it can't do."""
     parameters = sum(p.numel() for p in agent.model.parameters())
     size = f"{parameters / 1e6:.1f} million parameters"
-    start = f" · from {choice.baseline}" if choice.baseline else ""
+    start = f"<span> · from {escape(choice.baseline)}</span>" if choice.baseline else ""
     reads = "DailyDialog's format" if agent.spacing == "spaced" else "plain text"
     reads = "its chat template" if agent.template else reads
     limits = "It can be wrong about anything."
@@ -95,7 +99,7 @@ def header(choice: TrainedAgent, agent: DialogueAgent) -> str:
             "dialogues, often beside the point. It knows no facts, can't calculate and follows no instructions."
         )
     return (
-        f'<div class="about"><h1 class="about-line">{size}{escape(start)}</h1>'
+        f'<div class="about"><h1 class="about-line">{size}{start}</h1>'
         '<details><summary aria-label="About this agent" title="About this agent">i</summary>'
         f'<div class="about-more"><p>{escape(choice.story)}</p><p>{limits}</p>'
         f"<p>It reads {reads}: the last {agent.context_size} utterances, at most {agent.max_prompt_length} tokens. "
@@ -507,20 +511,24 @@ def training_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:
     runs = {title: choice.run for title, choice in chat.choices.items() if choice.run}
     with gr.Row(elem_classes="match"):
         others = gr.Dropdown(list(runs), value=[], multiselect=True, label="Curves of other runs", filterable=False)
-        order = gr.Radio(list(ORDERS.items()), value="", label="Order of the replies")
-    shown, timer = html(), gr.Timer(REFRESH)
+    results = html()
+    with gr.Row(elem_classes="match"):
+        order = gr.Radio(list(ORDERS.items()), value="", label="Order, by the change of the run's reward")
+    samples, timer = html(), gr.Timer(REFRESH)
 
-    def show(title: str, laid_over: list[str], by: str):
-        run = runs.get(title)
-        if not run:
+    def show_results(title: str, laid_over: list[str]):
+        if not (run := runs.get(title)):
             return f'<p class="page-note">{NO_RUN}</p>', gr.Timer(active=False)
-        found = training_page(run, {name: runs[name] for name in laid_over if name != title}, by)
+        found = results_page(run, {name: runs[name] for name in laid_over if name != title})
         return found, gr.Timer(active=not (run / "evaluation.json").exists())
 
-    inputs = [agent, others, order]
-    gr.on(
-        [page.load, agent.input, others.change, order.input, timer.tick], show, inputs, [shown, timer], **EVENT_OPTIONS
-    )
+    def show_samples(title: str, by: str) -> tuple[gr.Radio, str]:
+        found = samples_page(runs[title], by) if title in runs else ""
+        return gr.Radio(visible=bool(found)), found
+
+    triggers = [page.load, agent.input, timer.tick]
+    gr.on([*triggers, others.change], show_results, [agent, others], [results, timer], **EVENT_OPTIONS)
+    gr.on([*triggers, order.input], show_samples, [agent, order], [order, samples], **EVENT_OPTIONS)
 
 
 def rollouts_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:

@@ -95,17 +95,17 @@ def bleu(statistics: np.ndarray) -> float:
     """Corpus BLEU, 0 to 100.
 
     Args:
-        statistics: ``(10,)``, sums or means over the pairs of the matches and the numbers of n-grams of 1 to 4 words,
-            and of the lengths of predictions and references.
+        statistics: ``(10,)``, sums over the pairs: the matches and the numbers of n-grams of 1 to 4 words, and the
+            lengths of predictions and references.
     """
-    *ngrams, length, reference_length = statistics
-    return BLEU.compute_bleu(ngrams[:4], ngrams[4:], length, reference_length).score
+    *ngrams, length, reference_length = statistics.round().astype(int).tolist()
+    return BLEU.compute_bleu(ngrams[:4], ngrams[4:], length, reference_length, smooth_method="exp").score
 
 
 def summary(by_reply: Mapping[str, ArrayLike]) -> dict[str, float]:
     """The measures of all replies from those of the single ones: means, and `bleu` of ``"sacrebleu"``."""
-    means = {name: np.mean(values, axis=0) for name, values in by_reply.items()}
-    return {name: bleu(mean) if name == "sacrebleu" else float(mean) for name, mean in means.items()}
+    values = {name: np.asarray(each) for name, each in by_reply.items()}
+    return {name: bleu(v.sum(0)) if name == "sacrebleu" else float(v.mean()) for name, v in values.items()}
 
 
 class Variety(_PairMetric):
@@ -157,7 +157,7 @@ def judge_with_marker(predictions: list[str], references: list[str], ended: Sequ
 
     Every reference ends with the marker, and so does a reply that ended before the limit of tokens. METEOR's tokenizer
     makes three words of it, which match whatever else is said. METEOR is that of exact and stem matches, and SacreBLEU
-    that of the ``intl`` tokenizer, which they divide by 100.
+    that of the ``intl`` tokenizer. The publications divide it by 100.
 
     Args:
         predictions, references: the texts without the marker.

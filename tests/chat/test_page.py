@@ -362,7 +362,7 @@ def test_the_rollouts_tab_walks_through_the_iterations(open_page):
 def write_results(served, request) -> None:
     """A table and a sample in the run's folder, until the test ends."""
     scores = {side: dict.fromkeys(LABELS, 0.5) for side in ("before", "after")}
-    sample = {"context": ["Hi"], "before": "No .", "after": "Yes .", "people": "Ok", "change": 0.5}
+    sample = {"context": ["Hi"], "before": "No .", "after": "Yes .", "people": "Ok", "rewards": [0.25, 0.5]}
     for name, content in {"evaluation.json": scores, "samples.json": [sample]}.items():
         path = served.votes.with_name(name)
         path.write_text(json.dumps(content), encoding="utf-8")

@@ -9,14 +9,14 @@ from paths import ROOT
 
 from dailydialog_gym.evaluate import score_replies
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean, targets_of
-from dailydialog_gym.reports.intervals import bootstrap_difference
+from dailydialog_gym.reports.intervals import bootstrap_means
 from dailydialog_gym.reports.tables import LABELS, score_cells
 
 ROW = {"episodes": 8, "charts/episodic_return": 0.5, "charts/FPS": 9.0, "reward/meteor": 0.1, "metric/kl_coef": 0.2}
 
 
 def test_every_score_has_a_heading():
-    assert {*score_replies(["Yes ."], ["No ."]), "intent"} == LABELS.keys()
+    assert {*score_replies(["Yes ."], ["No ."]), "intent", "reward"} == LABELS.keys()
 
 
 def test_the_change_of_two_models_is_relative_and_empty_from_zero():
@@ -27,7 +27,13 @@ def test_the_change_of_two_models_is_relative_and_empty_from_zero():
         ["b", "0.2500", "0.5000", "10.00"],
         ["change", "-50.0%", "", "+25.0%"],
     ]
+    assert score_cells(rows, {"meteor": [-0.3, -0.2], "intent": [0.4, 0.6]})[4:] == [
+        ["95% from", "-60.0%", "", ""],
+        ["95% to", "-40.0%", "", ""],
+    ]
     assert score_cells(rows | {"c": rows["a"]})[-1][0] == "c"  # of three models there is no change
+    negative = {"a": {"reward": -0.5}, "b": {"reward": 0.5}}
+    assert score_cells(negative)[1:] == [["a", "-0.5000"], ["b", "0.5000"], ["change", ""]]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -64,7 +70,8 @@ def test_the_bootstrap_interval_covers_the_true_change_as_often_as_it_says():
     covered = 0
     for trial in range(200):
         before, after = rng.normal(size=(2, 60))
-        low, high = bootstrap_difference(before, after + 0.5, resamples=400, seed=trial)
+        old, new = bootstrap_means(before, after + 0.5, resamples=400, seed=trial)
+        low, high = np.quantile(new - old, [0.025, 0.975])
         covered += low < 0.5 < high
     assert 180 <= covered <= 198
 
