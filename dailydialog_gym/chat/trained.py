@@ -160,23 +160,23 @@ def _read(path: Path) -> Any:
 
 def _curves(others: Mapping[str, Path], path: Path) -> str:
     runs = {"this run": path, **{name: run / "metrics.jsonl" for name, run in others.items()}}
-    rows = []
-    for each in runs.values():
+    rows = {}
+    for name, each in runs.items():
         lines = read_text(each).splitlines()
-        rows.append([json.loads(line) for line in lines if line.endswith("}")])  # the last may be half written
+        rows[name] = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
     targets = targets_of(_read(path.with_name("config.json"))) if path.with_name("config.json").exists() else {}
-    figures = "".join(_curve(rows, key, targets) for key in curve_keys(rows[0][0]))
+    figures = "".join(_curve(rows, key, targets) for key in curve_keys(next(iter(rows.values()))[0]))
     legend = "".join(f'<span class="legend c{i % 10}">{escape(name)}</span>' for i, name in enumerate(runs))
     legend = legend if len(runs) > 1 else ""
     note = "Over the replies trained on. Thin: each iteration; thick: running mean; dashed: the target of the KL."
     return f'<p class="page-note">{note} {legend}</p><div class="run-curves">{figures}</div>'
 
 
-def _curve(runs: list[list[dict[str, float]]], key: str, targets: dict[str, float]) -> str:
-    values = np.array([row[key] for row in runs[0]], dtype=float)
+def _curve(runs: dict[str, list[dict[str, float]]], key: str, targets: dict[str, float]) -> str:
+    values = np.array([row[key] for row in next(iter(runs.values()))], dtype=float)
     first, last = (f"{round(value, 4) + 0.0:.3g}" for value in (values[0], running_mean(values)[-1]))  # no -0
     label = escape(f"{title_of(key)}: from {first} to {last}")
-    figure = plot_curves(runs, [key], compare=True, targets=targets)
+    figure = plot_curves({name: [run] for name, run in runs.items()}, [key], targets)
     figure.axes[0].set_title("")  # the caption says it
     file = StringIO()
     figure.savefig(file, format="svg", transparent=True)

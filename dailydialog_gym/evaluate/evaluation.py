@@ -10,7 +10,7 @@ import numpy as np
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import EOU
-from dailydialog_gym.evaluate.metrics import Variety, bleu, judge_replies, judge_with_marker, summary
+from dailydialog_gym.evaluate.metrics import bleu, judge_replies, judge_with_marker, summary, variety
 from dailydialog_gym.reports.intervals import bootstrap_means
 from dailydialog_gym.rewards.intent import IntentMatch
 
@@ -82,7 +82,7 @@ class Evaluation:
         self.replies, ended = [text.removesuffix(EOU) for text in marked], [text.endswith(EOU) for text in marked]
         texts = {"predictions": self.replies, "references": self.references}
         self.by_reply = judge_with_marker(**texts, ended=ended) if keep_eou else judge_replies(**texts)
-        self.scores = summary(self.by_reply) | Variety().compute(**texts)
+        self.scores = summary(self.by_reply) | variety(**texts)
         self.bleu_unit = 0.01 if keep_eou else 1.0
         self.scores["sacrebleu"] *= self.bleu_unit
         self.by_reply["length"] = [len(text.split()) for text in self.replies]

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
@@ -137,9 +138,25 @@ def judge_replies(
         stages: which words METEOR matches.
         tokenize: SacreBLEU's tokenizer.
     """
-    pairs = {"predictions": predictions, "references": references, "use_aggregator": False}
-    found = Rouge().compute(**pairs) | MeteorMetric().compute(**pairs, stages=stages)
-    return found | SacreBleu().compute(**pairs, tokenize=tokenize)
+    options = {Rouge: {}, MeteorMetric: {"stages": stages}, SacreBleu: {"tokenize": tokenize}}
+    found: dict[str, list[Any]] = {}
+    for metric, own in options.items():
+        found |= _compute(metric, predictions, references, use_aggregator=False, **own)
+    return found
+
+
+def variety(predictions: list[str], references: list[str]) -> dict[str, float]:
+    """The measures of `Variety`, which do not read the references."""
+    return _compute(Variety, predictions, references)
+
+
+def _compute(
+    metric: type[_PairMetric], predictions: list[str], references: list[str], **options: Any
+) -> dict[str, Any]:
+    """A metric of the texts in memory: the library's own folder is in the user's home, which may be read-only."""
+    with TemporaryDirectory() as folder:
+        module = metric(cache_dir=folder, keep_in_memory=True)
+        return module.compute(predictions=predictions, references=references, **options)
 
 
 def score_replies(predictions: list[str], references: list[str]) -> dict[str, float]:
@@ -148,8 +165,7 @@ def score_replies(predictions: list[str], references: list[str]) -> dict[str, fl
     >>> score_replies(["I see ."], ["I see ."])["rouge1"]
     1.0
     """
-    variety = Variety().compute(predictions=predictions, references=references)
-    return summary(judge_replies(predictions, references)) | variety
+    return summary(judge_replies(predictions, references)) | variety(predictions, references)
 
 
 def judge_with_marker(predictions: list[str], references: list[str], ended: Sequence[bool]) -> dict[str, list[Any]]:

@@ -439,7 +439,7 @@ class Run:
         samples = side_by_side(before, after)
         write_text(self.folder / "samples.json", json.dumps(samples, indent=2) + "\n")
         write_text(self.folder / "samples.md", markdown_samples(samples))
-        curves = plot_curves([self.history], curve_keys(self.history[0]), targets=targets_of(vars(self.args)))
+        curves = plot_curves({"": [self.history]}, curve_keys(self.history[0]), targets_of(vars(self.args)))
         curves.savefig(self.folder / "curves.png", dpi=120)
         if self._wandb:
             self._wandb.log({f"eval/{key}": value for key, value in after.scores.items()})

@@ -56,7 +56,7 @@ def test_scoring_needs_no_network_and_writes_nothing_at_home(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", os.devnull)  # where no folder can be made
     score_replies(REPLIES, REFERENCES)
-    score_with_marker(REPLIES, REFERENCES, [True] * 4)
+    judge_with_marker(REPLIES, REFERENCES, [True] * 4)
 
 
 def test_command_compares_an_agent_with_its_baseline(tiny_model, tmp_path, capsys):

@@ -44,7 +44,7 @@ def test_curves_have_a_panel_for_each_key_and_the_mean_over_the_runs(seeds):
     ]
     keys = curve_keys(ROW)
     assert keys == ["charts/episodic_return", "reward/meteor", "metric/kl_coef"]
-    panels = plot_curves(runs, keys).axes
+    panels = plot_curves({"": runs}, keys).axes
     assert [panel.get_title() for panel in panels] == ["Return", "METEOR", "KL coefficient"]
     *raw, mean = panels[1].lines
     assert len(raw) == seeds and len(panels[1].collections) == (seeds > 1)
@@ -60,9 +60,21 @@ def test_runs_of_different_lengths_are_compared_and_a_target_is_marked():
     targets = targets_of({"kl_rule": "openrl", "kl_target": None})
     assert targets == {"metric/kl_per_token": 0.1} and targets_of({"kl_rule": "fixed", "kl_target": 1.0}) == {}
     assert targets_of({"kl_rule": "ziegler", "kl_target": 3.0}) == {"reward/kl": 3.0}
-    (panel,) = plot_curves(runs, ["reward/meteor"], compare=True, targets={"reward/meteor": 0.3}).axes
+    groups = {"a": [runs[0]], "b": [runs[1]]}
+    (panel,) = plot_curves(groups, ["reward/meteor"], {"reward/meteor": 0.3}).axes
     assert [line.get_color() for line in panel.lines] == ["C0", "C0", "C1", "C1", "tab:red"]
     assert [len(line.get_xdata()) for line in panel.lines[:4]] == [4, 4, 8, 8]
+
+
+def test_seeds_are_drawn_over_another_metric():
+    runs = [[ROW | {"reward/meteor": i + seed, "reward/kl": 2 * i} for i in range(30)] for seed in range(2)]
+    (panel,) = plot_curves({"a": runs, "b": runs}, ["reward/meteor"], over="reward/kl").axes
+    assert panel.get_xlabel() == "KL a reply" and panel.get_legend_handles_labels()[1] == ["a", "b"]
+    first, second, mean = panel.lines[:3]
+    means = running_mean(np.arange(30.0))
+    for line, expected in ((first, means), (second, means + 1), (mean, means + 0.5)):
+        np.testing.assert_array_equal(line.get_xdata(), 2 * means)
+        np.testing.assert_array_equal(line.get_ydata(), expected)
 
 
 def test_the_bootstrap_interval_covers_the_true_change_as_often_as_it_says():
