@@ -26,9 +26,9 @@ class Guard:
 
     A website can make a browser send requests to 127.0.0.1, and by DNS rebinding under a name of its own. So a page
     that listens there answers only requests for its own names (the header ``Host``), and no page answers requests that
-    a script of another site makes (``Origin``). A proxy, such as that of Hugging Face Spaces, may say in
-    ``X-Forwarded-Host`` what visitors see, since no script can send this header unasked to another site. Nobody uploads files, and no body is larger than `MAX_BODY`. An event
-    whose results nobody fetches is given up after `PATIENCE`.
+    a script of another site makes (``Origin``). What visitors see behind a proxy, such as that of Hugging Face Spaces,
+    is in ``X-Forwarded-Host``, which no script can send to another site unasked. Nobody uploads files, and no body is
+    larger than `MAX_BODY`. An event whose results nobody fetches is given up after `PATIENCE`.
 
     Args:
         app: the application behind it.

@@ -174,6 +174,42 @@ def test_openers_retry_edit_undo_and_clear(served, open_page):
 
 
 @browser_test
+def test_what_is_cleared_while_it_is_written_stays_cleared(served, open_page):
+    page = open_page()
+    served.delay = 0.3
+    send(page, "Tell me a story.")
+    expect(replies(page)).not_to_be_empty()
+    message_box(page).fill("Are you there?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("That did not work: a reply is being written.")).to_be_visible()
+    expect(message_box(page)).to_have_value("Are you there?")
+    press(page, "Clear")
+    expect(page.get_by_role("button", name="Send").locator("visible=true")).to_be_visible()
+    expect(replies(page)).to_have_count(0)
+    page.get_by_role("tab", name="Compare").click()
+    cards = compare(page, "Tell me a story.")
+    expect(cards.first).not_to_be_empty()
+    press(page, "Clear")
+    expect(page.get_by_role("button", name="Send").locator("visible=true")).to_be_visible()
+    expect(cards).to_have_count(0)
+    expect(page.locator("[data-testid=user]").locator("visible=true")).to_have_count(0)
+    expect(message_box(page, "Your message to both")).to_be_enabled()
+
+
+@browser_test
+def test_a_slow_connection_leaves_nothing_in_the_box(open_page):
+    """All updates of the reply arrive at once."""
+    page = open_page()
+    network = page.context.new_cdp_session(page)
+    slow = {"offline": False, "latency": 300, "downloadThroughput": -1, "uploadThroughput": -1}
+    network.send("Network.enable")
+    network.send("Network.emulateNetworkConditions", slow)
+    send(page, "How are you?")
+    wait_for_reply(page)
+    expect(message_box(page)).to_have_value("")
+
+
+@browser_test
 def test_whatever_is_said_is_shown_as_text(open_page, served, monkeypatch):
     monkeypatch.setattr(served.agent, "reply_text", lambda ids: NASTY)
     page = open_page()

@@ -412,7 +412,7 @@ def test_ranks_log_the_same_rollouts_at_every_stage_and_after_a_restart(two, job
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     expected = logged("stage0-2")
-    assert [line["iteration"] for line in expected] == [1, 1, 2, 2, 3, 3]  # all groups of rank 0
+    assert [line["iteration"] for line in expected] == sorted([1, 2, 3] * 4)  # all groups of rank 0
     for run in ("stage2-2", "stage3-2", "resumed2-2", "resumed3-2"):
         for line, other in zip(logged(run), expected, strict=True):
             replies, others = line.pop("replies"), other["replies"]
