@@ -379,7 +379,8 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
         note = html(notice())
         box = composer("Your message to both", elem_id="compare-box")
 
-    empty = [], None, [], "", when_done(interactive=True), notice()
+    def cleared() -> tuple:
+        return [], None, [], "", when_done(interactive=True), notice()
 
     def results(first: str, second: str) -> str:
         try:
@@ -416,7 +417,7 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
                         texts = [answer["content"] for answer in answers]
                         yield *[gr.skip()] * 3, cards(texts, shown), *[gr.skip()] * 2
             if written.discarded:
-                yield empty
+                yield cleared()
             elif any(reply.cancelled for reply in replies):
                 stopped = notice("Stopped, so there is nothing to vote on.")
                 yield turns, None, literal(turns), "", when_done(value=text), stopped
@@ -438,7 +439,7 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
 
     async def clear(session: gr.Request):
         await writing.stop(session, discard=True)
-        return empty
+        return cleared()
 
     def vote(pair: dict[str, Any] | None, first: str, second: str, verdict: int | str):
         if pair is None:
