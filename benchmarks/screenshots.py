@@ -73,14 +73,14 @@ def open_tab(page: Page, name: str, ready: str) -> None:
 
 
 def take_pictures(browser: Browser, url: str, out: Path) -> None:
-    for scheme in ("light", "dark"):
-        page = open_page(browser, url, 1200, 760, scheme == "dark")
+    for name, dark in (("chat", False), ("chat-dark", True)):
+        page = open_page(browser, url, 1200, 760, dark)
         for text in ("Good morning! How are you?", "Do you have any plans for the weekend?"):
             say(page, text)
         page.locator("[data-testid=bot]").last.click()
         page.locator(".token").nth(2).hover()
         page.wait_for_timeout(SETTLE)
-        page.screenshot(path=out / f"chat-{scheme}.png")
+        page.screenshot(path=out / f"{name}.png")
 
     page = open_page(browser, url, 1200, 620, dark=True)
     page.get_by_role("tab", name="Compare").click()

@@ -556,7 +556,7 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
 def training_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:
     """The tab with the run's curves, scores and samples. Those of a run that goes on are drawn again and again."""
     runs = {title: choice.run for title, choice in chat.choices.items() if choice.run}
-    with gr.Row(elem_classes="match"):
+    with gr.Row(elem_classes="match", visible=len(runs) > 1):
         others = gr.Dropdown(list(runs), value=[], multiselect=True, label="Curves of other runs", filterable=False)
     results = html()
     with gr.Row(elem_classes="match"):

@@ -200,7 +200,7 @@ def _scores(path: Path) -> str:
         for name, *cells in lines
     )
     note = (
-        "The interval is that of the change, by bootstrap over the replies. Distinct-1, distinct-2 and unique have "
+        "The interval is that of the change, by bootstrap over the contexts. Distinct-1, distinct-2 and unique have "
         "none, because drawing with replacement repeats replies. The reward is the run's own, without the KL penalty."
     )
     return (

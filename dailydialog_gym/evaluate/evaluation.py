@@ -117,12 +117,12 @@ class Evaluation:
 def change_intervals(before: Evaluation, after: Evaluation) -> dict[str, list[float]]:
     """By measure, the 95% interval of its change between two evaluations of the same contexts.
 
-    By the percentile bootstrap over the contexts. Distinct-1, distinct-2 and unique have none: a sample with
-    replacement repeats replies, so it has less variety than the replies themselves.
+    By the percentile bootstrap over the contexts, each with all of its replies. Distinct-1, distinct-2 and unique have
+    none: a sample with replacement repeats replies, so it has less variety than the replies themselves.
     """
     names = list(before.by_reply)
     columns = [evaluation.by_reply[name] for evaluation in (before, after) for name in names]
-    means = bootstrap_means(*columns)  # (resamples,) each, (resamples, 10) of SacreBLEU
+    means = bootstrap_means(columns, before.prompts)  # (resamples,) each, (resamples, 10) of SacreBLEU
     changes = {}
     for name, old, new in zip(names, means[: len(names)], means[len(names) :], strict=True):
         if name == "sacrebleu":

@@ -179,8 +179,8 @@ def test_intervals_of_changes_are_those_of_the_libraries_scores():
             assert low < after.scores[name] - before.scores[name] < high, name
         assert found["rouge1"][0] > 0.2 and found["length"][0] < 0 < found["length"][1]
         assert change_intervals(before, before) == {name: [0, 0] for name in found}
-    better = SimpleNamespace(by_reply={"intent": [1.0, np.nan] * 40})
-    worse = SimpleNamespace(by_reply={"intent": [0.0, np.nan] * 40})
+    better = SimpleNamespace(prompts=range(80), by_reply={"intent": [1.0] * 40 + [np.nan] * 40})
+    worse = SimpleNamespace(prompts=range(80), by_reply={"intent": [0.0] * 40 + [np.nan] * 40})
     assert change_intervals(worse, better) == {"intent": [1, 1]}  # of the replies that should have an act
 
 

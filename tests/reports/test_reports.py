@@ -82,7 +82,10 @@ def test_the_bootstrap_interval_covers_the_true_change_as_often_as_it_says():
     covered = 0
     for trial in range(200):
         before, after = rng.normal(size=(2, 60))
-        old, new = bootstrap_means(before, after + 0.5, resamples=400, seed=trial)
+        columns, groups = [before, after + 0.5], range(60)
+        if trial % 2:  # two equal replies to each context say no more than one
+            columns, groups = np.repeat(columns, 2, axis=1), np.repeat(groups, 2)
+        old, new = bootstrap_means(columns, groups, resamples=400, seed=trial)
         low, high = np.quantile(new - old, [0.025, 0.975])
         covered += low < 0.5 < high
     assert 180 <= covered <= 198
