@@ -276,7 +276,7 @@ def chat_tab(chat: Chat, agent: gr.Dropdown, settings: list) -> None:
                     yield now, literal(now), while_writing(), notice()
                     reply = await chat.open_reply(title, conversation_so_far(before[:-1], message), decoding)
                     written.add(reply)
-                    async with aclosing(chat.stream(title, reply)) as updates:
+                    async with aclosing(chat.stream((title, reply))) as updates:
                         async for _ in updates:
                             now = [*before, reply_turn(title, chat.agent(title), reply)]
                             yield gr.skip(), literal(now), gr.skip(), gr.skip()
@@ -411,7 +411,7 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
                 said = conversation_so_far(turns, message)
                 replies = [await chat.open_reply(agents[side], said, decodings[side]) for side in sides]
                 written.add(*replies)
-                async with aclosing(chat.stream_both(names, replies)) as updates:
+                async with aclosing(chat.stream(*zip(names, replies, strict=True))) as updates:
                     async for _ in updates:
                         answers = [reply_turn(n, chat.agent(n), r) for n, r in zip(names, replies, strict=True)]
                         texts = [answer["content"] for answer in answers]
@@ -510,7 +510,7 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
         utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
         try:
             reply = await chat.open_reply(default, utterances, decoding)
-            async with aclosing(chat.stream(default, reply)) as updates:
+            async with aclosing(chat.stream((default, reply))) as updates:
                 async for _ in updates:
                     yield escape_invisible(chat.agent(default).reply_text(reply.ids))
         except ValueError as error:
@@ -531,7 +531,7 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
         agents, decodings = dict(zip(SIDES, (default, other), strict=True)), two_draws(decoding)
         try:
             replies = [await chat.open_reply(agents[side], utterances, decodings[side]) for side in SIDES]
-            async with aclosing(chat.stream_both([default, other], replies)) as updates:
+            async with aclosing(chat.stream(*zip((default, other), replies, strict=True))) as updates:
                 async for _ in updates:
                     pass
         except ValueError as error:

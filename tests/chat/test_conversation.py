@@ -134,7 +134,7 @@ def test_whatever_people_send_is_answered_or_refused_with_a_sentence(agents, tal
 def test_twenty_people_at_once_get_their_own_replies(chat):
     async def talk(number):
         reply = chat.agent(FIRST).open_reply([f"I am number {number}."], Decoding(sample=True, seed=number))
-        async with aclosing(chat.stream(FIRST, reply)) as growing:
+        async with aclosing(chat.stream((FIRST, reply))) as growing:
             seen = [len(reply.ids) async for _ in growing]
         assert reply.done and seen[-1] == len(reply.ids)
         return chat.agent(FIRST).reply_text(reply.ids)
@@ -149,7 +149,7 @@ def test_twenty_people_at_once_get_their_own_replies(chat):
 def test_leaving_a_stream_frees_the_worker(chat):
     async def leave():
         reply = chat.agent(FIRST).open_reply(["Hi!"], Decoding(max_new_tokens=32))
-        async with aclosing(chat.stream(FIRST, reply)) as growing:
+        async with aclosing(chat.stream((FIRST, reply))) as growing:
             await anext(growing)
         return reply
 
@@ -162,7 +162,7 @@ def test_a_reply_that_is_cancelled_ends_its_stream(chat):
         reply = chat.agent(FIRST).open_reply(["Hi!"], Decoding(max_new_tokens=32))
         if count == 0:
             reply.cancel()
-        async with aclosing(chat.stream(FIRST, reply)) as growing:
+        async with aclosing(chat.stream((FIRST, reply))) as growing:
             async for _ in growing:
                 if len(reply.ids) >= count:
                     reply.cancel()
@@ -176,7 +176,7 @@ def test_a_reply_that_is_cancelled_ends_its_stream(chat):
 def test_both_agents_answer_and_an_error_is_raised(chat, agents):
     async def last(decoding):
         replies = [await chat.open_reply(title, ["Hi!"], decoding) for title in (FIRST, SECOND)]
-        async with aclosing(chat.stream_both((FIRST, SECOND), replies)) as growing:
+        async with aclosing(chat.stream(*zip((FIRST, SECOND), replies, strict=True))) as growing:
             async for _ in growing:
                 pass
         return replies
