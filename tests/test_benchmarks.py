@@ -182,7 +182,7 @@ def test_the_cost_of_logged_rollouts_is_a_share_of_an_iteration(
 ):
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "argv", ["rollouts_cost.py"])
     monkeypatch.setattr(dailydialog_gym.runs.Run, "log_rollouts", dailydialog_gym.runs.Run.log_rollouts)
     flags = {"model": tiny_model, "intent-model": tiny_intent_model, "num-envs": 8, "num-minibatches": 1}
     flags |= {"total-episodes": 24, "eval-samples": 2, "replies-per-prompt": 4, "max-prompt-length": 24}
