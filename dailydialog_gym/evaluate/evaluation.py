@@ -80,9 +80,9 @@ class Evaluation:
         self.prompts, self.references = ([column[i] for i in ids] for column in (samples.prompts, samples.references))
         marked = agent.reply(self.prompts, end=EOU, **decoding)
         self.replies, ended = [text.removesuffix(EOU) for text in marked], [text.endswith(EOU) for text in marked]
-        texts = {"predictions": self.replies, "references": self.references}
-        self.by_reply = judge_with_marker(**texts, ended=ended) if keep_eou else judge_replies(**texts)
-        self.scores = summary(self.by_reply) | variety(**texts)
+        texts = self.replies, self.references
+        self.by_reply = judge_with_marker(*texts, ended) if keep_eou else judge_replies(*texts)
+        self.scores = summary(self.by_reply) | variety(*texts)
         self.bleu_unit = 0.01 if keep_eou else 1.0
         self.scores["sacrebleu"] *= self.bleu_unit
         self.by_reply["length"] = [len(text.split()) for text in self.replies]

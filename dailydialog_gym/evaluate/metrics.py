@@ -138,7 +138,11 @@ def judge_replies(
         stages: which words METEOR matches.
         tokenize: SacreBLEU's tokenizer.
     """
-    options = {Rouge: {}, MeteorMetric: {"stages": stages}, SacreBleu: {"tokenize": tokenize}}
+    options: dict[type[_PairMetric], dict[str, Any]] = {
+        Rouge: {},
+        MeteorMetric: {"stages": stages},
+        SacreBleu: {"tokenize": tokenize},
+    }
     found: dict[str, list[Any]] = {}
     for metric, own in options.items():
         found |= _compute(metric, predictions, references, use_aggregator=False, **own)

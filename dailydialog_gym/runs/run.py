@@ -436,9 +436,9 @@ class Run:
         rows, changes = {name: each.scores for name, each in evaluations.items()}, change_intervals(before, after)
         write_text(self.folder / "evaluation.json", json.dumps(rows, indent=2) + "\n")
         write_text(self.folder / "intervals.json", json.dumps(changes, indent=2) + "\n")
-        samples = side_by_side(before, after)
-        write_text(self.folder / "samples.json", json.dumps(samples, indent=2) + "\n")
-        write_text(self.folder / "samples.md", markdown_samples(samples))
+        beside = side_by_side(before, after)
+        write_text(self.folder / "samples.json", json.dumps(beside, indent=2) + "\n")
+        write_text(self.folder / "samples.md", markdown_samples(beside))
         curves = plot_curves({"": [self.history]}, curve_keys(self.history[0]), targets_of(vars(self.args)))
         curves.savefig(self.folder / "curves.png", dpi=120)
         if self._wandb:
