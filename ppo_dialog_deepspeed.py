@@ -431,4 +431,4 @@ if __name__ == "__main__":
         run.log(metrics, episodes=iteration * args.num_envs)
         run.print_samples(iteration, batch.infos["prompt"], batch.infos["response"], batch.rewards.sum(1))
         run.checkpoint(iteration)
-    run.finish(run.evaluate(agent.policy, eval_samples, intent))
+    run.finish(run.evaluate(agent.policy, eval_samples, intent), eval_samples, envs)

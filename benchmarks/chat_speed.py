@@ -31,7 +31,7 @@ async def in_process(chat: Chat, people: int) -> list[tuple[float, float]]:
         how = Decoding(sample=True, top_k=20, max_new_tokens=60, seed=seed)
         title = chat.default.title
         reply = chat.agent(title).open_reply([*HISTORY, f"{seed} times I thought: {MESSAGE}"], how)
-        async with aclosing(chat.stream(title, reply)) as growing:
+        async with aclosing(chat.stream((title, reply))) as growing:
             await anext(growing)
             first = time.perf_counter() - start
             async for _ in growing:

@@ -18,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 from quality import start_or_resume
 
-from dailydialog_gym.reports.curves import running_mean
+from dailydialog_gym.reports.curves import plot_curves, running_mean
 from dailydialog_gym.reports.tables import markdown, score_cells
 
-COLOURS = {"without a penalty": "tab:red", "with the penalty": "tab:blue"}
+CONDITIONS = ("without a penalty", "with the penalty")
 
 
 @dataclass
@@ -65,24 +64,10 @@ def read_rows(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def keys_of(name: str) -> dict[str, str]:
-    """The keys of the learned reward and of the judges, with what they are called."""
-    return {f"reward/{name}": "the learned reward", "reward/meteor": "METEOR", "reward/intent": "intent"}
-
-
 def plot(runs: dict[str, list[Path]], name: str, path: Path) -> None:
-    """The learned reward and the judges over the KL divergence: a thin line for a seed, a thick one for their mean."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    for axis, (key, title) in zip(figure.subplots(1, 3), keys_of(name).items(), strict=True):
-        for condition, folders in runs.items():
-            rows = [read_rows(run) for run in folders]
-            kl, value = (
-                running_mean(np.array([[row[k] for row in run] for run in rows], float)) for k in ("reward/kl", key)
-            )  # (seeds, iterations)
-            axis.plot(kl.T, value.T, color=COLOURS[condition], alpha=0.3, linewidth=0.8)
-            axis.plot(kl.mean(0), value.mean(0), color=COLOURS[condition], label=condition)
-        axis.set(title=title, xlabel="KL divergence from the start, nats per reply")
-        axis.grid(alpha=0.3)
+    """The learned reward and the judges over the KL divergence."""
+    groups = {condition: [read_rows(run) for run in folders] for condition, folders in runs.items()}
+    figure = plot_curves(groups, [f"reward/{name}", "reward/meteor", "reward/intent"], over="reward/kl")
     figure.axes[0].legend()
     figure.savefig(path, dpi=120)
 
@@ -119,11 +104,11 @@ def table(runs: dict[str, list[Path]], name: str) -> list[str]:
 def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     args.reward_model = args.reward_model.resolve()  # the runs have another working directory
-    jobs = [(condition, seed) for condition in COLOURS for seed in args.seeds]
+    jobs = [(condition, seed) for condition in CONDITIONS for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         folders = list(pool.map(lambda job: train(args, *job), jobs))
     runs = {
-        condition: [f for f, job in zip(folders, jobs, strict=True) if job[0] == condition] for condition in COLOURS
+        condition: [f for f, job in zip(folders, jobs, strict=True) if job[0] == condition] for condition in CONDITIONS
     }
     lines = table(runs, args.reward_model.name)
     lines += ["", f"{args.total_episodes:,} replies, {len(args.seeds)} seeds, KL coefficient {args.kl_coef} or 0"]

@@ -111,7 +111,7 @@ def table(rows: list[dict[str, dict[str, float]]]) -> str:
 def plot(runs: list[Path], path: Path) -> None:
     """Rewards and divergence over training."""
     rows = [[json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")] for run in runs]
-    plot_curves(rows, ["reward/meteor", "reward/intent", "metric/kl_per_token"]).savefig(path, dpi=120)
+    plot_curves({"": rows}, ["reward/meteor", "reward/intent", "metric/kl_per_token"]).savefig(path, dpi=120)
 
 
 def main(args: Args) -> None:

@@ -1,8 +1,9 @@
 """Take the documentation's pictures and clips of the chat page with a real browser.
 
-    python benchmarks/screenshots.py --agent runs/NAME
+    python benchmarks/screenshots.py                      # trains the agent first: 40 iterations, some minutes
+    python benchmarks/screenshots.py --agent runs/NAME    # or an agent that has been trained
 
-It needs Chromium (apt-get install chromium), and a run's folder as the agent, for the tabs Training and Rollouts.
+It needs Chromium (apt-get install chromium). The pictures belong to docs/.
 """
 
 import io
@@ -64,16 +65,24 @@ def say(page: Page, text: str) -> None:
     page.wait_for_timeout(SETTLE)
 
 
-def take_pictures(browser: Browser, url: str, out: Path) -> None:
-    page = open_page(browser, url, 1200, 760)
-    for text in ("Good morning! How are you?", "Do you have any plans for the weekend?"):
-        say(page, text)
-    page.locator("[data-testid=bot]").last.click()
-    page.locator(".token").nth(2).hover()
+def open_tab(page: Page, name: str, ready: str) -> None:
+    """Open a tab, and wait for an element of it, by its selector."""
+    page.get_by_role("tab", name=name).click()
+    page.locator(ready).first.wait_for()
     page.wait_for_timeout(SETTLE)
-    page.screenshot(path=out / "chat.png")
 
-    page = open_page(browser, url, 1200, 760, dark=True)
+
+def take_pictures(browser: Browser, url: str, out: Path) -> None:
+    for name, dark in (("chat", False), ("chat-dark", True)):
+        page = open_page(browser, url, 1200, 760, dark)
+        for text in ("Good morning! How are you?", "Do you have any plans for the weekend?"):
+            say(page, text)
+        page.locator("[data-testid=bot]").last.click()
+        page.locator(".token").nth(2).hover()
+        page.wait_for_timeout(SETTLE)
+        page.screenshot(path=out / f"{name}.png")
+
+    page = open_page(browser, url, 1200, 620, dark=True)
     page.get_by_role("tab", name="Compare").click()
     for text in ("Are you free this weekend?", "What would you like to eat?"):
         page.get_by_role("textbox", name="Your message to both").fill(text)
@@ -85,15 +94,21 @@ def take_pictures(browser: Browser, url: str, out: Path) -> None:
         page.get_by_text("Saved as number").wait_for()
 
     page = open_page(browser, url, 1200, 860)
-    for tab, ready in (("Training", ".run-curves svg"), ("Rollouts", ".replies .token")):
-        page.get_by_role("tab", name=tab).click()
-        page.locator(ready).first.wait_for()
-        page.wait_for_timeout(SETTLE)
-        page.screenshot(path=out / f"{tab.lower()}.png")
+    open_tab(page, "Training", ".run-curves svg")
+    page.screenshot(path=out / "training.png")
 
-    page = open_page(browser, url, 390, 780, dark=True)
+    page = open_page(browser, url, 390, 780)
     say(page, "Can you help me? I lost my wallet.")
-    page.screenshot(path=out / "phone.png")
+    say(page, "It is black, and my keys are in it.")
+    page.screenshot(path=out / "phone-chat.png")
+    open_tab(page, "Training", ".run-table")
+    page.locator(".run-table").scroll_into_view_if_needed()
+    page.screenshot(path=out / "phone-training.png")
+    page = open_page(browser, url, 390, 780, dark=True)
+    open_tab(page, "Rollouts", ".replies .token")
+    page.locator(".replies .token").nth(3).hover()
+    page.wait_for_timeout(SETTLE)
+    page.screenshot(path=out / "phone-rollouts.png")
 
 
 def take_clips(browser: Browser, url: str, out: Path) -> None:
@@ -117,8 +132,7 @@ def take_clips(browser: Browser, url: str, out: Path) -> None:
     clip.save(out / "chat.gif")
 
     page = open_page(browser, url, 800, 520, scale=1)
-    page.get_by_role("tab", name="Rollouts").click()
-    page.locator(".replies .token").first.wait_for()
+    open_tab(page, "Rollouts", ".replies .token")
     clip, number = Clip(page), page.get_by_label("number input for Iteration")
     last = int(number.input_value())
     for iteration in sorted({max(1, last * share // 4) for share in range(5)}):
@@ -137,36 +151,45 @@ def take_clips(browser: Browser, url: str, out: Path) -> None:
     clip.save(out / "rollouts.gif")
 
 
-def main(agent: str, out: Path = ROOT / "docs") -> None:
+def train(folder: Path) -> Path:
+    """Train the embedded policy. Returns: the run's folder."""
+    command = [sys.executable, ROOT / "ppo_dialog.py", "--total-episodes", "5120", "--run-name", "demo"]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder / "runs/demo"
+
+
+def main(agent: str | None = None, out: Path = ROOT / "docs") -> None:
     """
     Args:
-        agent: the agent to talk to, as in chat_app.py.
+        agent: the run to show, as in chat_app.py; without it one is trained.
         out: the folder for the pictures.
     """
     out.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/"
-    votes = Path(tempfile.mkdtemp()) / "votes.jsonl"
-    command = [sys.executable, ROOT / "chat_app.py", "--agent", agent, "--votes", votes, "--port", url[17:-1]]
-    server = subprocess.Popen(command)
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(url)
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise SystemExit("chat_app.py did not start") from None
-                time.sleep(0.5)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            take_pictures(browser, url, out)
-            take_clips(browser, url, out)
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait()
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/"
+    with tempfile.TemporaryDirectory() as folder:
+        agent = str(Path(agent).resolve() if agent else train(Path(folder)))
+        flags = ["--agent", agent, "--votes", "votes.jsonl", "--port", str(port)]
+        server = subprocess.Popen([sys.executable, ROOT / "chat_app.py", *flags], cwd=folder)
+        try:
+            while server.poll() is None:
+                try:
+                    urllib.request.urlopen(url)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            else:
+                raise SystemExit("chat_app.py did not start")
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+                take_pictures(browser, url, out)
+                take_clips(browser, url, out)
+                browser.close()
+        finally:
+            server.terminate()
+            server.wait()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def chat_of(*agents: DialogueAgent, intent: IntentMatch | None = None) -> Chat:
 class Served:
     """A page on a local server. `delay` is the time, in seconds, by which every forward pass of its model is slowed."""
 
-    def __init__(self, chat: Chat, votes: Path, **options):
+    def __init__(self, chat: Chat, votes: Path, host: str = "127.0.0.1", **options):
         self.chat, self.votes, self.delay = chat, votes, 0.0
         self.title = chat.default.title
         self.agent = chat.agent(self.title)
@@ -29,5 +29,5 @@ class Served:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.page = build_page(chat, votes)
-        launch(self.page, "127.0.0.1", port, prevent_thread_lock=True, quiet=True, **options)
+        launch(self.page, host, port, prevent_thread_lock=True, quiet=True, **options)
         self.url = f"http://127.0.0.1:{port}/"

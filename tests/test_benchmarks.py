@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -174,6 +175,23 @@ def test_overoptimization_trains_each_seed_with_and_without_a_penalty(tmp_path, 
     assert "| without a penalty | 0.1200 " in table and "| with the penalty  | 0.1100 " in table
     assert "| with-the-penalty-2  | 11.0 | 0.00 to 11.00  | +10.0%" in table
     assert (tmp_path / "out/overoptimization.png").stat().st_size > 10_000
+
+
+def test_the_cost_of_logged_rollouts_is_a_share_of_an_iteration(
+    tiny_model, tiny_intent_model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rollouts_cost.py"])
+    monkeypatch.setattr(dailydialog_gym.runs.Run, "log_rollouts", dailydialog_gym.runs.Run.log_rollouts)
+    flags = {"model": tiny_model, "intent-model": tiny_intent_model, "num-envs": 8, "num-minibatches": 1}
+    flags |= {"total-episodes": 24, "eval-samples": 2, "replies-per-prompt": 4, "max-prompt-length": 24}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    runpy.run_path(str(BENCHMARKS / "rollouts_cost.py"))["main"](words)
+    line = capsys.readouterr().out.splitlines()[-2]
+    assert re.fullmatch(
+        r"--log-rollouts 16: \d+ ms of an iteration's \d+ ms \(\d+\.\d%\), \d+ kB; medians of 2 iterations", line
+    )
 
 
 def test_the_speedrun_counts_the_seconds_up_to_the_first_checkpoint_that_reaches_the_goal(tmp_path, monkeypatch):

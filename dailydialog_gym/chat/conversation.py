@@ -7,7 +7,6 @@ import hashlib
 import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,68 +149,40 @@ class Chat:
         """`DialogueAgent.open_reply` in a thread, because loading an agent, or its chat template, may be slow."""
         return await asyncio.to_thread(lambda: self.agent(title).open_reply(utterances, decoding))
 
-    async def stream(self, title: str, reply: Reply) -> AsyncGenerator[None, None]:
-        """Generate a reply, and yield each time it has changed. The last yield is after it is done.
+    async def stream(self, *writing: tuple[str, Reply]) -> AsyncGenerator[None, None]:
+        """Generate replies, and yield each time one has changed. The last yield is after all are done.
 
         `Reply.cancel`, or closing the iterator (`contextlib.aclosing`), stops the generation before the next token.
 
         Args:
-            title: the agent.
-            reply: a reply of this agent, from `open_reply`.
+            writing: for each reply the agent and the reply, from `open_reply`.
 
         Raises:
             ValueError: too many replies are being written.
             Exception: the exception that the model raised.
         """
-        if self.worker.load >= MAX_REPLIES:
+        if self.worker.load + len(writing) > MAX_REPLIES:
             raise ValueError(f"{MAX_REPLIES} replies are being written: try again in a moment")
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        reply.on_change = lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)
-        self.worker.submit(self._find(title)[1], reply)
-        if reply.done:
-            changed.set()  # the reply was cancelled before it was submitted
+        replies = [reply for _, reply in writing]
+        for title, reply in writing:
+            reply.on_change = lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)
+            self.worker.submit(self._find(title)[1], reply)
+        if any(reply.done for reply in replies):
+            changed.set()  # a reply was cancelled before it was submitted
         try:
             done = False
             while not done:
                 await changed.wait()
                 changed.clear()
-                if reply.error:
-                    raise reply.error
-                done = reply.done  # read before the yield, because the last token may arrive during it
+                for reply in replies:
+                    if reply.error:
+                        raise reply.error
+                done = all(reply.done for reply in replies)  # read before the yield, during which it may end
                 yield
         finally:
-            reply.cancel()
-
-    async def stream_both(self, titles: Sequence[str], replies: Sequence[Reply]) -> AsyncGenerator[None, None]:
-        """Generate the replies of two agents, and yield each time one has changed.
-
-        The last yield is after both are done.
-
-        Args:
-            titles: the agents, which may be the same.
-            replies: a reply of each.
-        """
-        changes: asyncio.Queue[Exception | None] = asyncio.Queue()
-
-        async def forward_changes(title: str, reply: Reply) -> None:
-            try:
-                async with aclosing(self.stream(title, reply)) as updates:
-                    async for _ in updates:
-                        changes.put_nowait(None)
-            except Exception as error:  # raised again below, in the caller's task
-                changes.put_nowait(error)
-
-        tasks = [asyncio.create_task(forward_changes(*pair)) for pair in zip(titles, replies, strict=True)]
-        try:
-            done = False
-            while not done:
-                if error := await changes.get():
-                    raise error
-                done = all(reply.done for reply in replies)
-                yield
-        finally:
-            for task in tasks:
-                task.cancel()
+            for reply in replies:
+                reply.cancel()
 
 
 def choose_threads(model: PreTrainedModel) -> None:

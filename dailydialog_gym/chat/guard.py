@@ -26,8 +26,9 @@ class Guard:
 
     A website can make a browser send requests to 127.0.0.1, and by DNS rebinding under a name of its own. So a page
     that listens there answers only requests for its own names (the header ``Host``), and no page answers requests that
-    a script of another site makes (``Origin``). Nobody uploads files, and no body is larger than `MAX_BODY`. An event
-    whose results nobody fetches is given up after `PATIENCE`.
+    a script of another site makes (``Origin``). What visitors see behind a proxy, such as that of Hugging Face Spaces,
+    is in ``X-Forwarded-Host``, which no script can send to another site unasked. Nobody uploads files, and no body is
+    larger than `MAX_BODY`. An event whose results nobody fetches is given up after `PATIENCE`.
 
     Args:
         app: the application behind it.
@@ -72,7 +73,8 @@ class Guard:
         name = _HOST.fullmatch(host.lower())
         if self.names is not None and not (name and (name[1] or name[2]) in self.names):
             return 403, f"This page does not answer to the name {host[:100]!r}: see --host and --root-path."
-        if origin is not None and origin.partition("://")[2] not in {host, self.public} - {""}:
+        forwarded = headers.get("x-forwarded-host", "").partition(",")[0].strip()
+        if origin is not None and origin.partition("://")[2] not in {host, forwarded, self.public} - {""}:
             return 403, f"This page does not answer requests of {origin[:100]!r}: see --root-path."
         if scope["path"].rstrip("/").endswith(("/upload", "/upload_progress")):
             return 404, "Nothing can be uploaded here."

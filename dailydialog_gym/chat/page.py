@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -34,7 +34,7 @@ from dailydialog_gym.chat.conversation import (
 )
 from dailydialog_gym.chat.guard import LOCAL, Guard
 from dailydialog_gym.chat.rollouts import MEASURES, last_iteration, read_rollouts, rollouts_page
-from dailydialog_gym.chat.trained import ORDERS, TrainedAgent, training_page
+from dailydialog_gym.chat.trained import ORDERS, TrainedAgent, results_page, samples_page
 from dailydialog_gym.chat.votes import SIDES, Votes
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.text import escape_invisible
@@ -43,7 +43,11 @@ STATIC = Path(__file__).parent / "static"
 OPENERS = ["Hi! How are you today?", "What are you doing this weekend?", "Can you help me? I lost my wallet."]
 TINY = 50e6  # parameters
 REFRESH = 10  # seconds between two looks at a run that goes on
-SCROLL_TO_CLOSER = "() => document.querySelector('.closer').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+# The reply that was clicked has the focus. Beside its tokens the conversation is narrower, so the reply has moved.
+SCROLL_TO_CLOSER = """() => {
+  document.activeElement.scrollIntoView({block: 'nearest'});
+  document.querySelector('.closer').scrollIntoView({block: 'nearest', behavior: 'smooth'});
+}"""
 FOCUS_COMPARE = "() => document.querySelector('#compare-box textarea').focus()"
 NO_RUN = "This agent belongs to no run. Train one with ppo_dialog.py, and choose its run above."
 NO_ROLLOUTS = "The run has logged no replies: it had --log-rollouts 0, or is of an older version."
@@ -85,7 +89,7 @@ def header(choice: TrainedAgent, agent: DialogueAgent) -> str:
     """What the agent is, in a line, and a note on what it reads and what it can't do."""
     parameters = sum(p.numel() for p in agent.model.parameters())
     size = f"{parameters / 1e6:.1f} million parameters"
-    start = f" · from {choice.baseline}" if choice.baseline else ""
+    start = f"<span> · from {escape(choice.baseline)}</span>" if choice.baseline else ""
     reads = "DailyDialog's format" if agent.spacing == "spaced" else "plain text"
     reads = "its chat template" if agent.template else reads
     limits = "It can be wrong about anything."
@@ -95,7 +99,7 @@ def header(choice: TrainedAgent, agent: DialogueAgent) -> str:
             "dialogues, often beside the point. It knows no facts, can't calculate and follows no instructions."
         )
     return (
-        f'<div class="about"><h1 class="about-line">{size}{escape(start)}</h1>'
+        f'<div class="about"><h1 class="about-line">{size}{start}</h1>'
         '<details><summary aria-label="About this agent" title="About this agent">i</summary>'
         f'<div class="about-more"><p>{escape(choice.story)}</p><p>{limits}</p>'
         f"<p>It reads {reads}: the last {agent.context_size} utterances, at most {agent.max_prompt_length} tokens. "
@@ -166,53 +170,76 @@ def when_done(**values: Any) -> gr.Textbox:
     return gr.Textbox(submit_btn="Send", stop_btn=False, **values)
 
 
+class BusyError(ValueError):
+    """The session is writing already."""
+
+
+@dataclass
+class Written:
+    """Replies that a session is writing.
+
+    Attributes:
+        discarded: whether the conversation was cleared meanwhile.
+    """
+
+    replies: list[Reply] = field(default_factory=list)
+    stopped: bool = False
+    discarded: bool = False
+
+    def add(self, *replies: Reply) -> None:
+        self.replies += replies
+        if self.stopped:  # before there were replies
+            self.stop()
+
+    def stop(self) -> None:
+        self.stopped = True
+        for reply in self.replies:
+            reply.cancel()
+
+
 class Writing:
-    """The replies that the sessions of the page are writing, to stop them.
+    """What the sessions of the page are writing, to stop it.
 
     Gradio's ``cancels`` does not work here: the last output of the cancelled event may arrive after this event's.
     """
 
     def __init__(self):
-        self._replies: dict[str, list[Reply]] = {}
-        self._stopped: set[str] = set()
+        self._now: dict[str, Written] = {}
 
     @contextmanager
-    def begin(self, session: gr.Request) -> Iterator[Callable[..., None]]:
-        """Within it the session is writing: the replies that `stop` is to stop are passed to the function.
+    def begin(self, session: gr.Request) -> Iterator[Written]:
+        """Within it the session is writing: the replies that `stop` is to stop are added to what it yields.
 
         Raises:
-            ValueError: the session is writing already.
+            BusyError: the session is writing already.
         """
-        key = session.session_hash
-        if key in self._replies:
-            raise ValueError("a reply is being written")
-        self._replies[key] = []
-
-        def add(*replies: Reply) -> None:
-            self._replies[key] += replies
-            if key in self._stopped:  # before there were replies
-                self._cancel(key)
-
+        if session.session_hash in self._now:
+            raise BusyError("a reply is being written")
+        self._now[session.session_hash] = written = Written()
         try:
-            yield add
+            yield written
         finally:
-            del self._replies[key]
-            self._stopped.discard(key)
+            del self._now[session.session_hash]
 
-    async def stop(self, session: gr.Request) -> None:
-        """Stop what the session is writing."""
-        if session.session_hash in self._replies:
-            self._stopped.add(session.session_hash)
-            self._cancel(session.session_hash)
+    async def stop(self, session: gr.Request, discard: bool = False) -> None:
+        """Stop what the session is writing, and where wanted have it discarded by who writes it."""
+        if written := self._now.get(session.session_hash):
+            written.discarded = written.discarded or discard
+            written.stop()
 
-    def _cancel(self, key: str) -> None:
-        for reply in self._replies[key]:
-            reply.cancel()
+
+def take(text: str) -> tuple[str, str]:
+    """Empty the composer, and keep its text.
+
+    This is an event of its own, because a slow connection delivers the updates of an event all at once, and then the
+    browser shows the last one only.
+    """
+    return "", text
 
 
 def chat_tab(chat: Chat, agent: gr.Dropdown, settings: list) -> None:
     """The tab with one conversation. Every browser session has a conversation of its own."""
-    turns, writing = gr.State([]), Writing()
+    turns, sent, writing = gr.State([]), gr.State(""), Writing()
     with gr.Row(elem_classes="talk"):
         with gr.Column(scale=3, min_width=280, elem_classes="talk-main"):
             talk = conversation(
@@ -228,45 +255,54 @@ def chat_tab(chat: Chat, agent: gr.Dropdown, settings: list) -> None:
             close = gr.Button("Close", size="sm", elem_classes="closer-close")
             look = html()
 
-    def saying(request: Callable[[Any, list[Turn], str], tuple[list[Turn], Any]], **sent: Any) -> Callable:
+    def saying(request: Callable[[Any, list[Turn], str], tuple[list[Turn], Any]], from_box: bool = False) -> Callable:
         """A handler that has a message answered. The request gives the turns before the message, and the message.
 
         Args:
-            request: of the event's data, the turns and the text in the box.
-            sent: what becomes of the box.
+            request: of the event's data, the turns and the text that was taken from the box.
+            from_box: whether that text goes back where it can't be answered.
         """
 
         async def say(
             event: gr.EventData, session: gr.Request, text: str, turns: list[Turn], title: str, *settings: Any
         ):
+            back = {"value": text} if from_box else {}
             try:
-                with writing.begin(session) as add:
+                with writing.begin(session) as written:
                     before, message = request(event._data, turns, text)
                     message, decoding = typed(message), make_decoding(*settings)
                     before = [*before, {"role": "user", "content": message}]
                     now = [*before, {"role": "assistant", "content": ""}]
-                    yield now, literal(now), while_writing(**sent), notice()
+                    yield now, literal(now), while_writing(), notice()
                     reply = await chat.open_reply(title, conversation_so_far(before[:-1], message), decoding)
-                    add(reply)
-                    async with aclosing(chat.stream(title, reply)) as updates:
+                    written.add(reply)
+                    async with aclosing(chat.stream((title, reply))) as updates:
                         async for _ in updates:
                             now = [*before, reply_turn(title, chat.agent(title), reply)]
                             yield gr.skip(), literal(now), gr.skip(), gr.skip()
-                yield now, gr.skip(), when_done(), notice(now[-1].get("note", ""))
+                    now = [] if written.discarded else now
+                yield now, literal(now), when_done(), notice(now[-1].get("note", "") if now else "")
+            except BusyError as error:
+                yield gr.skip(), gr.skip(), gr.Textbox(**back), notice(sentence(error))
             except ValueError as error:
-                yield turns, literal(turns), when_done(**dict.fromkeys(sent, text)), notice(sentence(error))
+                yield turns, literal(turns), when_done(**back), notice(sentence(error))
 
         return say
 
     def retry(data: Any, turns: list[Turn], text: str) -> tuple[list[Turn], Any]:
         return turns_before(turns, data["index"], "user"), turns[data["index"]]["content"]
 
-    def undo(event: gr.EventData, turns: list[Turn], text: str):
+    def undo(event: gr.EventData, session: gr.Request, turns: list[Turn], text: str):
         try:
-            before, message = retry(event._data, turns, text)
+            with writing.begin(session):
+                before, message = retry(event._data, turns, text)
         except ValueError as error:
-            return turns, literal(turns), text, notice(sentence(error))
+            return gr.skip(), gr.skip(), gr.skip(), notice(sentence(error))
         return before, literal(before), message, notice()
+
+    async def clear(session: gr.Request):
+        await writing.stop(session, discard=True)
+        return [], [], gr.skip(), notice(), gr.Column(visible=False)
 
     def look_closer(event: gr.EventData, turns: list[Turn]):
         index = event._data["index"]
@@ -277,17 +313,20 @@ def chat_tab(chat: Chat, agent: gr.Dropdown, settings: list) -> None:
             found = notice(sentence(error))
         return gr.Column(visible=True), found
 
-    inputs, outputs = [box, turns, agent, *settings], [turns, talk, box, note]
-    for event, request, sent in (
-        (box.submit, lambda data, turns, text: (turns, text), {"value": ""}),
-        (talk.example_select, lambda data, turns, text: (turns, data["value"]["text"]), {}),
-        (talk.retry, retry, {}),
-        (talk.edit, lambda data, turns, text: (turns_before(turns, data["index"], "user"), data["value"]), {}),
+    inputs, outputs = [sent, turns, agent, *settings], [turns, talk, box, note]
+    answer = saying(lambda data, turns, text: (turns, text), from_box=True)
+    # "multiple": what is sent while a reply is written must come back, too
+    taken = box.submit(take, box, [box, sent], **EVENT_OPTIONS)
+    taken.then(answer, inputs, outputs, trigger_mode="multiple", **EVENT_OPTIONS)
+    for event, request in (
+        (talk.example_select, lambda data, turns, text: (turns, data["value"]["text"])),
+        (talk.retry, retry),
+        (talk.edit, lambda data, turns, text: (turns_before(turns, data["index"], "user"), data["value"])),
     ):
-        event(saying(request, **sent), inputs, outputs, trigger_mode="once", **EVENT_OPTIONS)
+        event(saying(request), inputs, outputs, trigger_mode="once", **EVENT_OPTIONS)
     box.stop(writing.stop, **EVENT_OPTIONS)
     talk.undo(undo, [turns, box], outputs, **EVENT_OPTIONS)
-    talk.clear(lambda: ([], [], gr.skip(), notice()), None, outputs, **EVENT_OPTIONS)
+    talk.clear(clear, None, [*outputs, closer], **EVENT_OPTIONS)
     talk.select(look_closer, turns, [closer, look], **EVENT_OPTIONS).then(None, js=SCROLL_TO_CLOSER)
     close.click(lambda: gr.Column(visible=False), None, closer, **EVENT_OPTIONS)
 
@@ -311,7 +350,7 @@ def two_draws(decoding: Decoding) -> dict[str, Decoding]:
 def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> None:
     """The tab where two agents answer each message, and the conversation goes on with the better reply."""
     titles = list(chat.choices)
-    turns, pair, writing = gr.State([]), gr.State(), Writing()
+    turns, pair, sent, writing = gr.State([]), gr.State(), gr.State(""), Writing()
     with gr.Column(elem_classes="talk-main"):
         with gr.Row(elem_classes="match"):
             match = [
@@ -340,6 +379,9 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
         note = html(notice())
         box = composer("Your message to both", elem_id="compare-box")
 
+    def cleared() -> tuple:
+        return [], None, [], "", when_done(interactive=True), notice()
+
     def results(first: str, second: str) -> str:
         try:
             return notice(votes.result(first, second) if first != second else "Two draws of one agent.")
@@ -357,24 +399,26 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
         *settings: Any,
     ):
         try:
-            with writing.begin(session) as add:
+            with writing.begin(session) as written:
                 if pair:
                     raise ValueError("vote on these two replies first")
                 message, decodings = check_message(text), two_draws(make_decoding(*settings))
                 asked = [*turns, {"role": "user", "content": message}]
-                yield gr.skip(), None, literal(asked), cards(["", ""], ["", ""]), while_writing(value=""), notice()
+                yield gr.skip(), None, literal(asked), cards(["", ""], ["", ""]), while_writing(), notice()
                 agents = dict(zip(SIDES, (first, second), strict=True))
                 sides = random.sample(SIDES, 2) if blind else SIDES
                 names, shown = [agents[side] for side in sides], ["", ""] if blind else [first, second]
                 said = conversation_so_far(turns, message)
                 replies = [await chat.open_reply(agents[side], said, decodings[side]) for side in sides]
-                add(*replies)
-                async with aclosing(chat.stream_both(names, replies)) as updates:
+                written.add(*replies)
+                async with aclosing(chat.stream(*zip(names, replies, strict=True))) as updates:
                     async for _ in updates:
                         answers = [reply_turn(n, chat.agent(n), r) for n, r in zip(names, replies, strict=True)]
                         texts = [answer["content"] for answer in answers]
                         yield *[gr.skip()] * 3, cards(texts, shown), *[gr.skip()] * 2
-            if any(reply.cancelled for reply in replies):
+            if written.discarded:
+                yield cleared()
+            elif any(reply.cancelled for reply in replies):
                 stopped = notice("Stopped, so there is nothing to vote on.")
                 yield turns, None, literal(turns), "", when_done(value=text), stopped
             elif texts[0] == texts[1]:
@@ -388,8 +432,14 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
                 pair = {"ticket": ticket, "sides": sides, "names": names, "answers": answers, "asked": asked}
                 question = notice("Which reply is better? Press 1, 2, 0 for a tie, or 3 if both are bad.")
                 yield gr.skip(), pair, gr.skip(), cards(texts, shown), when_done(interactive=False), question
+        except BusyError as error:
+            yield *[gr.skip()] * 4, gr.Textbox(value=text), notice(sentence(error))
         except ValueError as error:
             yield turns, pair, literal(turns), gr.skip(), when_done(value=text), notice(sentence(error))
+
+    async def clear(session: gr.Request):
+        await writing.stop(session, discard=True)
+        return cleared()
 
     def vote(pair: dict[str, Any] | None, first: str, second: str, verdict: int | str):
         if pair is None:
@@ -410,15 +460,16 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
         return now, None, literal(now), shown, when_done(value=text, interactive=True), saved, results(first, second)
 
     outputs = [turns, pair, talk, both, box, note]
-    inputs = [box, turns, pair, *match, blind, *settings]
-    box.submit(compare, inputs, outputs, api_name="page_compare", trigger_mode="once", **EVENT_OPTIONS)
+    inputs = [sent, turns, pair, *match, blind, *settings]
+    taken = box.submit(take, box, [box, sent], **EVENT_OPTIONS)
+    taken.then(compare, inputs, outputs, api_name="page_compare", trigger_mode="multiple", **EVENT_OPTIONS)
     box.stop(writing.stop, **EVENT_OPTIONS)
     for verdict, button in buttons.items():
         cast = partial(vote, verdict=verdict)
         cast = button.click(cast, [pair, *match], [*outputs, rate], trigger_mode="once", **EVENT_OPTIONS)
         cast.then(None, js=FOCUS_COMPARE)
     pair.change(lambda pair: gr.Row(visible=pair is not None), pair, verdicts, **EVENT_OPTIONS)
-    talk.clear(lambda: ([], None, [], "", when_done(interactive=True), notice()), None, outputs, **EVENT_OPTIONS)
+    talk.clear(clear, None, outputs, **EVENT_OPTIONS)
     gr.on([*(choice.change for choice in match), page.load], results, match, rate, **EVENT_OPTIONS)
 
 
@@ -459,7 +510,7 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
         utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
         try:
             reply = await chat.open_reply(default, utterances, decoding)
-            async with aclosing(chat.stream(default, reply)) as updates:
+            async with aclosing(chat.stream((default, reply))) as updates:
                 async for _ in updates:
                     yield escape_invisible(chat.agent(default).reply_text(reply.ids))
         except ValueError as error:
@@ -480,7 +531,7 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
         agents, decodings = dict(zip(SIDES, (default, other), strict=True)), two_draws(decoding)
         try:
             replies = [await chat.open_reply(agents[side], utterances, decodings[side]) for side in SIDES]
-            async with aclosing(chat.stream_both([default, other], replies)) as updates:
+            async with aclosing(chat.stream(*zip((default, other), replies, strict=True))) as updates:
                 async for _ in updates:
                     pass
         except ValueError as error:
@@ -505,22 +556,26 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
 def training_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:
     """The tab with the run's curves, scores and samples. Those of a run that goes on are drawn again and again."""
     runs = {title: choice.run for title, choice in chat.choices.items() if choice.run}
-    with gr.Row(elem_classes="match"):
+    with gr.Row(elem_classes="match", visible=len(runs) > 1):
         others = gr.Dropdown(list(runs), value=[], multiselect=True, label="Curves of other runs", filterable=False)
-        order = gr.Radio(list(ORDERS.items()), value="", label="Order of the replies")
-    shown, timer = html(), gr.Timer(REFRESH)
+    results = html()
+    with gr.Row(elem_classes="match"):
+        order = gr.Radio(list(ORDERS.items()), value="", label="Order, by the change of the run's reward")
+    samples, timer = html(), gr.Timer(REFRESH)
 
-    def show(title: str, laid_over: list[str], by: str):
-        run = runs.get(title)
-        if not run:
+    def show_results(title: str, laid_over: list[str]):
+        if not (run := runs.get(title)):
             return f'<p class="page-note">{NO_RUN}</p>', gr.Timer(active=False)
-        found = training_page(run, {name: runs[name] for name in laid_over if name != title}, by)
+        found = results_page(run, {name: runs[name] for name in laid_over if name != title})
         return found, gr.Timer(active=not (run / "evaluation.json").exists())
 
-    inputs = [agent, others, order]
-    gr.on(
-        [page.load, agent.input, others.change, order.input, timer.tick], show, inputs, [shown, timer], **EVENT_OPTIONS
-    )
+    def show_samples(title: str, by: str) -> tuple[gr.Radio, str]:
+        found = samples_page(runs[title], by) if title in runs else ""
+        return gr.Radio(visible=bool(found)), found
+
+    triggers = [page.load, agent.input, timer.tick]
+    gr.on([*triggers, others.change], show_results, [agent, others], [results, timer], **EVENT_OPTIONS)
+    gr.on([*triggers, order.input], show_samples, [agent, order], [order, samples], **EVENT_OPTIONS)
 
 
 def rollouts_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:

@@ -123,20 +123,26 @@ def _of_run(folder: Path) -> TrainedAgent:
 ORDERS = {"As in the dialogues": "", "Improved most": "improved", "Worsened most": "worsened"}
 
 
-def training_page(run: Path, others: Mapping[str, Path] = MappingProxyType({}), order: str = "") -> str:
-    """HTML of a run's curves, its score table and its samples. A sentence stands for each file that isn't there yet.
+def results_page(run: Path, others: Mapping[str, Path] = MappingProxyType({})) -> str:
+    """HTML of a run's curves and its score table. A sentence stands for a file that isn't there yet.
 
     Args:
         run: the run's folder.
         others: by name, the folders of runs whose curves are drawn too.
+    """
+    curves, scores = _part(run / "metrics.jsonl", partial(_curves, others)), _part(run / "evaluation.json", _scores)
+    parts = {"Curves": curves, "Before and after, in numbers": scores, "Before and after, in words": ""}
+    return "".join(f'<h2 class="run-part">{title}</h2>{found}' for title, found in parts.items())
+
+
+def samples_page(run: Path, order: str = "") -> str:
+    """HTML of a run's replies before and after training, or a sentence.
+
+    Args:
+        run: the run's folder.
         order: of the samples, one of the values of ``ORDERS``.
     """
-    parts = (
-        ("Curves", "metrics.jsonl", partial(_curves, others)),
-        ("Before and after, in numbers", "evaluation.json", _scores),
-        ("Before and after, in words", "samples.json", partial(_samples, order)),
-    )
-    return "".join(f'<h2 class="run-part">{title}</h2>{_part(run / name, draw)}' for title, name, draw in parts)
+    return _part(run / "samples.json", partial(_samples, order))
 
 
 def _part(path: Path, draw: Callable[[Path], str]) -> str:
@@ -154,22 +160,23 @@ def _read(path: Path) -> Any:
 
 def _curves(others: Mapping[str, Path], path: Path) -> str:
     runs = {"this run": path, **{name: run / "metrics.jsonl" for name, run in others.items()}}
-    rows = []
-    for each in runs.values():
+    rows = {}
+    for name, each in runs.items():
         lines = read_text(each).splitlines()
-        rows.append([json.loads(line) for line in lines if line.endswith("}")])  # the last may be half written
+        rows[name] = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
     targets = targets_of(_read(path.with_name("config.json"))) if path.with_name("config.json").exists() else {}
-    figures = "".join(_curve(rows, key, targets) for key in curve_keys(rows[0][0]))
+    figures = "".join(_curve(rows, key, targets) for key in curve_keys(next(iter(rows.values()))[0]))
     legend = "".join(f'<span class="legend c{i % 10}">{escape(name)}</span>' for i, name in enumerate(runs))
     legend = legend if len(runs) > 1 else ""
     note = "Over the replies trained on. Thin: each iteration; thick: running mean; dashed: the target of the KL."
     return f'<p class="page-note">{note} {legend}</p><div class="run-curves">{figures}</div>'
 
 
-def _curve(runs: list[list[dict[str, float]]], key: str, targets: dict[str, float]) -> str:
-    values = np.array([row[key] for row in runs[0]], dtype=float)
-    label = escape(f"{title_of(key)}: from {values[0]:.3g} to {running_mean(values)[-1]:.3g}")
-    figure = plot_curves(runs, [key], compare=True, targets=targets)
+def _curve(runs: dict[str, list[dict[str, float]]], key: str, targets: dict[str, float]) -> str:
+    values = np.array([row[key] for row in next(iter(runs.values()))], dtype=float)
+    first, last = (f"{round(value, 4) + 0.0:.3g}" for value in (values[0], running_mean(values)[-1]))  # no -0
+    label = escape(f"{title_of(key)}: from {first} to {last}")
+    figure = plot_curves({name: [run] for name, run in runs.items()}, [key], targets)
     figure.axes[0].set_title("")  # the caption says it
     file = StringIO()
     figure.savefig(file, format="svg", transparent=True)
@@ -185,18 +192,17 @@ def _curve(runs: list[list[dict[str, float]]], key: str, targets: dict[str, floa
 
 def _scores(path: Path) -> str:
     """The score table with a line for each measure, which is narrow enough for a phone."""
-    rows, found = _read(path), path.with_name("intervals.json")
-    intervals = _read(found) if found.exists() else {}
-    (_, *header), *lines = zip(*score_cells(rows), strict=True)
-    keys = list(next(iter(rows.values())))
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("measure", *header, "95% interval"))
-    body = ""
-    for key, (name, *cells) in zip(keys, lines, strict=True):
-        before = rows["before"][key]
-        bounds = [f"{bound / before:+.1%}" for bound in intervals.get(key, ()) if before]
-        cells.append(" to ".join(bounds))
-        body += f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-    note = "The interval is that of the change, by bootstrap over the replies, of measures that judge single replies."
+    found = path.with_name("intervals.json")
+    (_, *header), *lines = zip(*score_cells(_read(path), _read(found) if found.exists() else None), strict=True)
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("measure", *header))
+    body = "".join(
+        f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in lines
+    )
+    note = (
+        "The interval is that of the change, by bootstrap over the contexts. Distinct-1, distinct-2 and unique have "
+        "none, because drawing with replacement repeats replies. The reward is the run's own, without the KL penalty."
+    )
     return (
         f'<div class="run-scroll" tabindex="0"><table class="run-table"><thead><tr>{head}</tr></thead>'
         f'<tbody>{body}</tbody></table></div><p class="page-note">{note}</p>'
@@ -206,15 +212,17 @@ def _scores(path: Path) -> str:
 def _samples(order: str, path: Path) -> str:
     cards, samples = [], _read(path)
     if order:
-        samples.sort(key=lambda sample: sample.get("change", 0.0), reverse=order == "improved")
+        samples.sort(key=lambda sample: np.subtract(*sample["rewards"]), reverse=order == "worsened")
     for sample in samples:
         context = "".join(f"<p>{_text(utterance)}</p>" for utterance in sample["context"])
         replies = "".join(
             f'<div><h3>{who}</h3><p dir="auto">{_text(sample[who])}</p></div>' for who in ("before", "after", "people")
         )
-        change = f"METEOR and intent together: {sample['change']:+.2f}" if "change" in sample else ""
-        change = f'<p class="hint">{change}</p>'
-        quote = f"<blockquote>{context}</blockquote>"
+        before, after = sample["rewards"]
+        change = (
+            f'<p class="hint">The run\'s reward: {before:.3f} before, {after:.3f} after ({after - before:+.3f})</p>'
+        )
+        change, quote = f'<p class="hint">{change}</p>', f"<blockquote>{context}</blockquote>"
         cards.append(f'<article class="run-sample">{quote}<div class="run-replies">{replies}</div>{change}</article>')
     return "".join(cards)
 

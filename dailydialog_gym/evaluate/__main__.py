@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from dailydialog_gym.agent import AgentRecord, DialogueAgent, find_agent_folder
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.errors import run_script
-from dailydialog_gym.evaluate.evaluation import Evaluation, FixedReplies, evenly_spread
+from dailydialog_gym.evaluate.evaluation import Evaluation, FixedReplies, change_intervals, evenly_spread
 from dailydialog_gym.evaluate.metrics import floor_replies
 from dailydialog_gym.files import check_output
 from dailydialog_gym.objects import import_object
@@ -136,7 +136,8 @@ def main(args: Args) -> None:
         agent_class = model_class if name == args.agent else AutoModelForCausalLM
         evaluations[name] = evaluate(DialogueAgent.load(name, device, agent_class, record=record, **shape))
     rows = {name: evaluation.scores for name, evaluation in evaluations.items()}
-    print(f"{table(rows)}\n\n{evaluations[args.agent].manner}")
+    intervals = change_intervals(*evaluations.values()) if len(rows) == 2 else None
+    print(f"{table(rows, intervals)}\n\n{evaluations[args.agent].manner}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 

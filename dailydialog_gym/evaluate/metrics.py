@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+from numpy.typing import ArrayLike
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 from rouge_score.tokenizers import DefaultTokenizer
-from sacrebleu import corpus_bleu
+from sacrebleu.metrics import BLEU
 
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.rewards.meteor import STAGES, meteor
@@ -48,27 +50,63 @@ class UnicodeTokenizer(DefaultTokenizer):
 
 
 class Rouge(_PairMetric):
-    """ROUGE-1 and ROUGE-Lsum (Lin 2004): F1 with Porter stems, by `rouge_score`, mean over pairs."""
+    """ROUGE-1 and ROUGE-Lsum (Lin 2004): F1 with Porter stems, by `rouge_score`, mean over pairs.
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+    ``compute(..., use_aggregator=False)`` returns lists with a score for each pair, here and of `MeteorMetric`.
+    """
+
+    def _compute(self, predictions: list[str], references: list[str], use_aggregator: bool = True) -> dict[str, Any]:
         scorer = RougeScorer(["rouge1", "rougeLsum"], tokenizer=UnicodeTokenizer(use_stemmer=True))
         scores = [scorer.score(*pair) for pair in zip(references, predictions, strict=True)]
-        return {name: float(np.mean([s[name].fmeasure for s in scores])) for name in ("rouge1", "rougeLsum")}
+        by_pair = {name: [score[name].fmeasure for score in scores] for name in ("rouge1", "rougeLsum")}
+        return summary(by_pair) if use_aggregator else by_pair
 
 
 class MeteorMetric(_PairMetric):
     """METEOR (Banerjee and Lavie 2005), by NLTK, mean over pairs: see `dailydialog_gym.rewards.meteor.meteor`."""
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        return {"meteor": float(np.mean([meteor(*pair) for pair in zip(predictions, references, strict=True)]))}
+    def _compute(
+        self,
+        predictions: list[str],
+        references: list[str],
+        stages: Sequence[str] = STAGES,
+        use_aggregator: bool = True,
+    ) -> dict[str, Any]:
+        by_pair = {"meteor": [meteor(*pair, stages) for pair in zip(predictions, references, strict=True)]}
+        return summary(by_pair) if use_aggregator else by_pair
 
 
 class SacreBleu(_PairMetric):
-    """Corpus BLEU of `sacrebleu` (Post 2018) with its default tokenisation, 0 to 100; ``force`` only silences its
-    warning about spaced punctuation."""
+    """Corpus BLEU of `sacrebleu` (Post 2018), 0 to 100, with its default tokenisation unless another one is named.
 
-    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        return {"sacrebleu": corpus_bleu(predictions, [references], force=True).score}
+    ``compute(..., use_aggregator=False)`` returns for each pair what `bleu` sums up.
+    """
+
+    def _compute(
+        self, predictions: list[str], references: list[str], tokenize: str = "13a", use_aggregator: bool = True
+    ) -> dict[str, Any]:
+        # effective_order and force only silence warnings, about short texts and about spaced punctuation
+        scorer = BLEU(tokenize=tokenize, effective_order=True, force=True)
+        scores = [scorer.sentence_score(text, [target]) for text, target in zip(predictions, references, strict=True)]
+        by_pair = {"sacrebleu": [[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores]}
+        return summary(by_pair) if use_aggregator else by_pair
+
+
+def bleu(statistics: np.ndarray) -> float:
+    """Corpus BLEU, 0 to 100.
+
+    Args:
+        statistics: ``(10,)``, sums over the pairs: the matches and the numbers of n-grams of 1 to 4 words, and the
+            lengths of predictions and references.
+    """
+    *ngrams, length, reference_length = statistics.round().astype(int).tolist()
+    return BLEU.compute_bleu(ngrams[:4], ngrams[4:], length, reference_length, smooth_method="exp").score
+
+
+def summary(by_reply: Mapping[str, ArrayLike]) -> dict[str, float]:
+    """The measures of all replies from those of the single ones: means, and `bleu` of ``"sacrebleu"``."""
+    values = {name: np.asarray(each) for name, each in by_reply.items()}
+    return {name: bleu(v.sum(0)) if name == "sacrebleu" else float(v.mean()) for name, v in values.items()}
 
 
 class Variety(_PairMetric):
@@ -87,47 +125,69 @@ class Variety(_PairMetric):
         }
 
 
+def judge_replies(
+    predictions: list[str],
+    references: list[str],
+    stages: Sequence[str] = STAGES,
+    tokenize: str = "13a",
+) -> dict[str, list[Any]]:
+    """The measures of single replies, for `summary`: each a list of ``n`` numbers, ``"sacrebleu"`` one of 10 each.
+
+    Args:
+        predictions, references: the texts.
+        stages: which words METEOR matches.
+        tokenize: SacreBLEU's tokenizer.
+    """
+    options: dict[type[_PairMetric], dict[str, Any]] = {
+        Rouge: {},
+        MeteorMetric: {"stages": stages},
+        SacreBleu: {"tokenize": tokenize},
+    }
+    found: dict[str, list[Any]] = {}
+    for metric, own in options.items():
+        found |= _compute(metric, predictions, references, use_aggregator=False, **own)
+    return found
+
+
+def variety(predictions: list[str], references: list[str]) -> dict[str, float]:
+    """The measures of `Variety`, which do not read the references."""
+    return _compute(Variety, predictions, references)
+
+
+def _compute(
+    metric: type[_PairMetric], predictions: list[str], references: list[str], **options: Any
+) -> dict[str, Any]:
+    """A metric of the texts in memory: the library's own folder is in the user's home, which may be read-only."""
+    with TemporaryDirectory() as folder:
+        module = metric(cache_dir=folder, keep_in_memory=True)
+        return module.compute(predictions=predictions, references=references, **options)
+
+
 def score_replies(predictions: list[str], references: list[str]) -> dict[str, float]:
     """All measures of replies against what people answered.
 
     >>> score_replies(["I see ."], ["I see ."])["rouge1"]
     1.0
     """
-    return _compute(predictions, references, Rouge, MeteorMetric, SacreBleu, Variety)
+    return summary(judge_replies(predictions, references)) | variety(predictions, references)
 
 
-def _compute(predictions: list[str], references: list[str], *metrics: type[_PairMetric]) -> dict[str, float]:
-    """The metrics of the texts in memory: the library's own folder is in the user's home, which may be read-only."""
-    scores: dict[str, float] = {}
-    with TemporaryDirectory() as folder:
-        for metric in metrics:
-            scores |= metric(cache_dir=folder, keep_in_memory=True).compute(
-                predictions=predictions, references=references
-            )
-    return scores
-
-
-def score_with_marker(predictions: list[str], references: list[str], ended: Sequence[bool]) -> dict[str, float]:
-    """The measures as RL4LMs and OpenRL publish them: of texts that end with the marker ``<EOU>``.
+def judge_with_marker(predictions: list[str], references: list[str], ended: Sequence[bool]) -> dict[str, list[Any]]:
+    """`judge_replies` as RL4LMs and OpenRL publish the measures: of texts that end with the marker ``<EOU>``.
 
     Every reference ends with the marker, and so does a reply that ended before the limit of tokens. METEOR's tokenizer
     makes three words of it, which match whatever else is said. METEOR is that of exact and stem matches, and SacreBLEU
-    that of the ``intl`` tokenizer, divided by 100. The measures of variety are those of `score_replies`.
+    that of the ``intl`` tokenizer. The publications divide it by 100.
 
     Args:
         predictions, references: the texts without the marker.
         ended: ``(n,)``, whether each reply ended.
 
-    >>> round(score_with_marker([""], ["I see ."], [True])["meteor"], 2)
+    >>> round(judge_with_marker([""], ["I see ."], [True])["meteor"][0], 2)
     0.52
     """
     marked = [f"{text} {EOU}" if end else text for text, end in zip(predictions, ended, strict=True)]
-    targets = [f"{text} {EOU}" for text in references]
-    scores = _compute(marked, targets, Rouge)
-    pairs = zip(marked, targets, strict=True)
-    scores["meteor"] = float(np.mean([meteor(*pair, STAGES[:2]) for pair in pairs]))
-    scores["sacrebleu"] = corpus_bleu(marked, [targets], tokenize="intl", force=True).score / 100
-    return scores | _compute(predictions, references, Variety)
+    return judge_replies(marked, [f"{text} {EOU}" for text in references], STAGES[:2], "intl")
 
 
 def floor_replies(references: list[str], train: Sequence[str]) -> dict[str, list[str]]:

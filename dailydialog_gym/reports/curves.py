@@ -60,21 +60,22 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def plot_curves(
-    runs: Sequence[Sequence[dict[str, float]]],
+    groups: Mapping[str, Sequence[Sequence[Mapping[str, float | None]]]],
     keys: Sequence[str],
-    compare: bool = False,
     targets: Mapping[str, float] = MappingProxyType({}),
+    over: str = "episodes",
 ) -> Figure:
-    """A panel for each metric, over the number of replies trained on.
+    """A panel for each metric, over the number of replies trained on or over another metric.
 
-    A thin line is a run's metric in each iteration. The thick line is the running mean; with several runs, it is the
-    mean of their running means, and a band spans the lowest and the highest of them.
+    A thick line is the mean of the running means of a group's runs. Over the replies, thin lines are each run's metric
+    in each iteration, and a band spans the lowest and the highest running mean; over another metric, thin lines are
+    each run's running mean. The groups have the colours ``C0`` and on, and their names as labels.
 
     Args:
-        runs: the rows of each run's ``metrics.jsonl``, the same number for each.
+        groups: by name, the rows of the ``metrics.jsonl`` of its runs, the same number for each.
         keys: the metrics.
-        compare: draw each run's running mean in a colour of its own, ``C0`` and on. The runs may differ in length.
         targets: by metric, a value that is marked by a dashed line.
+        over: the key of the horizontal axis.
     """
     columns = min(3, len(keys))
     lines = -(-len(keys) // columns)
@@ -84,18 +85,18 @@ def plot_curves(
     margins = {"left": 0.7 / width, "right": 1 - 0.2 / width, "bottom": 0.5 / height, "top": 1 - 0.4 / height}
     axes = figure.subplots(lines, columns, squeeze=False, gridspec_kw=margins | {"wspace": 0.25, "hspace": 0.45}).flat
     for axis, key in zip(axes, keys, strict=False):
-        for number, group in enumerate([[run] for run in runs] if compare else [runs]):
-            episodes = [row["episodes"] for row in group[0]]
+        for number, (name, group) in enumerate(groups.items()):
             # (runs, iterations); None, and a metric that a run does not have, is NaN
-            values = np.array([[row.get(key) for row in run] for run in group], dtype=float)
+            values, across = (np.array([[row.get(k) for row in run] for run in group], float) for k in (key, over))
             means = running_mean(values)
-            axis.plot(episodes, values.T, color=f"C{number}" if compare else "black", alpha=0.4, linewidth=0.8)
-            if len(group) > 1:
-                axis.fill_between(episodes, means.min(0), means.max(0), color="C0", alpha=0.2, linewidth=0)
-            axis.plot(episodes, means.mean(0), color=f"C{number}")
+            across, thin = (across, values) if over == "episodes" else (running_mean(across), means)
+            axis.plot(across.T, thin.T, color=f"C{number}" if len(groups) > 1 else "black", alpha=0.4, linewidth=0.8)
+            if len(group) > 1 and over == "episodes":
+                axis.fill_between(across[0], means.min(0), means.max(0), color=f"C{number}", alpha=0.2, linewidth=0)
+            axis.plot(across.mean(0), means.mean(0), color=f"C{number}", label=name)
         if key in targets:
             axis.axhline(targets[key], color="tab:red", linestyle="--", linewidth=1)
-        axis.set(title=title_of(key), xlabel="replies")
+        axis.set(title=title_of(key), xlabel="replies" if over == "episodes" else title_of(over))
         axis.grid(alpha=0.3)
     for axis in axes[len(keys) :]:
         axis.axis("off")

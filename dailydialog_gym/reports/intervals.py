@@ -1,10 +1,11 @@
-"""Confidence intervals of shares and of differences."""
+"""Confidence intervals of shares, and the bootstrap."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def wilson(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -23,21 +24,34 @@ def wilson(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def bootstrap_difference(
-    before: Sequence[float], after: Sequence[float], resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """The 95% interval of the mean of ``after - before``, by the percentile bootstrap (Efron 1979) over pairs.
+def bootstrap_means(
+    columns: Sequence[ArrayLike], groups: Sequence[Hashable], resamples: int = 2000, seed: int = 0
+) -> list[np.ndarray]:
+    """The means of columns in samples that are drawn with replacement, for a bootstrap (Efron 1979).
+
+    Whole groups of rows are drawn, such as all replies to a context, since the rows of a group are alike. The same ones
+    are drawn of all columns, so that measures of the same replies can be compared.
 
     Args:
-        before, after: ``n`` numbers each, of the same cases.
-        resamples: the number of samples of ``n`` pairs that are drawn, with replacement.
+        columns: ``(n,)`` or ``(n, k)`` each. NaN is left out of a mean.
+        groups: ``n`` names, the same for the rows of a group.
+        resamples: the number of samples.
         seed: of the drawing.
 
-    >>> bootstrap_difference([0.0] * 50, [1.0] * 50)
-    (1.0, 1.0)
+    Returns: for each column ``(resamples,)`` or ``(resamples, k)``.
+
+    >>> [mean.tolist() for mean in bootstrap_means([[1.0] * 9, [[2, 3]] * 9], range(9), resamples=2)]
+    [[1.0, 1.0], [[2.0, 3.0], [2.0, 3.0]]]
     """
-    differences = np.subtract(after, before)
-    rng = np.random.default_rng(seed)
-    means = [differences[rng.integers(len(differences), size=len(differences))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    values = [np.asarray(column, dtype=float) for column in columns]
+    flat = np.concatenate([column.reshape(len(column), -1) for column in values], axis=1)  # (n, all k)
+    there = ~np.isnan(flat)
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    totals = np.zeros((len(numbers), 2 * flat.shape[1]))  # of each group: sums, and how many numbers they are of
+    np.add.at(totals, [numbers[group] for group in groups], np.concatenate([np.where(there, flat, 0.0), there], axis=1))
+    rng, n = np.random.default_rng(seed), len(numbers)
+    drawn = np.array([np.bincount(rng.integers(n, size=n), minlength=n) @ totals for _ in range(resamples)])
+    sums, counts = np.split(drawn, 2, axis=1)
+    ends = np.cumsum([column[0].size for column in values])[:-1]
+    parts = np.split(sums / counts, ends, axis=1)
+    return [part.reshape(resamples, *column.shape[1:]) for part, column in zip(parts, values, strict=True)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from dailydialog_gym.env.samples import Samples, left_pad
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,33 @@ class Episodes:
             attention_mask=tokens["attention_mask"],
             max_new_tokens=max_new_tokens,
             log_probs=np.asarray(info["log_probs"]) if "log_probs" in info else None,
+        )
+
+    @classmethod
+    def from_texts(
+        cls,
+        samples: Samples,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        references: Sequence[str | None],
+        intents: ArrayLike,
+    ) -> Episodes:
+        """Make a batch from ``n`` texts each, and the acts, ``(n,)``; the samples' tokenizer makes the tokens."""
+        tokenizer = samples.tokenizer
+        prompt_ids, prompt_mask = left_pad(tokenizer, prompts, samples.prompt_ids.shape[1])
+        encoded = tokenizer.encode_replies(responses)
+        lengths = np.array([len(ids) for ids in encoded])
+        reply_mask = np.arange(lengths.max()) < lengths[:, None]
+        reply_ids = np.full(reply_mask.shape, tokenizer.pad_id)
+        reply_ids[reply_mask] = np.concatenate(encoded)
+        return cls(
+            prompts=list(prompts),
+            responses=list(responses),
+            references=list(references),
+            intents=np.asarray(intents),
+            input_ids=np.concatenate([prompt_ids, reply_ids], axis=1).astype(np.int64),
+            attention_mask=np.concatenate([prompt_mask, reply_mask], axis=1).astype(np.int64),
+            max_new_tokens=reply_mask.shape[1],
         )
 
 

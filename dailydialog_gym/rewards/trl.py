@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dailydialog_gym.env.samples import Samples, left_pad
+from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import EOU, as_messages, format_prompt, split_prompt
 from dailydialog_gym.extras import need
 from dailydialog_gym.rewards.episodes import Episodes, Scorer, add_score
@@ -66,41 +66,16 @@ def _reward_func(samples: Samples, name: str, scorer: Scorer) -> Callable[..., l
     def reward(prompts: Sequence[TextOrMessages], completions: Sequence[TextOrMessages], **columns: Any) -> list[float]:
         if missing := {"reference", "act"} - columns.keys():
             raise ValueError(f"the dataset lacks {' and '.join(sorted(missing))}, see to_trl_dataset")
-        episodes = _episodes(samples, prompts, completions, columns["reference"], columns["act"])
+        texts = [text if isinstance(text, str) else format_prompt(_contents(text)) for text in prompts]
+        if unclosed := [text for text in texts if not text.rstrip().endswith(EOU)]:
+            raise ValueError(f"expected {EOU} after each utterance of a prompt, got {unclosed[0][:80]!r}")
+        replies = [text if isinstance(text, str) else "".join(_contents(text)) for text in completions]
+        responses = [reply.split(EOU, 1)[0].strip() for reply in replies]
+        episodes = Episodes.from_texts(samples, texts, responses, columns["reference"], columns["act"])
         return add_score(scorer, 1.0, name, episodes, np.zeros(len(episodes)), {})[0].tolist()
 
     reward.__name__ = name
     return reward
-
-
-def _episodes(
-    samples: Samples,
-    prompts: Sequence[TextOrMessages],
-    completions: Sequence[TextOrMessages],
-    references: Sequence[str],
-    acts: Sequence[int],
-) -> Episodes:
-    tokenizer = samples.tokenizer
-    texts = [text if isinstance(text, str) else format_prompt(_contents(text)) for text in prompts]
-    if unclosed := [text for text in texts if not text.rstrip().endswith(EOU)]:
-        raise ValueError(f"expected {EOU} after each utterance of a prompt, got {unclosed[0][:80]!r}")
-    replies = [text if isinstance(text, str) else "".join(_contents(text)) for text in completions]
-    responses = [reply.split(EOU, 1)[0].strip() for reply in replies]
-    prompt_ids, prompt_mask = left_pad(tokenizer, texts, samples.prompt_ids.shape[1])
-    encoded = tokenizer.encode_replies(responses)
-    lengths = np.array([len(ids) for ids in encoded])
-    reply_mask = np.arange(lengths.max()) < lengths[:, None]
-    reply_ids = np.full(reply_mask.shape, tokenizer.pad_id)
-    reply_ids[reply_mask] = np.concatenate(encoded)
-    return Episodes(
-        prompts=texts,
-        responses=responses,
-        references=list(references),
-        intents=np.asarray(acts),
-        input_ids=np.concatenate([prompt_ids, reply_ids], axis=1).astype(np.int64),
-        attention_mask=np.concatenate([prompt_mask, reply_mask], axis=1).astype(np.int64),
-        max_new_tokens=reply_mask.shape[1],
-    )
 
 
 def _contents(messages: list[dict[str, str]]) -> list[str]:

@@ -30,7 +30,7 @@ from dailydialog_gym.agent import AgentRecord, DialogueAgent, save_agent
 from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.errors import report_in_one_line
-from dailydialog_gym.evaluate import Evaluation, evenly_spread
+from dailydialog_gym.evaluate import Evaluation, change_intervals, evenly_spread
 from dailydialog_gym.extras import need
 from dailydialog_gym.models.memory import keep_freed_memory
 from dailydialog_gym.ranges import Count, CountOrZero
@@ -41,7 +41,7 @@ from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder
 from dailydialog_gym.runs.fingerprint import changes, fingerprint
 from dailydialog_gym.runs.folder import lock, make_folder
 from dailydialog_gym.runs.rollouts import MAX_BYTES, action_ratios, describe_rollouts, forget_after
-from dailydialog_gym.runs.samples import intervals, markdown_samples, side_by_side
+from dailydialog_gym.runs.samples import markdown_samples, rewards_of, side_by_side
 
 MAX_BAD_STEPS = 3
 SIGPIPE = 13  # the number that it has where it exists
@@ -416,26 +416,38 @@ class Run:
         self._close()
         raise SystemExit(128 + signum)  # the exit code that a shell gives to a process ended by a signal
 
-    def finish(self, after: Evaluation | None) -> None:
-        """Write the agent, the evaluation, the samples and the curves; print the score table and the files' paths."""
+    def finish(self, after: Evaluation | None, samples: Samples, envs: Any) -> None:
+        """Write the agent, the evaluation, the samples and the curves; print the score table and the files' paths.
+
+        Args:
+            after: the evaluation after training, from `evaluate`.
+            samples: the evaluated samples.
+            envs: the environments, whose rewards the evaluated replies get too.
+        """
+        if self.is_main:
+            last = self._checkpoints.last
+            assert last  # the main process has saved a checkpoint at the end
+            write_folder(self.folder / "agent", lambda new: shutil.copytree(last / "agent", new, dirs_exist_ok=True))
+        before, after = self._broadcast((self.before, after))
+        evaluations, ids = {"before": before, "after": after}, evenly_spread(samples, self.args.eval_samples)
+        rewards = rewards_of(envs, samples, ids, (before, after))
         if not self.is_main:
             self._close()
             return
-        before, last = self.before, self._checkpoints.last
-        assert before and after and last  # the main process has evaluated twice and saved a checkpoint at the end
-        write_folder(self.folder / "agent", lambda new: shutil.copytree(last / "agent", new, dirs_exist_ok=True))
-        rows = {"before": before.scores, "after": after.scores}
+        for evaluation, values in zip(evaluations.values(), rewards, strict=True):
+            evaluation.by_reply["reward"], evaluation.scores["reward"] = values.tolist(), float(values.mean())
+        rows, changes = {name: each.scores for name, each in evaluations.items()}, change_intervals(before, after)
         write_text(self.folder / "evaluation.json", json.dumps(rows, indent=2) + "\n")
-        samples, changes = side_by_side(before, after), intervals(before, after)
         write_text(self.folder / "intervals.json", json.dumps(changes, indent=2) + "\n")
-        write_text(self.folder / "samples.json", json.dumps(samples, indent=2) + "\n")
-        write_text(self.folder / "samples.md", markdown_samples(samples))
-        curves = plot_curves([self.history], curve_keys(self.history[0]), targets=targets_of(vars(self.args)))
+        beside = side_by_side(before, after)
+        write_text(self.folder / "samples.json", json.dumps(beside, indent=2) + "\n")
+        write_text(self.folder / "samples.md", markdown_samples(beside))
+        curves = plot_curves({"": [self.history]}, curve_keys(self.history[0]), targets_of(vars(self.args)))
         curves.savefig(self.folder / "curves.png", dpi=120)
         if self._wandb:
             self._wandb.log({f"eval/{key}": value for key, value in after.scores.items()})
         self._close()
-        print(f"\n{table(rows)}\n\n{before.manner}\n")
+        print(f"\n{table(rows, changes)}\n\n{before.manner}\n")
         print(f"agent     {self.folder}/agent\nsamples   {self.folder}/samples.md\ncurves    {self.folder}/curves.png")
         print(f"logs      tensorboard --logdir {self.folder.parent}")
 

@@ -25,7 +25,7 @@ from dailydialog_gym.chat.conversation import (
     reply_turn,
     turns_before,
 )
-from dailydialog_gym.chat.trained import TrainedAgent, find_agent, find_agents, training_page
+from dailydialog_gym.chat.trained import TrainedAgent, find_agent, find_agents, results_page, samples_page
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.models.decoding import Decoding
 from dailydialog_gym.models.loading import load_model
@@ -134,7 +134,7 @@ def test_whatever_people_send_is_answered_or_refused_with_a_sentence(agents, tal
 def test_twenty_people_at_once_get_their_own_replies(chat):
     async def talk(number):
         reply = chat.agent(FIRST).open_reply([f"I am number {number}."], Decoding(sample=True, seed=number))
-        async with aclosing(chat.stream(FIRST, reply)) as growing:
+        async with aclosing(chat.stream((FIRST, reply))) as growing:
             seen = [len(reply.ids) async for _ in growing]
         assert reply.done and seen[-1] == len(reply.ids)
         return chat.agent(FIRST).reply_text(reply.ids)
@@ -149,7 +149,7 @@ def test_twenty_people_at_once_get_their_own_replies(chat):
 def test_leaving_a_stream_frees_the_worker(chat):
     async def leave():
         reply = chat.agent(FIRST).open_reply(["Hi!"], Decoding(max_new_tokens=32))
-        async with aclosing(chat.stream(FIRST, reply)) as growing:
+        async with aclosing(chat.stream((FIRST, reply))) as growing:
             await anext(growing)
         return reply
 
@@ -162,7 +162,7 @@ def test_a_reply_that_is_cancelled_ends_its_stream(chat):
         reply = chat.agent(FIRST).open_reply(["Hi!"], Decoding(max_new_tokens=32))
         if count == 0:
             reply.cancel()
-        async with aclosing(chat.stream(FIRST, reply)) as growing:
+        async with aclosing(chat.stream((FIRST, reply))) as growing:
             async for _ in growing:
                 if len(reply.ids) >= count:
                     reply.cancel()
@@ -176,7 +176,7 @@ def test_a_reply_that_is_cancelled_ends_its_stream(chat):
 def test_both_agents_answer_and_an_error_is_raised(chat, agents):
     async def last(decoding):
         replies = [await chat.open_reply(title, ["Hi!"], decoding) for title in (FIRST, SECOND)]
-        async with aclosing(chat.stream_both((FIRST, SECOND), replies)) as growing:
+        async with aclosing(chat.stream(*zip((FIRST, SECOND), replies, strict=True))) as growing:
             async for _ in growing:
                 pass
         return replies
@@ -261,6 +261,7 @@ def make_run(folder, finished=True, model="builtin"):
         (folder / "evaluation.json").write_text(json.dumps(scores), encoding="utf-8")
         (folder / "intervals.json").write_text('{"meteor": [0.1, 0.15]}', encoding="utf-8")
         sample = {"context": ["Hi <b>"], "before": "*No* .", "after": "<i>Yes</i> .", "people": "Ok"}
+        sample["rewards"] = [0.25, 0.5]
         (folder / "samples.json").write_text(json.dumps([sample]), encoding="utf-8")
     return folder
 
@@ -304,30 +305,32 @@ def test_a_run_without_an_agent_or_with_a_broken_configuration_is_a_clear_error(
         find_agent(str(tmp_path))
 
 
-def test_the_training_page_shows_a_run_as_text(tmp_path):
-    html = training_page(make_run(tmp_path / "run"))
+def test_the_results_page_shows_a_run_as_text(tmp_path):
+    run = make_run(tmp_path / "run")
+    html = results_page(run) + samples_page(run)
     assert "Return: from 0.1 to 0.3" in html
-    assert "<td>0.1250</td><td>0.2500</td><td>+100.0%</td><td>+80.0% to +120.0%</td>" in html
+    assert "<td>0.1250</td><td>0.2500</td><td>+100.0%</td><td>+80.0%</td><td>+120.0%</td>" in html
     assert "stroke-dasharray" in html  # the target of the KL
     assert "Hi &lt;b&gt;" in html and "&lt;i&gt;Yes&lt;/i&gt; ." in html and "*No*" in html
+    assert "0.250 before, 0.500 after (+0.250)" in html
     assert "<b>" not in html
 
 
 def test_samples_are_sorted_by_their_change_and_other_runs_are_laid_over(tmp_path):
     run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
     sample = {"context": ["Hi"], "before": "b", "after": "a", "people": "p"}
-    samples = [{**sample, "after": f"number {change}", "change": change} for change in (0.1, -0.5, 0.7)]
+    samples = [{**sample, "after": f"number {r}", "rewards": [0.5, 0.5 + r]} for r in (0.1, -0.5, 0.7)]
     (run / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
     for order, expected in (("", "0.1 -0.5 0.7"), ("improved", "0.7 0.1 -0.5"), ("worsened", "-0.5 0.1 0.7")):
-        assert " ".join(re.findall(r"number ([\d.-]+)", training_page(run, order=order))) == expected
-    assert "<u>" not in training_page(run, {"<u>": other}) and "&lt;u&gt;" in training_page(run, {"<u>": other})
+        assert " ".join(re.findall(r"number ([\d.-]+)", samples_page(run, order))) == expected
+    assert "<u>" not in results_page(run, {"<u>": other}) and "&lt;u&gt;" in results_page(run, {"<u>": other})
 
 
-def test_the_training_page_tells_what_is_not_there_yet(tmp_path):
-    html = training_page(make_run(tmp_path / "run", finished=False))
+def test_the_results_page_tells_what_is_not_there_yet(tmp_path):
+    html = results_page(make_run(tmp_path / "run", finished=False))
     assert "has not written evaluation.json yet" in html
     (tmp_path / "run" / "metrics.jsonl").write_text("[]\n", encoding="utf-8")
-    assert "Cannot read" in training_page(tmp_path / "run")
+    assert "Cannot read" in results_page(tmp_path / "run")
 
 
 def in_terminal(typed, *flags):

@@ -75,6 +75,18 @@ def test_the_pages_own_scripts_get_an_answer(served):
         assert httpx.post(served.url + "gradio_api/run/about", json={"data": []}, headers=headers).status_code == 200
 
 
+def test_the_pages_own_scripts_get_an_answer_behind_a_proxy_that_forwards_its_name(agent, tmp_path):
+    """As on Hugging Face Spaces, where the page listens on all networks."""
+    served = Served(chat_of(agent), tmp_path / "votes.jsonl", host="0.0.0.0")
+    try:
+        for origin, expected in (("https://user-name.hf.space", 200), ("https://evil.example", 403)):
+            headers = {"Host": "10.0.0.1:7860", "X-Forwarded-Host": "user-name.hf.space", "Origin": origin}
+            answer = httpx.post(served.url + "gradio_api/run/about", json={"data": []}, headers=headers)
+            assert answer.status_code == expected
+    finally:
+        served.page.close()
+
+
 def test_behind_a_proxy_it_answers_to_the_proxys_name(behind_proxy):
     call = behind_proxy.url + "gradio_api/run/about"
     for host in ("talk.example.org", urlsplit(behind_proxy.url).netloc):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Page, expect, sync_playwright
@@ -170,6 +171,42 @@ def test_openers_retry_edit_undo_and_clear(served, open_page):
     press(page, "Clear")
     expect(replies(page)).to_have_count(0)
     expect(page.get_by_role("button", name="Hi! How are you today?")).to_be_visible()
+
+
+@browser_test
+def test_what_is_cleared_while_it_is_written_stays_cleared(served, open_page):
+    page = open_page()
+    served.delay = 0.3
+    send(page, "Tell me a story.")
+    expect(replies(page)).not_to_be_empty()
+    message_box(page).fill("Are you there?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("That did not work: a reply is being written.")).to_be_visible()
+    expect(message_box(page)).to_have_value("Are you there?")
+    press(page, "Clear")
+    expect(page.get_by_role("button", name="Send").locator("visible=true")).to_be_visible()
+    expect(replies(page)).to_have_count(0)
+    page.get_by_role("tab", name="Compare").click()
+    cards = compare(page, "Tell me a story.")
+    expect(cards.first).not_to_be_empty()
+    press(page, "Clear")
+    expect(page.get_by_role("button", name="Send").locator("visible=true")).to_be_visible()
+    expect(cards).to_have_count(0)
+    expect(page.locator("[data-testid=user]").locator("visible=true")).to_have_count(0)
+    expect(message_box(page, "Your message to both")).to_be_enabled()
+
+
+@browser_test
+def test_a_slow_connection_leaves_nothing_in_the_box(open_page):
+    """All updates of the reply arrive at once."""
+    page = open_page()
+    network = page.context.new_cdp_session(page)
+    slow = {"offline": False, "latency": 300, "downloadThroughput": -1, "uploadThroughput": -1}
+    network.send("Network.enable")
+    network.send("Network.emulateNetworkConditions", slow)
+    send(page, "How are you?")
+    wait_for_reply(page)
+    expect(message_box(page)).to_have_value("")
 
 
 @browser_test
@@ -358,15 +395,22 @@ def test_the_rollouts_tab_walks_through_the_iterations(open_page):
     expect(page.locator(".replies li")).to_have_count(4)  # the slider ends at the last iteration
 
 
+def write_results(served, request) -> None:
+    """A table and a sample in the run's folder, until the test ends."""
+    scores = {side: dict.fromkeys(LABELS, 0.5) for side in ("before", "after")}
+    sample = {"context": ["Hi"], "before": "No .", "after": "Yes .", "people": "Ok", "rewards": [0.25, 0.5]}
+    for name, content in {"evaluation.json": scores, "samples.json": [sample]}.items():
+        path = served.votes.with_name(name)
+        path.write_text(json.dumps(content), encoding="utf-8")
+        request.addfinalizer(path.unlink)
+
+
 @browser_test
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_all_without_scrolling_sideways(open_page, served, request, scheme):
-    evaluation = served.votes.with_name("evaluation.json")
-    evaluation.write_text(
-        json.dumps({side: dict.fromkeys(LABELS, 0.5) for side in ("before", "after")}), encoding="utf-8"
-    )
-    request.addfinalizer(evaluation.unlink)
-    page = open_page(viewport={"width": 360, "height": 700}, color_scheme=scheme)
+@pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1280)])
+def test_no_tab_scrolls_sideways_or_has_what_axe_calls_serious(open_page, served, request, scheme, width):
+    write_results(served, request)
+    page = open_page(viewport={"width": width, "height": 700}, color_scheme=scheme)
+    assert serious_findings(page) == []
     send(page, "a" * 300)
     wait_for_reply(page)
     expect(message_box(page)).to_be_in_viewport(ratio=1)
@@ -374,11 +418,22 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page, served, request
     expect(page.locator(".token").first).to_be_visible()
     for tab in TABS:
         open_tab(page, tab)
+        if tab == "Compare":
+            compare(page, "What would you like to eat?")
+            expect(page.get_by_role("button", name="1 is better")).to_be_visible(timeout=20_000)
         if tab == "Training":
             expect(page.get_by_role("cell", name="+0.0%")).to_have_count(len(LABELS))
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert serious_findings(page) == [], tab
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+
+
+def serious_findings(page: Page) -> list[str]:
+    """What axe-core calls serious or critical, with the elements that it names."""
+    found = Axe().run(page).response["violations"]
+    nodes = {each["id"]: [node["html"][:200] for node in each["nodes"]] for each in found}
+    return [f"{each['id']}: {nodes[each['id']]}" for each in found if each["impact"] in ("serious", "critical")]
 
 
 def open_tab(page: Page, name: str) -> None:

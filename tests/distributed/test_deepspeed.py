@@ -407,6 +407,24 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(two, stage):
     assert_same(two[f"resumed{stage}"]["policy"], two[f"stage{stage}"]["policy"], 1e-6)
 
 
+def test_ranks_log_the_same_rollouts_at_every_stage_and_after_a_restart(two, jobs):
+    def logged(run):
+        path = jobs.folder / "runs" / run / "rollouts.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    expected = logged("stage0-2")
+    assert [line["iteration"] for line in expected] == sorted([1, 2, 3] * 4)  # all groups of rank 0
+    for run in ("stage2-2", "stage3-2", "resumed2-2", "resumed3-2"):
+        for line, other in zip(logged(run), expected, strict=True):
+            replies, others = line.pop("replies"), other["replies"]
+            assert line == {key: value for key, value in other.items() if key != "replies"}
+            for reply, like in zip(replies, others, strict=True):
+                assert (reply["text"], reply["tokens"]) == (like["text"], like["tokens"])
+                for name in reply.keys() - {"text", "tokens"}:
+                    assert reply[name] == pytest.approx(like[name], abs=1e-3), (run, name)
+                assert reply["ratio"] != pytest.approx(np.ones(len(reply["ratio"])), abs=1e-6)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_of_two_ranks_goes_on_with_one(one_again, two, stage):
     """The third iteration depends on the restored weights and optimizer moments."""

@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import sacrebleu
 from nltk.tokenize import NLTKWordTokenizer
@@ -18,9 +20,9 @@ from transformers import AutoModelForCausalLM, BloomConfig
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.evaluate import __main__ as evaluate
-from dailydialog_gym.evaluate import evenly_spread
-from dailydialog_gym.evaluate.metrics import score_replies, score_with_marker
-from dailydialog_gym.reports.tables import table
+from dailydialog_gym.evaluate import change_intervals, evenly_spread
+from dailydialog_gym.evaluate.metrics import bleu, judge_with_marker, score_replies, summary
+from dailydialog_gym.reports.tables import score_cells
 from dailydialog_gym.rewards.meteor import meteor
 
 REPLIES = ["I like green tea .", "No , thanks .", "No , thanks .", ""]
@@ -54,7 +56,7 @@ def test_scoring_needs_no_network_and_writes_nothing_at_home(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", os.devnull)  # where no folder can be made
     score_replies(REPLIES, REFERENCES)
-    score_with_marker(REPLIES, REFERENCES, [True] * 4)
+    judge_with_marker(REPLIES, REFERENCES, [True] * 4)
 
 
 def test_command_compares_an_agent_with_its_baseline(tiny_model, tmp_path, capsys):
@@ -65,7 +67,8 @@ def test_command_compares_an_agent_with_its_baseline(tiny_model, tmp_path, capsy
     output = capsys.readouterr().out
     rows = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
     assert list(rows) == ["builtin", tiny_model]
-    assert table(rows) in output
+    assert {cell for line in score_cells(rows) for cell in line} < {cell.strip() for cell in output.split("|")}
+    assert "| 95% from " in output
     assert "12 replies to 12 contexts of builtin, test; sampled, top-k 20" in output
     assert rows["builtin"]["meteor"] > rows[tiny_model]["meteor"]
 
@@ -145,15 +148,40 @@ def test_texts_with_the_marker_are_scored_as_published(tmp_path, capsys):
             return []
 
     ended = [True, True, False, True]
-    scores = score_with_marker(REPLIES, REFERENCES, ended)
+    scores = summary(judge_with_marker(REPLIES, REFERENCES, ended))
     marked = [f"{reply} <EOU>" if end else reply for reply, end in zip(REPLIES, ended, strict=True)]
     targets = [f"{reference} <EOU>" for reference in REFERENCES]
     pairs = [[NLTKWordTokenizer().tokenize(text) for text in pair] for pair in zip(targets, marked, strict=True)]
     assert scores["meteor"] == pytest.approx(
         sum(single_meteor_score(*pair, wordnet=NoSynonyms()) for pair in pairs) / 4
     )
-    assert scores["sacrebleu"] == pytest.approx(sacrebleu.corpus_bleu(marked, [targets], tokenize="intl").score / 100)
-    assert scores["length"] == score_replies(REPLIES, REFERENCES)["length"]
+    assert scores["sacrebleu"] == pytest.approx(sacrebleu.corpus_bleu(marked, [targets], tokenize="intl").score)
+
+
+def test_intervals_of_changes_are_those_of_the_libraries_scores():
+    samples, ids = load_samples(split="validation"), np.arange(30)
+    references = [samples.references[i] for i in ids]
+    unrelated = references[1:] + references[:1]
+    evaluations = {
+        (name, keep_eou): evaluate.Evaluation(evaluate.FixedReplies(replies), samples, ids, None, keep_eou)
+        for name, replies in {"unrelated": unrelated, "half": references[:15] + unrelated[15:]}.items()
+        for keep_eou in (False, True)
+    }
+    rows = np.random.default_rng(0).integers(30, size=30)
+    counts = np.array(evaluations["half", False].by_reply["sacrebleu"])[rows].sum(0)
+    texts = [[column[row] for row in rows] for column in (evaluations["half", False].replies, references)]
+    assert bleu(counts) == pytest.approx(sacrebleu.corpus_bleu(texts[0], [texts[1]]).score)
+    for keep_eou in (False, True):
+        before, after = evaluations["unrelated", keep_eou], evaluations["half", keep_eou]
+        found = change_intervals(before, after)
+        assert found.keys() == {"rouge1", "rougeLsum", "meteor", "sacrebleu", "length"}
+        for name, (low, high) in found.items():
+            assert low < after.scores[name] - before.scores[name] < high, name
+        assert found["rouge1"][0] > 0.2 and found["length"][0] < 0 < found["length"][1]
+        assert change_intervals(before, before) == {name: [0, 0] for name in found}
+    better = SimpleNamespace(prompts=range(80), by_reply={"intent": [1.0] * 40 + [np.nan] * 40})
+    worse = SimpleNamespace(prompts=range(80), by_reply={"intent": [0.0] * 40 + [np.nan] * 40})
+    assert change_intervals(worse, better) == {"intent": [1, 1]}  # of the replies that should have an act
 
 
 def test_rows_of_floors_know_nothing_of_the_contexts(tiny_model, tmp_path, capsys):

@@ -9,14 +9,14 @@ from paths import ROOT
 
 from dailydialog_gym.evaluate import score_replies
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean, targets_of
-from dailydialog_gym.reports.intervals import bootstrap_difference
+from dailydialog_gym.reports.intervals import bootstrap_means
 from dailydialog_gym.reports.tables import LABELS, score_cells
 
 ROW = {"episodes": 8, "charts/episodic_return": 0.5, "charts/FPS": 9.0, "reward/meteor": 0.1, "metric/kl_coef": 0.2}
 
 
 def test_every_score_has_a_heading():
-    assert {*score_replies(["Yes ."], ["No ."]), "intent"} == LABELS.keys()
+    assert {*score_replies(["Yes ."], ["No ."]), "intent", "reward"} == LABELS.keys()
 
 
 def test_the_change_of_two_models_is_relative_and_empty_from_zero():
@@ -27,7 +27,13 @@ def test_the_change_of_two_models_is_relative_and_empty_from_zero():
         ["b", "0.2500", "0.5000", "10.00"],
         ["change", "-50.0%", "", "+25.0%"],
     ]
+    assert score_cells(rows, {"meteor": [-0.3, -0.2], "intent": [0.4, 0.6]})[4:] == [
+        ["95% from", "-60.0%", "", ""],
+        ["95% to", "-40.0%", "", ""],
+    ]
     assert score_cells(rows | {"c": rows["a"]})[-1][0] == "c"  # of three models there is no change
+    negative = {"a": {"reward": -0.5}, "b": {"reward": 0.5}}
+    assert score_cells(negative)[1:] == [["a", "-0.5000"], ["b", "0.5000"], ["change", ""]]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -38,7 +44,7 @@ def test_curves_have_a_panel_for_each_key_and_the_mean_over_the_runs(seeds):
     ]
     keys = curve_keys(ROW)
     assert keys == ["charts/episodic_return", "reward/meteor", "metric/kl_coef"]
-    panels = plot_curves(runs, keys).axes
+    panels = plot_curves({"": runs}, keys).axes
     assert [panel.get_title() for panel in panels] == ["Return", "METEOR", "KL coefficient"]
     *raw, mean = panels[1].lines
     assert len(raw) == seeds and len(panels[1].collections) == (seeds > 1)
@@ -54,9 +60,21 @@ def test_runs_of_different_lengths_are_compared_and_a_target_is_marked():
     targets = targets_of({"kl_rule": "openrl", "kl_target": None})
     assert targets == {"metric/kl_per_token": 0.1} and targets_of({"kl_rule": "fixed", "kl_target": 1.0}) == {}
     assert targets_of({"kl_rule": "ziegler", "kl_target": 3.0}) == {"reward/kl": 3.0}
-    (panel,) = plot_curves(runs, ["reward/meteor"], compare=True, targets={"reward/meteor": 0.3}).axes
+    groups = {"a": [runs[0]], "b": [runs[1]]}
+    (panel,) = plot_curves(groups, ["reward/meteor"], {"reward/meteor": 0.3}).axes
     assert [line.get_color() for line in panel.lines] == ["C0", "C0", "C1", "C1", "tab:red"]
     assert [len(line.get_xdata()) for line in panel.lines[:4]] == [4, 4, 8, 8]
+
+
+def test_seeds_are_drawn_over_another_metric():
+    runs = [[ROW | {"reward/meteor": i + seed, "reward/kl": 2 * i} for i in range(30)] for seed in range(2)]
+    (panel,) = plot_curves({"a": runs, "b": runs}, ["reward/meteor"], over="reward/kl").axes
+    assert panel.get_xlabel() == "KL a reply" and panel.get_legend_handles_labels()[1] == ["a", "b"]
+    first, second, mean = panel.lines[:3]
+    means = running_mean(np.arange(30.0))
+    for line, expected in ((first, means), (second, means + 1), (mean, means + 0.5)):
+        np.testing.assert_array_equal(line.get_xdata(), 2 * means)
+        np.testing.assert_array_equal(line.get_ydata(), expected)
 
 
 def test_the_bootstrap_interval_covers_the_true_change_as_often_as_it_says():
@@ -64,7 +82,11 @@ def test_the_bootstrap_interval_covers_the_true_change_as_often_as_it_says():
     covered = 0
     for trial in range(200):
         before, after = rng.normal(size=(2, 60))
-        low, high = bootstrap_difference(before, after + 0.5, resamples=400, seed=trial)
+        columns, groups = [before, after + 0.5], range(60)
+        if trial % 2:  # two equal replies to each context say no more than one
+            columns, groups = np.repeat(columns, 2, axis=1), np.repeat(groups, 2)
+        old, new = bootstrap_means(columns, groups, resamples=400, seed=trial)
+        low, high = np.quantile(new - old, [0.025, 0.975])
         covered += low < 0.5 < high
     assert 180 <= covered <= 198
 

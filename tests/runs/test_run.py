@@ -14,6 +14,7 @@ import torch
 from paths import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dailydialog_gym.env import load_samples
 from dailydialog_gym.runs.data import DataArgs
 from dailydialog_gym.runs.run import Run, RunArgs
 
@@ -155,12 +156,15 @@ class OtherRank(Run):
     """A run of a process that gets the folder from the main one."""
 
     def _broadcast(self, value):
-        return Path("runs/run") if value is None else value
+        return {None: Path("runs/run"), (None, None): (EVALUATION, EVALUATION)}.get(value, value)
+
+
+EVALUATION = SimpleNamespace(prompts=["Hi . <EOU>"], references=["Yes ."], replies=["No ."])
 
 
 def test_a_process_other_than_the_main_one_writes_and_prints_nothing(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    run = OtherRank(Args(run_name="run"), 8, is_main=False)
+    run = OtherRank(Args(run_name="run", eval_samples=1), 8, is_main=False)
     run.restore(torch.nn.Linear(1, 1))
     run.start(None)
     run.log({"charts/episodic_return": 0.5}, episodes=4)
@@ -170,6 +174,6 @@ def test_a_process_other_than_the_main_one_writes_and_prints_nothing(tmp_path, m
     assert [check(run, float("nan"), 1.0) for _ in range(2)] == [False, False]
     with pytest.raises(SystemExit, match=r"^1$"):  # together with the main process, which prints the message
         check(run, float("nan"), 1.0)
-    run.finish(None)
+    run.finish(None, load_samples(split="validation"), None)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
