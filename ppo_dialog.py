@@ -352,8 +352,8 @@ if __name__ == "__main__":
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)
     fixed_cache = compile_agent(agent, P + T) if args.compile else None
-    parts = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
-    groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in parts.items() if part]
+    rates = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
+    groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in rates.items() if part]
     optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)
     optimizer = AdamW8bit(groups, eps=1e-5) if args.low_memory else optimizer
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)

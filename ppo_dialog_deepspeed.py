@@ -365,8 +365,8 @@ if __name__ == "__main__":
     for scorer, weight, name in [*map(load_scorer, args.reward), *reward_models]:
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)
-    parts = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
-    groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in parts.items() if part]
+    rates = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
+    groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in rates.items() if part]
     if args.critic == "separate":
         agent.policy, agent.critic = engine(agent.policy, config, groups[:1]), engine(agent.critic, config, groups[1:])
         engines = {"the policy": agent.policy, "the critic": agent.critic}

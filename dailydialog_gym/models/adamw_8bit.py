@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 BLOCK = 256  # numbers that share a scale
-CHUNK = (
-    2**22
-)  # numbers of a parameter that are updated at a time: their float32 copies are the memory that a step needs
+CHUNK = 2**22  # numbers that are updated at a time; a step needs memory for their float32 copies
 
 
 class AdamW8bit(torch.optim.Optimizer):
