@@ -202,7 +202,7 @@ def test_a_file_without_rows_is_named(tmp_path, kind):
         read_rows(tmp_path / name, lambda row: row["dialog"], "a dialogue")
 
 
-@pytest.mark.parametrize("content", [b"", b"no state", gzip.compress(b"1")])
+@pytest.mark.parametrize("content", [b"", b"no state", gzip.compress(b"1", mtime=0)], ids=["empty", "text", "gzip"])
 def test_a_damaged_state_is_named(tmp_path, content):
     (tmp_path / "training_state.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot resume from .*training_state.pt: remove it to begin anew"):
