@@ -20,7 +20,7 @@ from machine import processor, revision, versions
 from dailydialog_gym.runs.run import Run
 
 SCRIPT = Path(__file__).parents[1] / "ppo_dialog.py"
-SHORT = ["--total-episodes", "1536", "--eval-samples", "8", "--run-name", "run"]
+SHORT = ["--total-episodes", "1024", "--eval-samples", "8", "--run-name", "run"]
 
 
 def main(flags: list[str]) -> None:

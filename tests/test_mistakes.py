@@ -59,6 +59,7 @@ MISTAKES = {
     ("--model", "no/such-model"): "cannot load tokenizer 'no/such-model'",
     ("--dataset", "no-such-data"): "no such file or folder: 'no-such-data'",
     ("--dataset", "rewards.py"): "dataset 'rewards.py' is a file, but none of .jsonl, .json",
+    ("--eval-split", "tset"): "unknown split 'tset'",
     ("--intent-model", "no/such-model"): "cannot load intent classifier 'no/such-model'",
     ("--policy-class", "transformers:AutoModel"): "GPT2Model has no language-model head: expected a class such as",
     ("--policy-class", "collections:OrderedDict"): "has no attribute 'from_pretrained'",

@@ -80,7 +80,7 @@ def test_a_run_leaves_an_agent_that_plain_transformers_loads(tiny_model, tmp_pat
     for key in ("charts/FPS", "reward/meteor", "reward/kl", "metric/kl_coef", "losses/policy_loss"):
         assert events.Scalars(key)[-1].value == pytest.approx(rows[-1][key], rel=1e-5)
     scores = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    assert f"| before | {scores['before']['rouge1']:.4f}" in output
+    assert re.search(rf"\| before +\| {scores['before']['rouge1']:.4f}", output)
     for name in ("config.json", "samples.md", "curves.png"):
         assert (folder / name).stat().st_size > 0
 
@@ -238,13 +238,6 @@ def test_bad_flags_are_named_before_anything_is_written(run, tiny_model, tmp_pat
     with pytest.raises((ValueError, SystemExit), match=re.escape(message)):
         run(*(flag.format(weightless=weightless) for flag in flags))
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_mistake_of_the_user_is_one_line_and_not_a_traceback(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--eval-split", "tset"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: unknown split 'tset'") and ended.stderr.count("\n") == 1
 
 
 def test_a_run_is_never_overwritten(run, tiny_model, tmp_path):

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
 from dailydialog_gym import templates
+from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.templates import InTime, check_template
 
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
@@ -32,9 +35,9 @@ GOOD = (
     ],
 )
 def test_a_template_without_an_end_is_refused(monkeypatch, template):
-    monkeypatch.setattr(templates, "SECONDS", 4)
+    monkeypatch.setattr(templates, "SECONDS", 1.5)
     start = time.monotonic()
-    with pytest.raises(ValueError, match=r"^the chat template of 'a' (does not end within 4|writes more than 1,0)"):
+    with pytest.raises(ValueError, match=r"^the chat template of 'a' (does not end within 1.5|writes more than 1,0)"):
         check_template("a", template)
     assert time.monotonic() - start < 20
 
@@ -78,21 +81,15 @@ def test_what_does_not_end_in_time_is_never_called_again():
 LOAD = """
 import sys
 from pathlib import Path
-from transformers import AutoTokenizer
-from dailydialog_gym import templates
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.env import load_tokenizer
 from dailydialog_gym.models.decoding import Decoding
 
-templates.SECONDS = 3
-folder, kind = sys.argv[1:]
+folder = sys.argv[1]
 file = Path(folder, "chat_template.jinja")
 good = file.read_text(encoding="utf-8")
 forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-later = "{% if 'bomb' in messages[0].content %}" + forever + "{% endif %}"
-file.write_text({"always": forever, "later": later}[kind] + good, encoding="utf-8")
+file.write_text("{% if 'bomb' in messages[0].content %}" + forever + "{% endif %}" + good, encoding="utf-8")
 try:
-    load_tokenizer(folder, chat_template=True) if kind == "always" else None
     agent = DialogueAgent.load(folder)
     agent._in_time._seconds = 1
     agent.open_reply(["Hello."], Decoding())
@@ -103,16 +100,20 @@ except ValueError as error:
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("always", "the chat template of '{}' does not end within 3 seconds"),
-        ("later", "loaded\nthe chat template did not end within 10 seconds, so it is not used any more"),
-    ],
-)
-def test_a_model_with_such_a_template_hangs_nobody(tiny_instruct_model, tmp_path, kind, said):
+def test_a_model_whose_template_has_no_end_is_refused(tiny_instruct_model, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_instruct_model, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(NESTED + ENDS, encoding="utf-8")
+    monkeypatch.setattr(templates, "SECONDS", 1.5)
+    for load in partial(load_tokenizer, chat_template=True), DialogueAgent.load:
+        with pytest.raises(ValueError, match=f"^the chat template of '{folder}' does not end within 1.5 seconds"):
+            load(str(folder))
+
+
+def test_a_template_that_has_no_end_for_some_messages_hangs_nobody(tiny_instruct_model, tmp_path):
+    """In a process of its own, since the thread that renders it can't be ended."""
     folder = shutil.copytree(tiny_instruct_model, tmp_path / "model")
     assert (folder / "chat_template.jinja").exists()
-    command = [sys.executable, "-c", LOAD, str(folder), kind]
+    command = [sys.executable, "-c", LOAD, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-    assert done.stdout.strip() == said.format(folder)
+    said = "loaded\nthe chat template did not end within 10 seconds, so it is not used any more"
+    assert done.stdout.strip() == said

@@ -128,5 +128,5 @@ def change_intervals(before: Evaluation, after: Evaluation) -> dict[str, list[fl
         if name == "sacrebleu":
             sums = (len(columns[0]) * each for each in (old, new))
             old, new = (after.bleu_unit * np.apply_along_axis(bleu, 1, each) for each in sums)
-        changes[name] = np.quantile(new - old, [0.025, 0.975]).tolist()
+        changes[name] = np.nanquantile(new - old, [0.025, 0.975]).tolist()
     return changes

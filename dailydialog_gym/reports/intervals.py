@@ -38,7 +38,7 @@ def bootstrap_means(
         resamples: the number of samples.
         seed: of the drawing.
 
-    Returns: for each column ``(resamples,)`` or ``(resamples, k)``.
+    Returns: for each column ``(resamples,)`` or ``(resamples, k)``, NaN where a sample has no numbers of it.
 
     >>> [mean.tolist() for mean in bootstrap_means([[1.0] * 9, [[2, 3]] * 9], range(9), resamples=2)]
     [[1.0, 1.0], [[2.0, 3.0], [2.0, 3.0]]]
@@ -53,5 +53,6 @@ def bootstrap_means(
     drawn = np.array([np.bincount(rng.integers(n, size=n), minlength=n) @ totals for _ in range(resamples)])
     sums, counts = np.split(drawn, 2, axis=1)
     ends = np.cumsum([column[0].size for column in values])[:-1]
-    parts = np.split(sums / counts, ends, axis=1)
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    parts = np.split(means, ends, axis=1)
     return [part.reshape(resamples, *column.shape[1:]) for part, column in zip(parts, values, strict=True)]

@@ -168,7 +168,7 @@ def test_a_busy_port_is_replaced_by_the_next_one():
 
 
 def test_requests_that_nobody_listens_to_keep_nobody_waiting(served, monkeypatch):
-    monkeypatch.setattr(guard, "PATIENCE", 2.0)
+    monkeypatch.setattr(guard, "PATIENCE", 0.7)
     served.delay = 0.3  # for each token
     data = ["Hi.", [], True, 1.0, 20, 1.0, 128, 1]
 
