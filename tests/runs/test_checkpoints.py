@@ -105,12 +105,12 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(server, fla
     expected, duration = uninterrupted
     moments = random.Random(0)
     kills, finished, code = 0, 0, None
-    while kills < 20 or code != 0:
+    while kills < 10 or code != 0:
         cwd = tmp_path / str(finished)
         cwd.mkdir(exist_ok=True)
         begun = (cwd / "runs/run").exists()
         pid = server.start(cwd, SCRIPT, *(("--resume", "runs/run") if begun else (*flags, "--run-name", "run")))
-        if kills < 20:
+        if kills < 10:
             time.sleep(moments.uniform(0, 0.6 * duration))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
