@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import random
 import re
@@ -712,6 +713,8 @@ def launch(
         public=proxy.netloc or None,
         give_up=page._queue.clean_events,
     )
+    # Else each full collection looks through all that was imported, a third of a second in which nobody is answered
+    gc.freeze()
     # Gradio's own queue never fills: all events begin at once, and `Chat` limits the replies that are being written
     page.queue(max_size=None).launch(
         server_name=host,
