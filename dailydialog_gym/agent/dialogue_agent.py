@@ -77,7 +77,9 @@ class DialogueAgent:
         check_vocabulary(model, tokenizer.vocab_size)
         check_positions(model, max_prompt_length, max_new_tokens)
         eos = model.generation_config.eos_token_id
-        self._template_ends = {*(eos if isinstance(eos, list) else [eos]), *tokenizer.end_ids}
+        ends = {*(eos if isinstance(eos, list) else [eos]), *tokenizer.end_ids}
+        # A configuration may name no token, or one that the tokenizer lacks and that is therefore never written
+        self._template_ends = {token for token in ends if token is not None and token < tokenizer.vocab_size}
 
     @classmethod
     def load(

@@ -205,6 +205,15 @@ def test_a_template_reply_ends_with_any_of_the_models_eos_tokens(glm):
     assert agent.reply_text([*word, user]) == "Yes"
 
 
+@pytest.mark.parametrize("eos", [None, 10**6, [None, 10**6]])
+def test_an_end_that_a_model_names_but_cannot_write_is_no_end(glm, eos):
+    agent = DialogueAgent.load(glm)
+    agent.model.generation_config.eos_token_id = eos
+    agent = DialogueAgent(agent.model, agent.tokenizer)
+    assert agent._end_tokens([]) == sorted(agent.tokenizer.end_ids)
+    assert agent.reply(["Hello . <EOU>"], min_new_tokens=3)
+
+
 def test_a_saved_agent_uses_the_training_format_even_if_it_started_with_a_template(glm, tmp_path):
     save_agent(load_model(glm), glm, tmp_path)
     assert DialogueAgent.load(str(tmp_path)).template is None
