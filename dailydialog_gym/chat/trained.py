@@ -219,9 +219,7 @@ def _samples(order: str, path: Path) -> str:
             f'<div><h3>{who}</h3><p dir="auto">{_text(sample[who])}</p></div>' for who in ("before", "after", "people")
         )
         before, after = sample["rewards"]
-        change = (
-            f'<p class="hint">The run\'s reward: {before:.3f} before, {after:.3f} after ({after - before:+.3f})</p>'
-        )
+        change = f"The run's reward: {before:.3f} before, {after:.3f} after ({after - before:+.3f})"
         change, quote = f'<p class="hint">{change}</p>', f"<blockquote>{context}</blockquote>"
         cards.append(f'<article class="run-sample">{quote}<div class="run-replies">{replies}</div>{change}</article>')
     return "".join(cards)

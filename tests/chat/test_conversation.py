@@ -308,6 +308,8 @@ def test_a_run_without_an_agent_or_with_a_broken_configuration_is_a_clear_error(
 def test_the_results_page_shows_a_run_as_text(tmp_path):
     run = make_run(tmp_path / "run")
     html = results_page(run) + samples_page(run)
+    assert "The run's reward" in html
+    assert not re.search(r"<p\b[^>]*>\s*<p\b", html)  # a browser would end the outer paragraph before the inner one
     assert "Return: from 0.1 to 0.3" in html
     assert "<td>0.1250</td><td>0.2500</td><td>+100.0%</td><td>+80.0%</td><td>+120.0%</td>" in html
     assert "stroke-dasharray" in html  # the target of the KL
