@@ -198,7 +198,7 @@ def test_a_listener_may_wait_longer_than_that(served, monkeypatch):
     served.delay = 0.1
     answer = Client(served.url, verbose=False).predict("How are you?", longest=15, sample=False, api_name="/chat")
     served.delay = 0.0
-    assert answer == served.agent.chat("How are you?", max_new_tokens=15)
+    assert answer == served.agent.chat("How are you?", max_new_tokens=15, min_new_tokens=8)
 
 
 def test_too_many_replies_at_once_are_refused_with_a_sentence(served, monkeypatch):

@@ -513,9 +513,10 @@ def test_the_endpoints_and_no_others_have_these_names(client):
 
 
 def test_the_chat_endpoint_streams_what_the_agent_says(client, served):
+    served.delay = 0.01
     job = client.submit("How are you?", ["Good morning!"], seed=3, api_name="/chat")
     answer = job.result()
-    how = {"sample": True, "top_k": 20, "seed": 3}
+    how = {"sample": True, "top_k": 20, "seed": 3, "min_new_tokens": 8}
     assert answer == served.agent.chat("How are you?", ["Good morning!"], **how)
     assert len(job.outputs()) > 1
 
