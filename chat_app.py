@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.chat.conversation import Chat, check_message
+from dailydialog_gym.chat.conversation import USUAL, Chat, check_message
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranges import Port, Seed
@@ -84,7 +84,8 @@ def talk_in_terminal(agent: DialogueAgent, greedy: bool, seed: int | None) -> No
         except ValueError as error:
             print(f"({error})")
             continue
-        decoding = {"sample": not greedy, "top_k": 20, "seed": random.getrandbits(32) if seed is None else seed}
+        decoding = {"sample": not greedy, "temperature": USUAL.temperature, "top_k": USUAL.top_k}
+        decoding["seed"] = random.getrandbits(32) if seed is None else seed
         print("> Agent: ", end="", flush=True)
         shown = ""
         for text in map(escape_invisible, agent.chat_stream(message, history, **decoding)):

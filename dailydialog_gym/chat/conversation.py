@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_REPLIES = 200  # that are being written or waiting; who comes then is asked to come again
 MAX_MESSAGE = 1000  # characters; the embedded policy only reads the last 128 tokens
+USUAL = Decoding(sample=True, temperature=0.6, top_k=20)  # how a reply is chosen unless the user says otherwise
 
 Turn = dict[str, Any]  # role "user" or "assistant", content; of a reply also note, agent, prompt_ids and ids
 

@@ -25,6 +25,7 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import (
     MAX_MESSAGE,
     MAX_REPLIES,
+    USUAL,
     Chat,
     Turn,
     check_message,
@@ -112,15 +113,13 @@ def settings_form(agent: DialogueAgent) -> list[gr.components.Component]:
     """The settings in the order of the arguments of `make_decoding`."""
     gr.Markdown("### Settings of the replies")
     sample = gr.Radio(
-        [("Sample", True), ("Greedy (always the most probable token)", False)], value=True, label="Decoding"
+        [("Sample", True), ("Greedy (always the most probable token)", False)], value=USUAL.sample, label="Decoding"
     )
-    temperature = gr.Slider(
-        0.1, 2, 1, step=0.05, label="Temperature", info="Lower: more predictable. Higher: more varied."
-    )
-    top_k = gr.Slider(0, 100, 20, step=1, label="Top-k", info="Only the k most probable tokens. 0: all.")
-    top_p = gr.Slider(
-        0.05, 1, 1, step=0.05, label="Top-p", info="Only the likeliest tokens that reach this probability together."
-    )
+    lower = "Lower: more predictable. Higher: more varied. 1: as in training."
+    temperature = gr.Slider(0.1, 2, USUAL.temperature, step=0.05, label="Temperature", info=lower)
+    top_k = gr.Slider(0, 100, USUAL.top_k, step=1, label="Top-k", info="Only the k most probable tokens. 0: all.")
+    likeliest = "Only the likeliest tokens that reach this probability together."
+    top_p = gr.Slider(0.05, 1, USUAL.top_p, step=0.05, label="Top-p", info=likeliest)
     seed_info = "Empty: other replies each time. A number: the same replies each time."
     longest = longest_slider(agent)
     seed = gr.Textbox("", max_lines=1, max_length=18, label="Seed", info=seed_info)
@@ -500,10 +499,10 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
     async def answer(
         message: str,
         history: list[str] = [],  # noqa: B006  nothing changes it
-        sample: bool = True,
-        temperature: float = 1.0,
-        top_k: int = 20,
-        top_p: float = 1.0,
+        sample: bool = USUAL.sample,
+        temperature: float = USUAL.temperature,
+        top_k: int = USUAL.top_k,
+        top_p: float = USUAL.top_p,
         longest: int = 20,
         seed: int | None = None,
     ) -> AsyncIterator[str]:
@@ -520,10 +519,10 @@ def add_endpoints(chat: Chat, votes: Votes) -> None:
     async def compare(
         message: str,
         history: list[str] = [],  # noqa: B006  nothing changes it
-        sample: bool = True,
-        temperature: float = 1.0,
-        top_k: int = 20,
-        top_p: float = 1.0,
+        sample: bool = USUAL.sample,
+        temperature: float = USUAL.temperature,
+        top_k: int = USUAL.top_k,
+        top_p: float = USUAL.top_p,
         longest: int = 20,
         seed: int | None = None,
     ) -> dict:

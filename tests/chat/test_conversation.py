@@ -18,6 +18,7 @@ from dailydialog_gym.agent import DialogueAgent, save_agent
 from dailydialog_gym.chat.closer import Token, closer_look, read_tokens, reward_by_token
 from dailydialog_gym.chat.conversation import (
     MAX_MESSAGE,
+    USUAL,
     Chat,
     check_message,
     conversation_so_far,
@@ -353,7 +354,7 @@ def test_the_terminal_talks_over_a_pipe():
     assert ended.returncode == 0, ended.stderr
     replies = [line[9:] for line in ended.stdout.splitlines() if line.startswith("> Agent: ")]
     builtin = DialogueAgent.load("builtin")
-    how = {"sample": True, "top_k": 20, "seed": 1}
+    how = {"sample": True, "temperature": USUAL.temperature, "top_k": 20, "seed": 1}
     assert len(replies) == 4
     assert replies[0] == replies[2] == builtin.chat("Hi!", **how)
     assert replies[1] == builtin.chat("How are you?", ["Hi!", replies[0]], **how)

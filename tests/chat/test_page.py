@@ -18,7 +18,7 @@ from rollout_files import write_rollouts
 from served import Served, chat_of
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.chat.conversation import Chat
+from dailydialog_gym.chat.conversation import USUAL, Chat
 from dailydialog_gym.chat.trained import TrainedAgent
 from dailydialog_gym.reports.tables import LABELS
 from dailydialog_gym.text import escape_invisible
@@ -27,6 +27,7 @@ CHROMIUM = shutil.which("chromium")
 browser_test = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium"
 )
+DRAWN = {"sample": True, "temperature": USUAL.temperature, "top_k": 20}  # a reply with the usual settings
 TABS = ("Chat", "Compare", "Training", "Rollouts")
 NASTY = "<img src=x onerror=alert(1)> <b>bold</b> **stars** ${alert(2)} {{value}} $x^2$ \u202eback"
 
@@ -280,7 +281,7 @@ def test_settings_change_the_replies(served, open_page):
     page.get_by_label("number input for Longest reply").fill("20")
     page.get_by_label("Seed").fill("7")
     page.keyboard.press("Tab")
-    assert seen() == {served.agent.chat("What time is it?", sample=True, top_k=20, seed=7)}
+    assert seen() == {served.agent.chat("What time is it?", seed=7, **DRAWN)}
 
 
 @browser_test
@@ -300,7 +301,7 @@ def test_the_agent_can_be_switched(served, open_page):
     page.get_by_label("Seed").fill("7")
     page.keyboard.press("Tab")
     send(page, "Hi!")
-    said = served.chat.agent("its start").chat("Hi!", sample=True, top_k=20, seed=7)
+    said = served.chat.agent("its start").chat("Hi!", seed=7, **DRAWN)
     assert wait_for_reply(page) == escape_invisible(said)
 
 
@@ -516,15 +517,14 @@ def test_the_chat_endpoint_streams_what_the_agent_says(client, served):
     served.delay = 0.01
     job = client.submit("How are you?", ["Good morning!"], seed=3, api_name="/chat")
     answer = job.result()
-    how = {"sample": True, "top_k": 20, "seed": 3, "min_new_tokens": 8}
-    assert answer == served.agent.chat("How are you?", ["Good morning!"], **how)
+    assert answer == served.agent.chat("How are you?", ["Good morning!"], seed=3, min_new_tokens=8, **DRAWN)
     assert len(job.outputs()) > 1
 
 
 def test_comparing_and_voting_through_the_api(client, served):
     before = len(served.votes.read_text(encoding="utf-8").splitlines()) if served.votes.exists() else 0
     pair = client.predict("How are you?", seed=3, api_name="/compare")
-    assert pair["trained"] == served.agent.chat("How are you?", sample=True, top_k=20, seed=3)
+    assert pair["trained"] == served.agent.chat("How are you?", seed=3, **DRAWN)
     assert client.predict(pair["ticket"], "start", api_name="/vote") == before + 1
     with pytest.raises(AppError, match="voted on already"):
         client.predict(pair["ticket"], "start", api_name="/vote")
