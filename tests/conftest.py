@@ -94,7 +94,7 @@ def tiny_instruct_model(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tiny_model):
     """Runs ppo_dialog.py again and again without importing it again."""
     server = Server(ROOT / "ppo_dialog.py", tiny_model)

@@ -90,26 +90,31 @@ class Forked:
         return self.poll(0)
 
 
-def run(command):
-    """What `python COMMAND` does, in this process, which then ends."""
-    command = [word for word in command if word != "-u"]
+def execute(command) -> int:
+    """What `python COMMAND` does, in this process; the exit code."""
+    command = [str(word) for word in command if word != "-u"]
     sys.argv = command[command[0] == "-m" :]
-    code = 0
     try:
         if sys.argv == command:
             runpy.run_path(sys.argv[0], run_name="__main__")
         else:
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except SystemExit as error:
-        code = error.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
+        if not isinstance(error.code, str):
+            return error.code or 0
+        print(error.code, file=sys.stderr)
+        return 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
-        code = 1
+        return 1
+    return 0
+
+
+def run(command):
+    """What `python COMMAND` does, in this process, which then ends."""
+    code = execute(command)
     sys.stdout.flush(), sys.stderr.flush()
-    os._exit(code or 0)
+    os._exit(code)
 
 
 def start(request):

@@ -34,7 +34,7 @@ def test_the_manifest_lists_every_file_with_its_checksum():
 
 def test_embedded_files_take_less_than_30_megabytes():
     assert sum((ASSETS / file).stat().st_size for file in FILES) < 30e6
-    assert sum((ASSETS / file).stat().st_size for file in FILES if file.endswith(".safetensors")) < 26e6
+    assert sum((ASSETS / file).stat().st_size for file in FILES if file.endswith(".safetensors")) < 29e6
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut"])

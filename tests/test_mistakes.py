@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
+from forks import execute
 from paths import ROOT
 
 SCRIPT = ROOT / "ppo_dialog.py"
@@ -33,9 +35,21 @@ def small(tiny_model, tiny_intent_model) -> list[str]:
 
 
 @pytest.fixture
-def script(server, small, tmp_path):
-    """Runs the script with some flags in a folder with rewards; its exit code and what it wrote."""
+def here(tmp_path, monkeypatch, capfd):
+    """Runs a program in this process, in a folder with rewards; its exit code and what it wrote to standard error."""
     (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for name in ("argv", "excepthook"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield lambda *command: (execute(command), capfd.readouterr().err)
+    sys.modules.pop("rewards", None)
+
+
+@pytest.fixture
+def script(server, small, tmp_path):
+    """Runs the script with some flags in a process of its own; its exit code and what it wrote."""
 
     def script(*flags: str, before: str = "") -> tuple[int, str]:
         new = () if "--resume" in flags else small
@@ -43,6 +57,15 @@ def script(server, small, tmp_path):
         return server.wait(), (tmp_path / "log.txt").read_text(encoding="utf-8")
 
     return script
+
+
+@pytest.fixture(scope="module")
+def finished(server, small, tmp_path_factory) -> Path:
+    """A folder in which a run has ended, runs/run."""
+    folder = tmp_path_factory.mktemp("finished")
+    server.start(folder, SCRIPT, *small, "--run-name", "run", "--total-episodes", "4")
+    assert server.wait() == 0
+    return folder
 
 
 def error_line(code: int, log: str) -> str:
@@ -96,13 +119,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("flags", MISTAKES, ids=lambda flags: " ".join(flags)[:40])
-def test_a_mistake_in_the_flags_ends_in_one_line(script, tmp_path, flags):
-    assert MISTAKES[flags] in error_line(*script(*flags))
+def test_a_mistake_in_the_flags_ends_in_one_line(here, small, tmp_path, flags):
+    new = () if "--resume" in flags else small
+    assert MISTAKES[flags] in error_line(*here(SCRIPT, *new, *flags))
     assert not [*tmp_path.glob("runs/*")]
 
 
-def test_traceback_shows_where_a_mistake_was_found(script):
-    code, log = script("--run-name", "../x", "--traceback")
+def test_traceback_shows_where_a_mistake_was_found(here):
+    code, log = here(SCRIPT, "--run-name", "../x", "--traceback")
     assert code == 1
     assert "Traceback" in log
     assert "folder.py" in log
@@ -125,8 +149,8 @@ def test_the_name_of_a_run_that_exists(script):
         ({"gamma": 0.5, "seed": 2}, "the flag gamma, the flag seed changed since runs/run/checkpoints/000001"),
     ],
 )
-def test_an_edited_config(script, tmp_path, change, message):
-    assert script("--run-name", "run", "--total-episodes", "4")[0] == 0
+def test_an_edited_config(script, finished, tmp_path, change, message):
+    shutil.copytree(finished / "runs", tmp_path / "runs")
     config = tmp_path / "runs/run/config.json"
     config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | change), encoding="utf-8")
     assert message in error_line(*script("--resume", "runs/run"))
@@ -144,9 +168,11 @@ def test_a_second_process_is_refused_with_the_first_ones_number(server, script, 
         assert f"locked by process {first} on" in error_line(*script(*flags))
     os.kill(first, signal.SIGKILL)
     assert server.wait(first) == -signal.SIGKILL
-    server.start(tmp_path, SCRIPT, "--resume", "runs/run")
+    again = server.start(tmp_path, SCRIPT, "--resume", "runs/run")
     log = tmp_path / "log.txt"
     server.wait_until(lambda: "0/8" in log.read_text(encoding="utf-8"), "bar")  # the lock has ended with its process
+    os.kill(again, signal.SIGKILL)
+    assert server.wait() == -signal.SIGKILL
 
 
 # Root may write to every folder until it gives up the capabilities CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
@@ -192,13 +218,13 @@ def test_a_run_is_not_resumed_with_another_model_unless_it_is_meant(script, tmp_
 
 def test_another_number_of_threads_is_a_warning(script):
     assert script("--run-name", "run")[0] == 0
-    code, log = script("--resume", "runs/run", before="import torch; torch.set_num_threads(2)")
+    code, log = script("--resume", "runs/run", before="import torch; torch.get_num_threads = lambda: 2")
     assert code == 0, log
     assert "changed: 2 threads instead of 1" in log
 
 
 COMMANDS = {
-    "dailydialog_gym.evaluate": (
+    ("-m", "dailydialog_gym.evaluate"): (
         (("no/such-model",), "cannot load"),
         (("builtin", "--dataset", "no-such-data"), "no such file or folder"),
         (("builtin", "--policy-class", "no_such:Class"), "--policy-class 'no_such:Class'"),
@@ -213,27 +239,33 @@ COMMANDS = {
         (("",), "the name of the agent is empty"),
         (("builtin", "--baseline", "", "--samples", "1"), "the name of the agent is empty"),
     ),
-    "dailydialog_gym.recipes.sft": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
-    "dailydialog_gym.recipes.intent": ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
-    "dailydialog_gym.recipes.synonyms": ((("--out", "out", "--wordnet", "none"), "--wordnet none is not a folder"),),
-    str(ROOT / "chat_app.py"): (
+    ("-m", "dailydialog_gym.recipes.sft"): ((("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),),
+    ("-m", "dailydialog_gym.recipes.intent"): (
+        (("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),
+    ),
+    ("-m", "dailydialog_gym.recipes.synonyms"): (
+        (("--out", "out", "--wordnet", "none"), "--wordnet none is not a folder"),
+    ),
+    (ROOT / "chat_app.py",): (
         (("--agent", "no/such-model"), "cannot load"),
         (("--policy-class", "transformers:GPT2Model"), "GPT2Model has no language-model head"),
         (("--votes", "no/such/folder/votes.jsonl"), "the folder no/such/folder does not exist"),
         (("--port", "70000"), "--port 70000: expected a number from 1 to 65535"),
     ),
 }
-CASES = [(module, flags, message) for module, cases in COMMANDS.items() for flags, message in cases]
+CASES = [(command, flags, message) for command, cases in COMMANDS.items() for flags, message in cases]
 
 
 @pytest.mark.parametrize(("command", "flags", "message"), CASES)
-def test_other_commands_end_so_too(server, tmp_path, command, flags, message):
-    program = (command,) if command.endswith(".py") else ("-m", command)
-    server.start(tmp_path, *program, *flags, before=OFFLINE)
-    assert message in error_line(server.wait(), (tmp_path / "log.txt").read_text(encoding="utf-8"))
-    server.start(tmp_path, *program, *flags, "--traceback", before=OFFLINE)
-    assert server.wait() == 1
-    assert "Traceback" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+def test_other_commands_end_so_too(here, command, flags, message):
+    assert message in error_line(*here(*command, *flags))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_other_commands_show_where_a_mistake_was_found(here, command):
+    code, log = here(*command, *COMMANDS[command][0][0], "--traceback")
+    assert code == 1
+    assert "Traceback" in log
 
 
 @pytest.mark.parametrize(
@@ -254,7 +286,7 @@ def test_ctrl_c_before_the_training_is_no_traceback(server, tmp_path, command, c
 
 
 def test_python_itself_prints_the_line(tmp_path):
-    """The tests above fork a process; this one starts the script as a user does."""
+    """The tests above fork a process or none; this one starts the script as a user does."""
     command = [sys.executable, str(SCRIPT), "--seed", "-1"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (1, "error: --seed -1: expected a number from 0 to 2**63 - 1\n")

@@ -148,13 +148,18 @@ ALGORITHMS = {
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_training_raises_a_bandit_reward(run, algorithm):
-    """A reward of 1 a token: the embedded policy learns to write as many tokens as it may."""
-    reward = ("--reward", "dailydialog_gym.rewards.length:token_count=1", "--meteor-weight", "0")
-    others = ("--intent-weight", "0", "--kl-coef", "0", "--kl-rule", "fixed", "--learning-rate", "3e-4")
+def test_training_raises_a_bandit_reward(run, tiny_model, algorithm, tmp_path, monkeypatch):
+    """A reward of 1 for each token with an even number, which half of a random model's tokens have."""
+    (tmp_path / "evens.py").write_text(
+        "def even(episodes):\n    return ((episodes.reply_ids % 2 == 0) & episodes.reply_mask).astype(float)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = ("--reward", "evens:even=1", "--meteor-weight", "0", "--intent-weight", "0", "--kl-coef", "0")
     sizes = ("--num-envs", "32", "--total-episodes", "192", "--max-prompt-length", "32", "--max-new-tokens", "16")
-    rows = run(*reward, *others, *sizes, "--eval-samples", "2", *ALGORITHMS[algorithm])
-    assert rows[0]["charts/episodic_return"] < 13 and rows[-1]["charts/episodic_return"] > 15
+    learning = ("--kl-rule", "fixed", "--learning-rate", "1e-2", "--eval-samples", "2")
+    rows = run("--model", tiny_model, *reward, *sizes, *learning, *ALGORITHMS[algorithm])
+    assert rows[0]["charts/episodic_return"] < 10 and rows[-1]["charts/episodic_return"] > 13
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate", "none"])

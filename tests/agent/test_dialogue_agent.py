@@ -123,7 +123,8 @@ def test_replies_take_nothing_from_the_global_generator(builtin):
 
 
 def test_contexts_that_are_the_same_get_different_draws(builtin):
-    assert len(set(builtin.reply(["How are you ? <EOU>"] * 8, sample=True))) > 4
+    replies = builtin.reply(["How are you ? <EOU>"] * 8, sample=True, min_new_tokens=12)  # too long for chance equality
+    assert len(set(replies)) == 8
 
 
 def test_a_tokenizer_that_has_outgrown_its_model_is_refused(tiny_model, tmp_path):
@@ -152,8 +153,9 @@ def test_a_model_with_too_few_positions_is_refused_and_one_that_names_no_limit_i
 
 
 def test_a_stream_grows_to_what_chat_answers(builtin):
-    texts = list(builtin.chat_stream("How are you?", sample=True, seed=1))
-    assert len(texts) > 2 and texts[-1] == builtin.chat("How are you?", sample=True, seed=1)
+    how = {"sample": True, "seed": 1, "min_new_tokens": 4}
+    texts = list(builtin.chat_stream("How are you?", **how))
+    assert len(set(texts)) > 3 and texts[-1] == builtin.chat("How are you?", **how)
 
 
 def test_incomplete_characters_and_ends_of_utterance_are_not_shown(builtin, tiny_model):
@@ -224,9 +226,12 @@ def cut_in_half(file):
     file.write_bytes(content[: len(content) // 2])
 
 
-def change_config(folder, **entries):
+def change_config(folder, change):
+    """Replace numbers of the configuration by what functions make of them."""
     file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | entries), encoding="utf-8")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    changed = {name: make(config[name]) for name, make in change.items()}
+    file.write_text(json.dumps(config | changed), encoding="utf-8")
 
 
 def pickle_weights(folder):
@@ -248,8 +253,8 @@ BROKEN = {
         ),
         "cannot load .*FOLDER",
     ),
-    "another width": (lambda folder: change_config(folder, n_embd=128), "cannot load .*FOLDER"),
-    "more layers": (lambda folder: change_config(folder, n_layer=9), "cannot load .*FOLDER"),
+    "another width": (lambda folder: change_config(folder, {"n_embd": lambda n: n // 2}), "cannot load .*FOLDER"),
+    "more layers": (lambda folder: change_config(folder, {"n_layer": lambda n: n + 1}), "cannot load .*FOLDER"),
     "half of the tokenizer": (lambda folder: cut_in_half(folder / "tokenizer.json"), "cannot load .*FOLDER"),
 }
 

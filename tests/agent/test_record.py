@@ -6,8 +6,10 @@ import pytest
 
 from dailydialog_gym.agent import AgentRecord, DialogueAgent, find_agent_folder, save_agent
 from dailydialog_gym.agent.record import FILE
+from dailydialog_gym.env import EOU, load_samples
 from dailydialog_gym.models.decoding import Decoding
 from dailydialog_gym.models.loading import load_model
+from dailydialog_gym.text import join_punctuation
 
 RECORD = AgentRecord("my.jsonl", 0.1, 3, 64, 12, "ordinary")
 
@@ -46,10 +48,12 @@ def test_an_agent_has_the_shape_and_the_spacing_that_it_was_trained_with(run):
 
 
 def test_replies_are_given_in_the_spacing_of_the_prompts(run):
-    ordinary, prompt = DialogueAgent.load(str(run)), "Hi, Ann! <EOU>"
-    (reply,) = DialogueAgent.load("builtin", max_new_tokens=12).reply(["Hi , Ann ! <EOU>"])
-    agent = DialogueAgent.load("builtin", max_new_tokens=12)
-    assert agent.reply([prompt], spacing="ordinary") != [reply]
+    ordinary, agent = DialogueAgent.load(str(run)), DialogueAgent.load("builtin", max_new_tokens=12)
+    prompts = [text for text in load_samples("builtin", "test").prompts if EOU not in text.removesuffix(EOU)][:8]
+    replies = agent.reply(prompts)
+    expected = [join_punctuation(text) for text in replies]
+    assert expected != replies
+    assert agent.reply([join_punctuation(text) for text in prompts], spacing="ordinary") == expected
     assert ordinary.own_text("Yes, I do.") == "Yes, I do." and agent.own_text("Yes, I do.") == "Yes , I do ."
 
 

@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from contextlib import aclosing
 
 import numpy as np
@@ -147,6 +148,15 @@ def test_twenty_people_at_once_get_their_own_replies(chat):
     assert asyncio.run(everybody()) == alone
 
 
+@pytest.fixture
+def slow(agents):
+    """Each token of the first agent takes 20 ms, so that nobody is too late to stop a reply."""
+    hook = agents[0].model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    yield
+    hook.remove()
+
+
+@pytest.mark.usefixtures("slow")
 def test_leaving_a_stream_frees_the_worker(chat):
     async def leave():
         reply = chat.agent(FIRST).open_reply(["Hi!"], Decoding(max_new_tokens=32))
@@ -158,6 +168,7 @@ def test_leaving_a_stream_frees_the_worker(chat):
     assert reply.cancelled and len(reply.ids) < 32
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_reply_that_is_cancelled_ends_its_stream(chat):
     async def cancel_at(count):
         reply = chat.agent(FIRST).open_reply(["Hi!"], Decoding(max_new_tokens=32))

@@ -95,11 +95,11 @@ def test_greedy_replies_equal_the_environments_own_episodes():
     import gymnasium as gym
     import torch
 
-    agent = DialogueAgent.load("builtin")
-    ids = list(range(0, 40, 4))
+    agent = DialogueAgent.load("builtin", max_prompt_length=32)
+    ids = list(range(0, 40, 5))
     samples = load_samples(split="test")
     replies = agent.reply([samples.prompts[i] for i in ids], batch_size=3)
-    envs = gym.make_vec("DailyDialog-v0", num_envs=len(ids), lockstep=True, split="test")
+    envs = gym.make_vec("DailyDialog-v0", num_envs=len(ids), lockstep=True, split="test", max_prompt_length=32)
     observation, infos = envs.reset(options={"sample_id": ids})
     while "response" not in infos:
         mask = torch.from_numpy(observation["attention_mask"])

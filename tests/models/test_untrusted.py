@@ -80,7 +80,7 @@ BAD = {
     "a thousand layers": (configure(n_layer=1000), "n_layer 1,000"),
     "ten million labels": (configure(num_labels=10**7), "num_labels 10,000,000"),
     "a wide model": (configure(n_embd=10**9), ""),
-    "12 GB of weights": (configure(n_inner=10**6), "of a model of 3,0"),
+    "2 GB of weights": (configure(n_layer=1, n_inner=10**6), "of a model of 514,"),
     "a large vocabulary": (configure(vocab_size=10**12), ""),
     "many positions": (configure(n_positions=10**12), ""),
     "a number for a type": (configure(dtype=2**40), ""),

@@ -3,12 +3,11 @@
 import ast
 import gzip
 import json
+import os
 import re
 import runpy
 import signal
-import subprocess
 import sys
-import time
 import tomllib
 from importlib.metadata import packages_distributions
 
@@ -50,18 +49,16 @@ def run(request, dataset, tmp_path_factory):
     return request.param, out
 
 
-def test_a_killed_run_resumes_as_if_it_had_not_been_killed(run, dataset, tmp_path):
-    recipe, whole = run
+def test_a_killed_run_resumes_as_if_it_had_not_been_killed(run, server, dataset, tmp_path):
+    (recipe, whole), out = run, tmp_path / "out"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TOYS[recipe].items()]
-    command = [sys.executable, "-m", f"dailydialog_gym.recipes.{recipe}", f"--out={tmp_path}", f"--dataset={dataset}"]
-    process = subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "training_state.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    RECIPES[recipe].main(args_of(recipe, tmp_path, dataset))
-    assert_equal_runs(whole, tmp_path)
+    command = ["-m", f"dailydialog_gym.recipes.{recipe}", f"--out={out}", f"--dataset={dataset}"]
+    process = server.start(tmp_path, *command, *flags)
+    server.wait_until((out / "training_state.pt").exists, "state of the first epoch")
+    os.kill(process, signal.SIGKILL)
+    assert server.wait() == -signal.SIGKILL
+    RECIPES[recipe].main(args_of(recipe, out, dataset))
+    assert_equal_runs(whole, out)
     loss = {"sft": "bits_per_character", "intent": "validation nll"}[recipe]
     assert metrics(whole)[1][loss] < metrics(whole)[0][loss]
 
