@@ -127,8 +127,7 @@ def test_a_message_is_answered_token_by_token(served, open_page):
     while page.get_by_role("button", name="Stop").count() or len(grown) < 2:
         grown.add(replies(page).inner_text() if replies(page).count() else "")
         time.sleep(0.03)
-    how = {"sample": True, "top_k": 20, "seed": 7, "min_new_tokens": 8}
-    *growing, whole = served.agent.chat_stream("How are you?", **how)
+    *growing, whole = served.agent.chat_stream("How are you?", seed=7, min_new_tokens=8, **DRAWN)
     assert wait_for_reply(page) == whole
     assert len(grown) > 3 and grown <= {*growing, whole, ""}
     expect(page.locator("[data-testid=user]")).to_have_text("How are you?")
