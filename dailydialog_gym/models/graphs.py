@@ -105,9 +105,9 @@ class GraphDecoder(Decoder):
         if not self._held:
             self._held = {name: tensor.clone() for name, tensor in batch.items()}
             self._fixed = FixedCache(self._mask.shape[1])
+        if len(uniform) != len(self._held["uniform"]):
+            raise ValueError(f"{len(uniform)} replies: expected {len(self._held['uniform'])}, as in the first batch")
         for name, tensor in batch.items():
-            if tensor.shape != self._held[name].shape:
-                raise ValueError(f"{name} {tuple(tensor.shape)}: expected {tuple(self._held[name].shape)}, as at first")
             self._held[name].copy_(tensor)
         self._fixed.hold(self._cache, self._first)
         del self._cache

@@ -76,16 +76,18 @@ def test_replies_are_those_without_graphs_while_rows_leave(kind, top_k, fake_gra
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_oss"])
-def test_mixed_precision_casts_weights_once_a_batch(kind, fake_graphs):
-    """Exactly what steps of the same shapes give, with the weights of today."""
+def test_mixed_precision_casts_the_weights_once_a_batch(kind, fake_graphs):
+    """Replies are those of steps of the same shapes, whose weights are cast each time, but for bfloat16's rounding."""
     model = tiny_model(tiny_config(kind))
     autocast = MixedPrecision(CPU, torch.bfloat16, WIDTH)
     plain, ours = decoders(model, NEVER, autocast, FixedCache(WIDTH + LONGEST))
-    for expected, found, _ in batches(model, ours, plain):
-        assert all(torch.equal(*both) for both in zip((*found[0], found[1]), (*expected[0], expected[1]), strict=True))
+    for (expected, _), (drawn, _), _ in batches(model, ours, plain):
+        same = (drawn.tokens == expected.tokens).all(1)
+        assert same.sum() > 0.8 * ROWS
+        torch.testing.assert_close(drawn.log_probs[same], expected.log_probs[same], rtol=0, atol=0.05)
     (graph,) = ours._graphs.values()
-    casts = [call for call in graph.calls if call[0] == torch.ops.aten._to_copy.default]
-    assert len(casts) < len(graph.calls) / 5 and not any(isinstance(args[0], torch.nn.Parameter) for _, args, *_ in casts)
+    casts = [args[0] for function, args, *_ in graph.calls if function == torch.ops.aten._to_copy.default]
+    assert casts and not any(isinstance(cast, torch.nn.Parameter) for cast in casts)
 
 
 def test_buckets_are_halves_of_halves():
@@ -99,19 +101,25 @@ def test_without_a_gpu_graphs_are_refused():
         decoders(None, NEVER, nullcontext())
 
 
-def test_a_model_that_waits_for_the_gpu_is_refused(fake_graphs):
-    """Mixtral's experts ask which of them were chosen."""
-    _, ours = decoders(tiny_model(tiny_config("mixtral")), NEVER, nullcontext())
-    with pytest.raises(ValueError, match="forward waits for the GPU.*nonzero.*leave the flag out"):
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("mixtral", {"_experts_implementation": "eager"}),  # asks which experts were chosen
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),  # the last position
+    ],
+)
+def test_a_model_that_waits_for_the_gpu_is_refused(kind, changes, fake_graphs):
+    config = tiny_config(kind)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    _, ours = decoders(tiny_model(config), NEVER, nullcontext())
+    with pytest.raises(ValueError, match=r"forward waits for the GPU.*_local_scalar_dense.*leave the flag out"):
         ours.write(*prompts(0), COPIES, torch.rand(ROWS, LONGEST, dtype=torch.double))
 
 
 def test_a_batch_of_another_size_is_refused(fake_graphs):
     _, ours = decoders(tiny_model(tiny_config("gpt2")), NEVER, nullcontext())
-    for count in (PROMPTS, 1):
-        uniform = torch.rand(count * COPIES, LONGEST, dtype=torch.double)
-        if count == PROMPTS:
-            ours.write(*prompts(0), COPIES, uniform)
-        else:
-            with pytest.raises(ValueError, match=r"\(3,\): expected \(27,\), as at first"):
-                ours.write(*prompts(0, count), COPIES, uniform)
+    uniform = torch.rand(ROWS, LONGEST, dtype=torch.double)
+    ours.write(*prompts(0), COPIES, uniform)
+    with pytest.raises(ValueError, match="3 replies: expected 27, as in the first batch"):
+        ours.write(*prompts(0, count=1), COPIES, uniform[:3])
