@@ -108,7 +108,7 @@ class Decoder:
     Which replies have ended is known on the device, and a row goes on after the end of its reply, so that no token
     waits for the CPU. On a GPU the CPU looks every 16th token, on a CPU at every one. Then the ended rows are dropped
     if less than four fifths of the rows are live. With a `FixedCache` no row is dropped, since a compiled step needs a
-    fixed shape.
+    fixed shape. `dailydialog_gym.models.graphs.GraphDecoder` writes the same replies by CUDA graphs.
 
     Args:
         forward: the network, called as a transformers model with ``input_ids``, ``attention_mask``, ``position_ids``

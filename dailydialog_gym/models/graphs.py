@@ -40,11 +40,14 @@ class GraphDecoder(Decoder):
     `KeptCasts` does it. A graph also has a fixed number of rows. When at most half of the replies go on, their rows are
     moved to the first ones, and a graph of half as many takes over, see `bucket`.
 
-    Each bucket's first step runs as any code, its second step is recorded, and from then on the graph is replayed, in
-    later batches too. vLLM decodes in this manner. ``torch.compile(mode="reduce-overhead")`` would compile for each
+    Each bucket's first step runs without a graph, its second step is recorded, and from then on the graph is replayed,
+    in later batches too. vLLM decodes in this manner. ``torch.compile(mode="reduce-overhead")`` would compile for each
     bucket, and decodes without a graph where it cannot record one, with nothing but a hint in its log.
 
-    Its arguments are those of `Decoder`; all batches have the same number of rows.
+    No GPU has run this yet: the tests replay the recorded operations on a CPU.
+
+    The arguments are those of `Decoder`. All batches have the same number of rows, and the network's parameters stay
+    where they are: an optimizer changes them in place.
 
     Raises:
         ValueError: the device is not a GPU. `write` raises it if the network waits for the GPU during a step, which a
@@ -122,10 +125,10 @@ class GraphDecoder(Decoder):
         return rows
 
     def _run(self, rows: int) -> None:
-        """Take a step of the first rows: the first time as any code, then as a graph."""
+        """Take a step of the first rows: the first time without a graph."""
         if rows not in self._caches:
             self._caches[rows] = self._fixed.first_rows(rows)
-            # On the stream that records, so that what libraries allocate for a stream is not allocated within a graph
+            # On the stream that records: what cuBLAS allocates for a stream must not be allocated within a graph
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream), _NoWaits():
                 self._step(rows)
