@@ -31,11 +31,11 @@ from torch import nn
 from torch.distributions import Categorical
 
 from dailydialog_gym.env import load_samples
-from dailydialog_gym.models import AdamW8bit, Decoder, MixedPrecision, Packed, compile_agent, head_of, load_model, pack
+from dailydialog_gym.models import AdamW8bit, Decoder, GraphDecoder, MixedPrecision, Packed, compile_agent, pack
 from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.last_block import head_on_predicting
+from dailydialog_gym.models.loading import head_of, load_model
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
-from dailydialog_gym.models.sampling import draw
 from dailydialog_gym.models.self_check import self_check
 from dailydialog_gym.models.steps import step_if_finite
 from dailydialog_gym.objects import import_object
@@ -129,6 +129,8 @@ class PPOArgs:
     """automatic mixed precision: bfloat16, or on GPUs without it float16 with loss scaling"""
     compile: bool = False
     """compile the networks: takes a minute or more at the start, and on a CPU needs a C++ compiler"""
+    cuda_graphs: bool = False
+    """launch each token of a rollout as one CUDA graph (experimental: not yet tried on a GPU)"""
     seed: Seed = 1
     """random seed"""
 
@@ -220,33 +222,19 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     B, K, P, T = args.num_envs, args.replies_per_prompt, args.max_prompt_length, args.max_new_tokens
     device = agent.policy.device
     obs, _ = envs.reset(options={"sample_id": np.repeat(sample_ids, K)})
-    logprobs, values = torch.zeros(2, B, T, device=device)
-    actions = torch.zeros(B, T, dtype=torch.long, device=device)
-    candidates = torch.zeros(B, T, args.top_k, dtype=torch.long, device=device) if args.top_k else None
-    env_actions = torch.zeros(2, B, T, dtype=torch.double, device=device)
     uniform = torch.rand(B, T, dtype=torch.double, device=device)
-    # Autocast caches the cast weights until its outermost block ends. With this block around the decoder's own, they
-    # are cast once for all T tokens.
-    with torch.autocast(device.type, enabled=False):
-        outputs = decoder.prefill(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], copies=K)
-        while outputs:  # until all replies have ended
-            rows, t, (logits, value) = decoder.rows, decoder.written, outputs  # (n,), (n, V), (n,)
-            drawn = draw(logits, uniform[rows, t], args.top_k)
-            actions[rows, t], logprobs[rows, t], values[rows, t] = drawn.actions, drawn.action_log_probs, value.float()
-            if args.top_k:
-                candidates[rows, t] = drawn.candidates
-            # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
-            env_actions[:, rows, t] = torch.stack([drawn.tokens.double(), drawn.log_probs.double()])
-            outputs = decoder.step(drawn.tokens)
-    tokens, log_probs = env_actions.cpu().numpy()
+    drawn, values = decoder.write(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], K, uniform)  # (B, T) each
+    # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
+    tokens, log_probs = torch.stack([drawn.tokens.double(), drawn.log_probs.double()]).cpu().numpy()
     obs, _, _, _, infos = envs.replay({"token": tokens.astype(np.int64), "log_prob": log_probs})
     ids, mask = obs["input_ids"], obs["attention_mask"]
-    reply_mask = torch.from_numpy(mask[:, P:]).to(device).float()
+    reply_mask, values = torch.from_numpy(mask[:, P:]).to(device).float(), values.float()
     if args.critic == "separate":
         with autocast:
             values[reply_mask.bool()] = agent.critic(pack(ids, mask, P, np.arange(B) // K, device)).float()
     rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
-    return Batch(ids, mask, reply_mask, actions, candidates, logprobs * reply_mask, values * reply_mask, rewards, infos)
+    logprobs, values = drawn.action_log_probs * reply_mask, values * reply_mask
+    return Batch(ids, mask, reply_mask, drawn.actions, drawn.candidates, logprobs, values, rewards, infos)
 
 
 def compute_advantages(batch, args):
@@ -338,7 +326,7 @@ if __name__ == "__main__":
     agent = Agent(args, samples.tokenizer.vocab_size).to(device)
     if args.top_k > agent.vocab_size:
         raise ValueError(f"--top-k {args.top_k}: expected at most {agent.vocab_size}, the tokenizer's number of tokens")
-    self_check(agent, agent.vocab_size, P, T)
+    self_check(agent, agent.vocab_size, P, T, args.cuda_graphs)
     agent.to(torch.bfloat16 if args.low_memory else torch.float32)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
     judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)
@@ -351,14 +339,15 @@ if __name__ == "__main__":
     for scorer, weight, name in [*map(load_scorer, args.reward), *reward_models]:
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)
-    fixed_cache = compile_agent(agent, P + T) if args.compile else None
+    fixed_cache = compile_agent(agent, P + T, not args.cuda_graphs) if args.compile else None
     rates = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
     groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in rates.items() if part]
     optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)
     optimizer = AdamW8bit(groups, eps=1e-5) if args.low_memory else optimizer
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     autocast = MixedPrecision(device, amp_dtype, P + K * T)
-    decoder = Decoder(agent.next_token, samples.tokenizer.transitions, T, autocast, device, fixed_cache)
+    decoding = agent.next_token, samples.tokenizer.transitions, T, autocast, device, args.top_k
+    decoder = GraphDecoder(*decoding) if args.cuda_graphs else Decoder(*decoding, fixed_cache)
     run = Run(args, num_iterations * args.num_envs, resume)
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype)
     state = {"agent": agent, "optimizer": optimizer, "scaler": scaler, "kl_coef": kl_coef, "rng": RandomState(rng)}

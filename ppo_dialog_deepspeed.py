@@ -37,11 +37,11 @@ from torch.distributions import Categorical
 from dailydialog_gym.distributed import CheckedSteps, DeepSpeedArgs, DistributedRun, local_args, ranks
 from dailydialog_gym.distributed.engines import engine, evaluation_config, gathered, training_config
 from dailydialog_gym.env import load_samples
-from dailydialog_gym.models import Decoder, Packed, head_of, load_model, pack
+from dailydialog_gym.models import Decoder, Packed, pack
 from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.last_block import head_on_predicting
+from dailydialog_gym.models.loading import head_of, load_model
 from dailydialog_gym.models.precision import choose_amp_dtype, choose_kernels
-from dailydialog_gym.models.sampling import draw
 from dailydialog_gym.models.self_check import self_check
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Positive, Seed, Share
@@ -134,6 +134,8 @@ class PPOArgs:
     """automatic mixed precision: bfloat16, or on GPUs without it float16 with loss scaling"""
     compile: bool = False
     """compile the networks: takes a minute or more at the start, and on a CPU needs a C++ compiler"""
+    cuda_graphs: bool = False
+    """launch each token of a rollout as one CUDA graph (experimental: not yet tried on a GPU)"""
     seed: Seed = 1
     """random seed"""
 
@@ -225,33 +227,19 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     B, K, P, T = args.num_envs, args.replies_per_prompt, args.max_prompt_length, args.max_new_tokens
     device = agent.policy.device
     obs, _ = envs.reset(options={"sample_id": np.repeat(sample_ids, K)})
-    logprobs, values = torch.zeros(2, B, T, device=device)
-    actions = torch.zeros(B, T, dtype=torch.long, device=device)
-    candidates = torch.zeros(B, T, args.top_k, dtype=torch.long, device=device) if args.top_k else None
-    env_actions = torch.zeros(2, B, T, dtype=torch.double, device=device)
     uniform = torch.rand(B, T, dtype=torch.double, device=device)
-    # Autocast caches the cast weights until its outermost block ends. With this block around the decoder's own, they
-    # are cast once for all T tokens.
-    with torch.autocast(device.type, enabled=False):
-        outputs = decoder.prefill(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], copies=K)
-        while outputs:  # until all replies have ended
-            rows, t, (logits, value) = decoder.rows, decoder.written, outputs  # (n,), (n, V), (n,)
-            drawn = draw(logits, uniform[rows, t], args.top_k)
-            actions[rows, t], logprobs[rows, t], values[rows, t] = drawn.actions, drawn.action_log_probs, value.float()
-            if args.top_k:
-                candidates[rows, t] = drawn.candidates
-            # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
-            env_actions[:, rows, t] = torch.stack([drawn.tokens.double(), drawn.log_probs.double()])
-            outputs = decoder.step(drawn.tokens)
-    tokens, log_probs = env_actions.cpu().numpy()
+    drawn, values = decoder.write(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], K, uniform)  # (B, T) each
+    # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
+    tokens, log_probs = torch.stack([drawn.tokens.double(), drawn.log_probs.double()]).cpu().numpy()
     obs, _, _, _, infos = envs.replay({"token": tokens.astype(np.int64), "log_prob": log_probs})
     ids, mask = obs["input_ids"], obs["attention_mask"]
-    reply_mask = torch.from_numpy(mask[:, P:]).to(device).float()
+    reply_mask, values = torch.from_numpy(mask[:, P:]).to(device).float(), values.float()
     if args.critic == "separate":
         with autocast:
             values[reply_mask.bool()] = agent.critic(pack(ids, mask, P, np.arange(B) // K, device)).float()
     rewards = torch.from_numpy(infos["token_rewards"]).float().to(device)
-    return Batch(ids, mask, reply_mask, actions, candidates, logprobs * reply_mask, values * reply_mask, rewards, infos)
+    logprobs, values = drawn.action_log_probs * reply_mask, values * reply_mask
+    return Batch(ids, mask, reply_mask, drawn.actions, drawn.candidates, logprobs, values, rewards, infos)
 
 
 def compute_advantages(batch, args):
@@ -322,8 +310,10 @@ def ppo_loss(agent, batch, packed, args, autocast):
 
 if __name__ == "__main__":
     args, resume = parse_args(Args, __doc__, ranks.flags())
-    if args.compile or args.low_memory:
-        raise ValueError("--compile: DeepSpeed's hooks stand between the layers; --low-memory: use --zero-stage 3")
+    if args.compile or args.cuda_graphs or args.low_memory:
+        raise ValueError(
+            "--compile, --cuda-graphs: DeepSpeed's hooks stand between the layers; --low-memory: use --zero-stage 3"
+        )
     rank, world, device = ranks.start()
     config = training_config(args, world)
     local = local_args(args, world)  # the share of this rank
@@ -348,7 +338,7 @@ if __name__ == "__main__":
     agent = Agent(args, samples.tokenizer.vocab_size)
     if args.top_k > agent.vocab_size:
         raise ValueError(f"--top-k {args.top_k}: expected at most {agent.vocab_size}, the tokenizer's number of tokens")
-    self_check(agent, agent.vocab_size, P, T)
+    self_check(agent, agent.vocab_size, P, T, args.cuda_graphs)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
     judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)
     intent = None if args.intent_weight is None else IntentMatch(*judge)
@@ -376,7 +366,8 @@ if __name__ == "__main__":
     steps = {name: CheckedSteps(each) for name, each in engines.items()}
     engines = list(engines.values())
     autocast = nullcontext()  # DeepSpeed has its own mixed precision
-    decoder = Decoder(agent.next_token, samples.tokenizer.transitions, T, autocast, device)
+    decoding = agent.next_token, samples.tokenizer.transitions, T, autocast, device, args.top_k
+    decoder = Decoder(*decoding)
     run = DistributedRun(args, num_iterations * args.num_envs, resume)
     zero = f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}"
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype, deepspeed=zero)

@@ -54,6 +54,8 @@ class Args:
     """of ppo_dialog.py, and those from 2 on of TRL's GRPO and RLOO; the others can't share a context"""
     compiled: bool = False
     """ppo_dialog.py with the first of these once more, with --compile"""
+    cuda_graphs: bool = False
+    """ppo_dialog.py with the first of these once more, with --cuda-graphs, which needs a GPU"""
     rollouts: tuple[int, ...] = ()
     """how many replies at once to compare the cost of a rollout at, "8 16 32 64" say"""
     num_envs: int = 32
@@ -114,11 +116,12 @@ def contestants(args: Args) -> list[Contestant]:
                     label = f"ppo_dialog.py, {precision}, {critic} critic"
                     settings = {**amp, "critic": critic, "replies_per_prompt": copies}
                     found.append(Contestant("ours.py", f"{label}, K={copies}" if copies > 1 else label, settings))
+            first = {**amp, "replies_per_prompt": args.replies_per_prompt[0]}
+            label = f"ppo_dialog.py, {precision}, {args.critics[0]} critic"
             if args.compiled:
-                first = {**amp, "replies_per_prompt": args.replies_per_prompt[0], "compile": True}
-                found.append(
-                    Contestant("ours.py", f"ppo_dialog.py, {precision}, {args.critics[0]} critic, --compile", first)
-                )
+                found.append(Contestant("ours.py", f"{label}, --compile", {**first, "compile": True}))
+            if args.cuda_graphs:
+                found.append(Contestant("ours.py", f"{label}, --cuda-graphs", {**first, "flags": ["--cuda-graphs"]}))
     return found
 
 
@@ -230,7 +233,7 @@ def rollout_seconds(replies: int, model: str, precision: str, args: Args, folder
     few = replace(
         args, num_envs=replies, epochs=1, precisions=(precision,), critics=("shared",), replies_per_prompt=(1,)
     )
-    contestant = contestants(replace(few, contestants=("ours",), compiled=False))[0]
+    contestant = contestants(replace(few, contestants=("ours",)))[0]
     timed = run(contestant, describe_job(few, model), few, folder)["iterations"][1:]
     return statistics.median(iteration["seconds"]["rollout"] for iteration in timed)
 

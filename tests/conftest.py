@@ -100,3 +100,11 @@ def server(tiny_model):
     server = Server(ROOT / "ppo_dialog.py", tiny_model)
     yield server
     server.close()
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch) -> None:
+    """CUDA graphs on a CPU."""
+    import fake_graphs
+
+    fake_graphs.install(monkeypatch.setattr)

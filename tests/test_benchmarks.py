@@ -134,6 +134,9 @@ def test_the_gpu_script_stops_and_resumes_a_run_and_its_flags_are_read(tmp_path,
                 parse(command, patch)
     names = [command[0].removeprefix("benchmarks/") for command in commands]
     assert names == ["ppo_speed.py"] * 3 + ["ppo_dialog.py"] * 2 + ["deepspeed_speed.py"]
+    assert ["--cuda-graphs" in command for command in commands] == [True] * 4 + [
+        False
+    ] * 2  # a resumed run has its flags
     (started,), (resumed,) = (
         [c[c.index(flag) + 1] for c in commands if flag in c] for flag in ("--run-name", "--resume")
     )
@@ -232,6 +235,7 @@ def test_the_documents_tables_are_those_of_what_was_measured(tmp_path, monkeypat
     row = {"model": "builtin", "prompt_tokens": 55, "label": "new", "script": "ours.py", "compile": False, "fps": 30.0}
     row |= {"spread": 1.0, "shares": [0.5, 0.2, 0.3], "gflop_a_token": 1.0, "update_gflops": 100, "of_matmul": 0.5}
     rows = [row | {"peak_gb": 1.0}, row | {"label": "old", "fps": 20.0, "peak_gb": 2.0}]
+    rows.append(row | {"label": "graphs", "peak_gb": 1.0, "flags": ["--cuda-graphs"]})
     measured = {
         "kind": "speed",
         "machine": "a machine",
@@ -245,6 +249,7 @@ def test_the_documents_tables_are_those_of_what_was_measured(tmp_path, monkeypat
     document = filled(text, tmp_path)
     assert document.startswith("before\n") and document.endswith("<!-- end -->\nafter\n") and "\nold\n" not in document
     assert "| old | 20.0 ± 1.0 | 0.67 |" in document and "revision abc" in document
+    assert "| graphs | 30.0 ± 1.0 | 1.00 |  |  | 50% | 20% | 30% | 100 | 50% |" in document
     assert filled(document, tmp_path) == document
     assert filled(unmeasured := text.replace("a.json", "later.json"), tmp_path) == unmeasured
     case = {"sweep": "models", "model": "6M", "replies": 16, "prompt": 64, "reply": 20, "flags": ["--low-memory"]}

@@ -51,11 +51,20 @@ SMALL = (
 
 
 @pytest.mark.parametrize(
-    ("architecture", "critic"), [("gpt2", "separate"), ("gpt2", "shared"), ("opt", "separate"), ("llama", "shared")]
+    ("architecture", "critic", "flags"),
+    [
+        ("gpt2", "separate", ()),
+        ("gpt2", "shared", ()),
+        ("opt", "separate", ()),
+        ("llama", "shared", ()),
+        ("gpt2", "shared", ("--cuda-graphs",)),
+    ],
 )
-def test_without_learning_the_ratio_is_one_and_the_divergence_zero(run, tiny_models, architecture, critic):
+def test_without_learning_the_ratio_is_one_and_the_divergence_zero(
+    run, tiny_models, architecture, critic, flags, fake_graphs
+):
     """The cached rollout, the update and the reference agree on every token's log-probability."""
-    still = ("--learning-rate", "0", "--critic-learning-rate", "0", "--critic", critic)
+    still = ("--learning-rate", "0", "--critic-learning-rate", "0", "--critic", critic, *flags)
     rows = run("--model", tiny_models[architecture], *SMALL, *still)
     assert len(rows) == 2
     for row in rows:
@@ -206,6 +215,11 @@ def test_wandb_logs_offline_without_a_login(run, tiny_model, monkeypatch, tmp_pa
     run("--model", tiny_model, "--track", *SMALL)
     assert "logged offline" in capsys.readouterr().out
     assert list((tmp_path / "runs/wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_cuda_graphs_are_refused_without_a_gpu(run):
+    with pytest.raises(ValueError, match=r"--cuda-graphs needs a CUDA GPU, and PyTorch finds none here \(cpu\)"):
+        run("--cuda-graphs", *SMALL)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")

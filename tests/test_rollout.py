@@ -8,7 +8,7 @@ from equality import assert_same
 from torch.distributions import Categorical
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
-from dailydialog_gym.models import Decoder, MixedPrecision
+from dailydialog_gym.models import Decoder, GraphDecoder, MixedPrecision
 from dailydialog_gym.rewards import FixedCoefficient
 from dailydialog_gym.wrappers.vector import KLPenalty, MeteorReward, ScoreReward
 from ppo_dialog import Agent, Args, candidate_logits, rollout
@@ -81,8 +81,8 @@ def make_envs(num_envs):
     return KLPenalty(envs, surprises, FixedCoefficient(0.1))
 
 
-@pytest.mark.parametrize("top_k", [0, 5])
-def test_it_gives_the_batch_of_one_step_a_token(top_k, monkeypatch):
+@pytest.mark.parametrize(("top_k", "decoder_class"), [(0, Decoder), (5, Decoder), (5, GraphDecoder)])
+def test_it_gives_the_batch_of_one_step_a_token(top_k, decoder_class, fake_graphs, monkeypatch):
     args = Args(num_envs=CONTEXTS * K, replies_per_prompt=K, top_k=top_k)
     args.max_prompt_length, args.max_new_tokens = P, T
     envs = make_envs(args.num_envs)
@@ -90,7 +90,7 @@ def test_it_gives_the_batch_of_one_step_a_token(top_k, monkeypatch):
     agent = Agent(args, tokenizer.vocab_size)
     torch.nn.init.normal_(agent.critic.value_head.weight)
     autocast = MixedPrecision(CPU, None, P + K * T)
-    decoder = Decoder(agent.next_token, tokenizer.transitions, T, autocast, CPU)
+    decoder = decoder_class(agent.next_token, tokenizer.transitions, T, autocast, CPU, top_k)
     for seed in range(2):  # the second batch reuses the decoder and the environment
         sample_ids = np.arange(CONTEXTS) + seed
         torch.manual_seed(seed)

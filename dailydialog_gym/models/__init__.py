@@ -7,6 +7,7 @@ need("torch", "transformers")
 from dailydialog_gym.models.adamw_8bit import AdamW8bit
 from dailydialog_gym.models.compiling import compile_agent
 from dailydialog_gym.models.forward import Decoder, forward_packed
+from dailydialog_gym.models.graphs import GraphDecoder
 from dailydialog_gym.models.loading import head_of, load_classifier, load_model
 from dailydialog_gym.models.packing import Packed, pack
 from dailydialog_gym.models.precision import MixedPrecision
@@ -14,6 +15,7 @@ from dailydialog_gym.models.precision import MixedPrecision
 __all__ = [
     "AdamW8bit",
     "Decoder",
+    "GraphDecoder",
     "MixedPrecision",
     "Packed",
     "compile_agent",

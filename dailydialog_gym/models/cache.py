@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 
 import numpy as np
@@ -148,8 +149,26 @@ class FixedCache(Cache):
         for own, other in zip(self.layers, cache.layers, strict=True):
             if not own.is_initialized:
                 own.lazy_initialization(other.keys, other.values)
+                # transformers gives the values the type of the keys, and mixed precision may rotate keys in float32
+                own.values = own.values.to(other.values.dtype)
+                torch._dynamo.mark_static_address(own.values)
             end = first + other.held
             own.keys[..., first:end, :] = other.keys[..., : other.held, :]
             own.values[..., first:end, :] = other.values[..., : other.held, :]
             own.cumulative_length.fill_(end)
         return self
+
+    def first_rows(self, count: int) -> FixedCache:
+        """A cache of the first rows of this one, in the same memory."""
+        part = FixedCache(self.layers[0].max_cache_len)
+        for layer in self.layers:
+            rows = copy(layer)
+            rows.keys, rows.values = layer.keys[:count], layer.values[:count]
+            part.layers.append(rows)
+        return part
+
+    def move_rows(self, rows: torch.Tensor) -> None:
+        """Copy some rows to the first ones."""
+        for layer in self.layers:
+            for states in (layer.keys, layer.values):
+                states[: len(rows)] = states[rows]

@@ -12,10 +12,10 @@ from dailydialog_gym.models.cache import FixedCache
 from dailydialog_gym.models.last_block import blocks_of
 
 
-def compile_agent(agent: nn.Module, columns: int) -> FixedCache:
-    """Compile an agent's update, `compile_layers`, and its policy's decoding, `compile_decoding`."""
+def compile_agent(agent: nn.Module, columns: int, decoding: bool = True) -> FixedCache | None:
+    """Compile an agent's update, `compile_layers`, and unless ``decoding`` is False the policy's `compile_decoding`."""
     compile_layers(agent)
-    return compile_decoding(agent.policy, columns)
+    return compile_decoding(agent.policy, columns) if decoding else None
 
 
 def compile_layers(agent: nn.Module) -> None:

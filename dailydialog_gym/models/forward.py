@@ -16,6 +16,7 @@ from dailydialog_gym.models.cache import FixedCache, read_prompts
 from dailydialog_gym.models.last_block import only_tail_is_read
 from dailydialog_gym.models.masks import attention_masks
 from dailydialog_gym.models.packing import Packed
+from dailydialog_gym.models.sampling import Drawn, draw
 
 DROP_BELOW = 0.8  # dropping rows copies the cache, which costs more than it saves while more rows than this are live
 LOOK_EVERY = 16  # tokens, on a GPU: the CPU looks which replies have ended, and waits for the GPU to know
@@ -85,13 +86,29 @@ def _network(model: nn.Module) -> PreTrainedModel:
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
+def empty_records(rows: int, longest: int, *columns: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """For each column, which has an entry for each row, zeros for each row and token, ``(rows, longest, ...)``."""
+    return [None if column is None else column.new_zeros(rows, longest, *column.shape[1:]) for column in columns]
+
+
+def put(
+    records: list[torch.Tensor | None], rows: torch.Tensor, t: int | torch.Tensor, *columns: torch.Tensor | None
+) -> None:
+    """Write columns of some rows to the records of token ``t``."""
+    for record, column in zip(records, columns, strict=True):
+        if record is not None:
+            record[rows, t] = column
+
+
 class Decoder:
-    """Decodes a batch of replies token by token: `prefill` reads the prompts, each `step` reads one token of every row.
+    """Decodes a batch of replies token by token: `write` draws whole replies.
+
+    For other choices of tokens, `prefill` reads the prompts, and each `step` reads one token of every row.
 
     Which replies have ended is known on the device, and a row goes on after the end of its reply, so that no token
     waits for the CPU. On a GPU the CPU looks every 16th token, on a CPU at every one. Then the ended rows are dropped
     if less than four fifths of the rows are live. With a `FixedCache` no row is dropped, since a compiled step needs a
-    fixed shape.
+    fixed shape. `dailydialog_gym.models.graphs.GraphDecoder` writes the same replies by CUDA graphs.
 
     Args:
         forward: the network, called as a transformers model with ``input_ids``, ``attention_mask``, ``position_ids``
@@ -101,6 +118,7 @@ class Decoder:
         max_new_tokens: of a reply.
         autocast: the precision of the forwards.
         device: where the network is.
+        top_k: for `write`: draw each token from so many likeliest ones; 0 draws from all.
         fixed_cache: what `compile_decoding` returns, or None for a cache that grows.
 
     Attributes:
@@ -115,14 +133,45 @@ class Decoder:
         max_new_tokens: int,
         autocast: AbstractContextManager,
         device: torch.device,
+        top_k: int = 0,
         fixed_cache: FixedCache | None = None,
     ):
         self._forward, self._longest, self._autocast, self._device = forward, max_new_tokens, autocast, device
-        self._fixed_cache = fixed_cache
+        self._top_k, self._fixed_cache = top_k, fixed_cache
         self._end = len(transitions) - 1
         self._transitions = torch.tensor(transitions, device=device)
         self._transitions[self._end] = self._end  # what has ended stays so
         self._look_every = 1 if device.type == "cpu" else LOOK_EVERY
+
+    @torch.no_grad()
+    def write(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, copies: int, uniform: torch.Tensor
+    ) -> tuple[Drawn, torch.Tensor]:
+        """Draw replies to some prompts, until all have ended.
+
+        The outputs of the network must be ``(n, vocabulary)`` logits and ``(n,)`` values.
+
+        Args:
+            input_ids, attention_mask, copies: as in `prefill`.
+            uniform: ``(B, max_new_tokens)`` float64 on the device, a random number in [0, 1) for each token.
+
+        Returns:
+            What was drawn, ``(B, max_new_tokens)`` and for candidates ``(B, max_new_tokens, top_k)``, and the values
+            before each token, ``(B, max_new_tokens)``. What follows the end of a reply means nothing.
+        """
+        records = list[torch.Tensor | None]()
+        # Autocast caches the cast weights until its outermost block ends. With this block around the others, they are
+        # cast once for all tokens.
+        with torch.autocast(self._device.type, enabled=False):
+            outputs: tuple[torch.Tensor, ...] | None = self.prefill(input_ids, attention_mask, copies)
+            while outputs:  # until all replies have ended
+                logits, values = outputs
+                drawn = draw(logits, uniform[self.rows, self.written], self._top_k)
+                records = records or empty_records(*uniform.shape, *drawn, values)
+                put(records, self.rows, self.written, *drawn, values)
+                outputs = self.step(drawn.tokens)
+        *columns, values = records
+        return Drawn(*columns), values
 
     @torch.no_grad()
     def prefill(self, input_ids: np.ndarray, attention_mask: np.ndarray, copies: int) -> tuple[torch.Tensor, ...]:

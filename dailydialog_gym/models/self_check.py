@@ -10,16 +10,21 @@ import torch
 from transformers import PreTrainedModel
 
 from dailydialog_gym.models.forward import Decoder
+from dailydialog_gym.models.graphs import GraphDecoder
 from dailydialog_gym.models.loading import check_positions, check_vocabulary
 from dailydialog_gym.models.packing import pack
 
 TOLERANCE = 1e-3  # relative to values above 1; float32 gives 1e-6 to 1e-4, and a wrong mask 1e-2 or more
 CONTEXTS, REPLIES = 2, 2  # two replies to each of two contexts
 END = 0  # the token that ends a reply
+REPORT = "Use an architecture that docs/models.md calls right, and please report this one"
+LEAVE_OUT = "Leave out --cuda-graphs, and please report this model"
 
 
 @torch.no_grad()
-def self_check(agent: Any, vocab_size: int, max_prompt_length: int, max_new_tokens: int) -> None:
+def self_check(
+    agent: Any, vocab_size: int, max_prompt_length: int, max_new_tokens: int, cuda_graphs: bool = False
+) -> None:
     """Compare packed rows and cached decoding with single rows, on two contexts with two replies each.
 
     The tokens are random, from a generator of its own: a run's random numbers stay the same. The log-probabilities of
@@ -34,9 +39,12 @@ def self_check(agent: Any, vocab_size: int, max_prompt_length: int, max_new_toke
         vocab_size: the tokenizer's.
         max_prompt_length, max_new_tokens: the run's; the longer context is as long, since a wrong sliding window shows
             only in rows that are longer than it.
+        cuda_graphs: also compare what a `GraphDecoder` writes with packed rows. A graph repeats what it recorded, so
+            this finds a model whose step depends on something that the CPU counts.
 
     Raises:
-        ValueError: they differ by more than `TOLERANCE`, or the model has too few embeddings or positions.
+        ValueError: they differ by more than `TOLERANCE`, or the model has too few embeddings or positions, or a
+            `GraphDecoder` refuses it.
     """
     model = agent.policy
     check_vocabulary(model, vocab_size)
@@ -49,6 +57,8 @@ def self_check(agent: Any, vocab_size: int, max_prompt_length: int, max_new_toke
         for weight in weights:
             weight.copy_(torch.linspace(-1, 1, weight.numel()).view_as(weight))
         _compare_with_single_rows(agent, vocab_size, max_prompt_length, min(max_new_tokens, 4))
+        if cuda_graphs:
+            _compare_graphs(agent, vocab_size, max_prompt_length, min(max_new_tokens, 4))
     finally:
         torch.set_float32_matmul_precision(precision)
         for weight, value in zip(weights, kept, strict=True):
@@ -91,6 +101,22 @@ def _compare_with_single_rows(agent: Any, vocab_size: int, width: int, longest: 
         _compare(model, "values of decoding with a cache", found_values[reply_mask], torch.cat(values))
 
 
+def _compare_graphs(agent: Any, vocab_size: int, width: int, longest: int) -> None:
+    model, device = agent.policy, agent.policy.device
+    input_ids, attention_mask = _some_replies(vocab_size, width, longest)
+    never = np.zeros((2, vocab_size), np.int64)  # no reply ends before it is as long as it may be
+    decoder = GraphDecoder(agent.next_token, never, longest, nullcontext(), device)
+    uniform = torch.linspace(0.1, 0.9, len(input_ids) * longest, dtype=torch.double, device=device)
+    prompts = (array[::REPLIES, :width] for array in (input_ids, attention_mask))
+    drawn, values = decoder.write(*prompts, REPLIES, uniform.view(-1, longest))
+    input_ids[:, width:], attention_mask[:, width:] = drawn.tokens.cpu().numpy(), 1
+    logits, expected = agent(pack(input_ids, attention_mask, width, np.arange(len(input_ids)) // REPLIES, device))
+    log_probs = _log_probs(logits, drawn.tokens.flatten())
+    _compare(model, "log-probabilities of CUDA graphs", drawn.log_probs.flatten(), log_probs, LEAVE_OUT)
+    if agent.shared:
+        _compare(model, "values of CUDA graphs", values.flatten(), expected, LEAVE_OUT)
+
+
 def _some_replies(vocab_size: int, width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
     """Random tokens and their mask, ``(4, width + longest)``: contexts of two lengths, replies of several."""
     rng = np.random.default_rng(0)
@@ -109,11 +135,12 @@ def _log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0].clamp(min=-1e4)
 
 
-def _compare(model: PreTrainedModel, what: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+def _compare(
+    model: PreTrainedModel, what: str, found: torch.Tensor, expected: torch.Tensor, cure: str = REPORT
+) -> None:
     difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
     if not difference <= TOLERANCE:  # also NaN
         raise ValueError(
             f"{type(model).__name__}: {what} differ from those of single rows by {difference:.2g} in float32, so "
-            "training on them would be wrong. Use an architecture that docs/models.md calls right, and please report "
-            "this one"
+            f"training on them would be wrong. {cure}"
         )

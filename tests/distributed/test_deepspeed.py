@@ -93,9 +93,10 @@ def test_its_classes_and_rollout_are_the_plain_script_s_to_the_letter():
     }
 
 
-def test_compile_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--compile"])
-    with pytest.raises(ValueError, match="--compile: DeepSpeed's hooks stand between the layers"):
+@pytest.mark.parametrize("flag", ["--compile", "--cuda-graphs"])
+def test_what_deepspeed_does_not_allow_is_refused(flag, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), flag])
+    with pytest.raises(ValueError, match=f"{flag}.*: DeepSpeed's hooks stand between the layers"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 

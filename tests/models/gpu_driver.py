@@ -2,13 +2,16 @@
 
 from contextlib import nullcontext
 
+import fake_graphs
 import numpy as np
 import torch
 from fake_gpu import OnGpu, install, move
+from fake_graphs import FakeGraph
 from torch import nn
 
 from benchmarks.architectures import TOLERANCE, VOCAB, differences, tiny_config, tiny_model
 from dailydialog_gym.models.forward import Decoder, forward_cached, forward_packed
+from dailydialog_gym.models.graphs import GraphDecoder
 from dailydialog_gym.models.packing import pack
 from dailydialog_gym.models.sampling import draw
 from dailydialog_gym.models.steps import step_if_finite
@@ -49,6 +52,40 @@ def transfers_of_decoding(gpu, layers):
     for count in (15, 1, 9):
         found.append(transfers(steps, count))
     assert len(decoder.rows) == 40
+    return found
+
+
+def transfers_of_graphs(gpu):
+    """Of writing 80 replies of up to 18 tokens whose graphs are recorded, half of which end before the 16th token."""
+    model = move(tiny_model(tiny_config("gpt2")))
+    mask = (np.arange(8) >= np.arange(40)[:, None] % 8).astype(np.int64)
+    transitions = np.ones((20, VOCAB), np.int64)  # counts tokens; after an odd first one the reply ends after ten more
+    transitions[0, 1::2] = 9
+    transitions[1:19] = np.arange(2, 20)[:, None]
+    upload = torch.zeros(3)
+
+    def forward(ids, **inputs):
+        logits = forward_cached(model, ids, **inputs).logits[:, -1]
+        return logits + upload.to(gpu).sum() if uploading else logits, logits[:, 0]
+
+    uploading, uniform = False, torch.rand(80, 18, dtype=torch.double, device=gpu)
+    decoder = GraphDecoder(forward, transitions, 18, nullcontext(), gpu)
+    arguments = IDS[:, :8] * mask, mask, 2, uniform
+    expected, _ = Decoder(forward, transitions, 18, nullcontext(), gpu).write(*arguments)
+    for _ in range(2):
+        drawn, _ = decoder.write(*arguments)
+        there = torch.arange(18) < torch.where(drawn.tokens.cpu()[:, :1] % 2 == 1, 11, 18)
+        assert torch.equal(drawn.tokens.cpu()[there], expected.tokens.cpu()[there])
+    recorded = FakeGraph.recorded, FakeGraph.replayed
+    found = transfers(decoder.write, *arguments)
+    assert (FakeGraph.recorded - recorded[0], FakeGraph.replayed - recorded[1]) == (0, 17)
+    uploading, decoder = True, GraphDecoder(forward, transitions, 18, nullcontext(), gpu)
+    try:
+        decoder.write(*arguments)
+    except ValueError as error:
+        assert "uploads to it (aten._to_copy" in str(error)
+    else:
+        raise AssertionError("an upload at each token was recorded")
     return found
 
 
@@ -99,6 +136,10 @@ if __name__ == "__main__":  # pytest imports this file, too
     assert transfers_of_decoding(gpu, layers=4) == [prefill, *steps]
     assert prefill == (14, 0), prefill
     assert steps == [(0, 0), (0, 2), (0, 0)], steps  # the 16th token: how many rows are live, and which
+
+    fake_graphs.install(setattr, gpu.type)
+    found = transfers_of_graphs(gpu)
+    assert found == (prefill[0], 1), found  # the 16th token: how many rows are live
 
     for critic in ("shared", "none"):
         found = transfers_of_an_update(gpu, critic)

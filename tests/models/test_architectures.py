@@ -70,7 +70,7 @@ def test_steps_with_a_fixed_cache_are_those_with_one_that_grows(kind):
             LONGEST,
             nullcontext(),
             model.device,
-            cache,
+            fixed_cache=cache,
         )
         logits = [*decoder.prefill(ids[:, :WIDTH] * mask, mask, copies=1)]
         for t in range(WIDTH, columns - 1):
@@ -168,16 +168,16 @@ class CheckedAgent:
         return outputs.logits[:, -1, :VOCAB], self.critic.value_head(outputs.hidden_states[-1][:, -1])[:, 0]
 
 
-def check(agent):
-    self_check(agent, VOCAB, WIDTH, LONGEST)
+def check(agent, cuda_graphs=False):
+    self_check(agent, VOCAB, WIDTH, LONGEST, cuda_graphs)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "gpt_oss"])
-def test_the_check_passes_and_takes_no_random_numbers(kind):
+def test_the_check_passes_and_takes_no_random_numbers(kind, fake_graphs):
     model = tiny_model(tiny_config(kind))
     agent = CheckedAgent(model)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    check(agent)
+    check(agent, cuda_graphs=True)
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
     assert torch.get_float32_matmul_precision() == "highest"
@@ -225,6 +225,26 @@ def test_the_check_finds_what_is_wrong(kind, agent_class, what):
     model = tiny_model(tiny_config(kind))
     with pytest.raises(ValueError, match=f"^{type(model).__name__}: {what} differ"):
         check(agent_class(model))
+
+
+class CountsOnTheCpu(CheckedAgent):
+    """Its positions are right, but a graph repeats the number from which it makes them."""
+
+    def next_token(self, input_ids, position_ids, **inputs):
+        if input_ids.shape[1] > 1:
+            self.position = WIDTH
+        else:
+            position_ids = position_ids - position_ids[:1] + self.position  # the first row has the longest prompt
+            self.position += 1
+        return super().next_token(input_ids, position_ids=position_ids, **inputs)
+
+
+def test_the_check_finds_steps_that_a_graph_would_repeat_wrongly(fake_graphs):
+    agent = CountsOnTheCpu(tiny_model(tiny_config("gpt2")))
+    check(agent)
+    message = "GPT2LMHeadModel: log-probabilities of CUDA graphs differ.*Leave out --cuda-graphs"
+    with pytest.raises(ValueError, match=message):
+        check(agent, cuda_graphs=True)
 
 
 class Forbidding(GPT2LMHeadModel):
