@@ -23,9 +23,8 @@ MOST_KEPT = 4096  # words and alignments of a reference
 _SIMPLE = re.compile(r"\w+(?:[-.]\w+)*(?:'(?:[dmst]|ll|re|ve))?|[,.;:?!\u2019]|\.\.\.")
 _CLITIC = re.compile("('(?:[dms]|ll|re|ve)|n't)(?![^ ])")
 _CONTRACTION = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)
-# What NLTK treats differently at the beginning or the end of a text: two quotes, two of which the last ends the part,
-# and a last period in front of closing marks.
-_DEPENDS_ON_OTHERS = re.compile(r"""\s|''|""|'.*'$|(?<!\.)\.[])}>"'\xbb\u201d\u2019]*$""")
+_AT_THE_BEGINNING = re.compile(r"""\s|''|\"\"""")  # NLTK treats these differently there
+_CLOSING = re.compile(r"""[])}>"'\xbb\u201d\u2019]*""")  # NLTK splits off a period where only these follow
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -38,20 +37,26 @@ def words(text: str) -> tuple[str, ...]:
     >>> words("I don't know , it's OK .")
     ('I', 'do', "n't", 'know', ',', 'it', "'s", 'OK', '.')
     """
-    parts = [_part_words(part) for part in text.split(" ")]
-    if None in parts:
-        return tuple(_TOKENIZER.tokenize(text))
-    return tuple(word for part in parts if part for word in part)
+    found = _words_of_parts(text.split(" "))
+    return tuple(_TOKENIZER.tokenize(text)) if None in found else tuple(word for part in found for word in part)
 
 
-@lru_cache(maxsize=1 << 16)
-def _part_words(part: str) -> tuple[str, ...] | None:
-    """The words of a part between spaces; None where they depend on the rest of the text."""
+def _words_of_parts(parts: list[str]) -> list[tuple[str, ...] | None]:
+    """The words of each part of a text, or of its end; a None among them says that NLTK must read the whole text."""
+    return [*[_part_words(part, False) for part in parts[:-1]], _part_words(parts[-1], True)]
+
+
+@lru_cache(maxsize=1 << 17)
+def _part_words(part: str, last: bool) -> tuple[str, ...] | None:
+    if last and _CLOSING.fullmatch(part):
+        return None
     if _SIMPLE.fullmatch(part):
         separated = _CLITIC.sub(r" \1", part)
         if not _CONTRACTION.search(separated):
             return tuple(separated.split())
-    return None if _DEPENDS_ON_OTHERS.search(part) else tuple(_TOKENIZER.tokenize(part))
+    if _AT_THE_BEGINNING.search(part):
+        return None
+    return tuple(_TOKENIZER.tokenize(part) if last else _TOKENIZER.tokenize(f"{part} x")[:-1])
 
 
 STAGES = ("exact", "stem", "synonym")
@@ -133,7 +138,7 @@ class _Reply:
         if not text.startswith(self._text):
             self._begin, self._before = 0, (0, ())
         self._text, parts = text, text[self._begin :].split(" ")
-        found = [_part_words(part) for part in parts]
+        found = _words_of_parts(parts)
         if None in found:
             length, some = self._add((0, ()), _TOKENIZER.tokenize(text))
         else:
