@@ -38,16 +38,19 @@ def words(text: str) -> tuple[str, ...]:
     ('I', 'do', "n't", 'know', ',', 'it', "'s", 'OK', '.')
     """
     found = _words_of_parts(text.split(" "))
-    return tuple(_TOKENIZER.tokenize(text)) if None in found else tuple(word for part in found for word in part)
+    return tuple(_TOKENIZER.tokenize(text)) if found is None else tuple(word for part in found for word in part)
 
 
-def _words_of_parts(parts: list[str]) -> list[tuple[str, ...] | None]:
-    """The words of each part of a text, or of its end; a None among them says that NLTK must read the whole text."""
-    return [*[_part_words(part, False) for part in parts[:-1]], _part_words(parts[-1], True)]
+def _words_of_parts(parts: list[str]) -> list[tuple[str, ...]] | None:
+    """The words of each part of a text, or of its end; None where NLTK must read the whole text."""
+    found = [*[_part_words(part, False) for part in parts[:-1]], _part_words(parts[-1], True)]
+    known = [part for part in found if part is not None]
+    return known if len(known) == len(parts) else None
 
 
 @lru_cache(maxsize=1 << 17)
 def _part_words(part: str, last: bool) -> tuple[str, ...] | None:
+    """The words of a part between spaces, the last one of a text or not; None where they depend on more than that."""
     if last and _CLOSING.fullmatch(part):
         return None
     if _SIMPLE.fullmatch(part):
@@ -139,7 +142,7 @@ class _Reply:
             self._begin, self._before = 0, (0, ())
         self._text, parts = text, text[self._begin :].split(" ")
         found = _words_of_parts(parts)
-        if None in found:
+        if found is None:
             length, some = self._add((0, ()), _TOKENIZER.tokenize(text))
         else:
             for part, its_words in zip(parts[:-1], found, strict=False):
