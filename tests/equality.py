@@ -1,6 +1,7 @@
-"""Exact comparison of what environments return."""
+"""Exact comparison of what environments return, and of what checkpoints hold."""
 
 import numpy as np
+import torch
 
 
 def assert_same(one, other, where: str = "returned") -> None:
@@ -20,5 +21,7 @@ def assert_same(one, other, where: str = "returned") -> None:
             assert_same(list(one), list(other), where)
         else:
             assert np.array_equal(one, other), where
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
     else:
         assert one == other, where

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from equality import assert_same
 from paths import ROOT
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.rewards import AdaptiveCoefficient, FixedCoefficient, ZieglerCoefficient
 from dailydialog_gym.rewards.penalty import KLTracker
 
@@ -200,6 +202,29 @@ def test_in_little_memory_it_trains(run, tiny_model, tmp_path):
     # Steps far smaller than the distance of two bfloat16 numbers: some weights move by that, and most don't
     moved = torch.cat([(weights[name] != before[name].bfloat16()).flatten() for name in weights])
     assert 0 < moved.float().mean() < 0.2
+
+
+def test_in_little_memory_a_resumed_run_ends_as_the_uninterrupted_one(run, tiny_model, tmp_path):
+    """Bit for bit: weights, 8-bit moments and random states, which also round the weights. The agent loads."""
+    flags = ("--model", tiny_model, *SMALL, "--low-memory", "--use-amp", "--checkpoint-every", "1")
+    run(*flags)
+    folder, whole = tmp_path / "runs/test", tmp_path / "runs/whole"
+    shutil.copytree(folder, whole)
+    shutil.rmtree(folder / "checkpoints/000002")
+    shutil.rmtree(folder / "agent")
+    run("--resume", str(folder))
+
+    first, second = (torch.load(path / "checkpoints/000002/state.pt", weights_only=True) for path in (folder, whole))
+    for checkpoint in (first, second):
+        for row in checkpoint["progress"]["history"]:
+            del row["charts/FPS"], row["time/rollout"]
+    assert repr(first["progress"]["history"]) == repr(second["progress"]["history"])  # NaN is not equal to NaN
+    assert_same(first["parts"], second["parts"])
+    moments = [each["moments"] for each in first["parts"]["optimizer"]["state"].values()]
+    assert moments and all(each.dtype == torch.uint8 for each in moments)
+    agents = [(path / "agent/model.safetensors").read_bytes() for path in (folder, whole)]
+    assert agents[0] == agents[1]
+    assert isinstance(DialogueAgent.load(str(folder), max_new_tokens=2).chat("Hello ."), str)
 
 
 def test_amp_trains(run, tiny_model, capsys):

@@ -29,14 +29,12 @@ class TokenCredit:
 
     def __call__(self, episodes: Episodes) -> np.ndarray:
         mask, width = episodes.reply_mask, episodes.max_new_tokens
-        rows, columns = mask.nonzero()
+        ids, (rows, columns) = episodes.reply_ids, mask.nonzero()
         attention_mask = episodes.attention_mask[rows]
         attention_mask[:, -width:] *= np.arange(width) <= columns[:, None]
         prefixes = Episodes(
             prompts=[episodes.prompts[row] for row in rows],
-            responses=self.tokenizer.decode(
-                [episodes.reply_ids[row, : column + 1] for row, column in zip(rows, columns, strict=True)]
-            ),
+            responses=self.tokenizer.decode([ids[row, : t + 1] for row, t in zip(rows, columns, strict=True)]),
             references=[episodes.references[row] for row in rows],
             intents=episodes.intents[rows],
             input_ids=episodes.input_ids[rows],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -22,34 +23,47 @@ MOST_KEPT = 4096  # words and alignments of a reference
 _SIMPLE = re.compile(r"\w+(?:[-.]\w+)*(?:'(?:[dmst]|ll|re|ve))?|[,.;:?!\u2019]|\.\.\.")
 _CLITIC = re.compile("('(?:[dms]|ll|re|ve)|n't)(?![^ ])")
 _CONTRACTION = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)
+_AT_THE_BEGINNING = re.compile(r"""\s|''|\"\"""")  # NLTK treats these differently there
+_CLOSING = re.compile(r"""[])}>"'\xbb\u201d\u2019]*""")  # NLTK splits off a period where only these follow
 
 
 def words(text: str) -> tuple[str, ...]:
     """The words of a text, equal to those of NLTK's `word_tokenize`.
 
-    NLTK's tokenizer applies some 30 regular expressions. In DailyDialog's texts all tokens but clitics ("'s", "n't")
-    are already separated by spaces, so one regular expression for each distinct part between spaces is enough for them.
-    NLTK tokenises all other texts.
+    NLTK's tokenizer applies some 30 regular expressions. Almost all of them look at a part between spaces alone, so the
+    words of each distinct part are found once. In DailyDialog's texts all tokens but clitics ("'s", "n't") are already
+    separated by spaces, so one regular expression is enough for most parts.
 
     >>> words("I don't know , it's OK .")
     ('I', 'do', "n't", 'know', ',', 'it', "'s", 'OK', '.')
     """
-    parts = [_simple_words(part) for part in text.split(" ")]
-    if None in parts:
-        return tuple(_TOKENIZER.tokenize(text))
-    return tuple(word for part in parts if part for word in part)
+    found = _words_of_parts(text.split(" "))
+    return tuple(_TOKENIZER.tokenize(text)) if found is None else tuple(word for part in found for word in part)
 
 
-@lru_cache(maxsize=1 << 16)
-def _simple_words(part: str) -> tuple[str, ...] | None:
-    """The words of a part between spaces; None where it takes all of NLTK's rules to know."""
-    if not _SIMPLE.fullmatch(part):
+def _words_of_parts(parts: list[str]) -> list[tuple[str, ...]] | None:
+    """The words of each part of a text, or of its end; None where NLTK must read the whole text."""
+    found = [*[_part_words(part, False) for part in parts[:-1]], _part_words(parts[-1], True)]
+    known = [part for part in found if part is not None]
+    return known if len(known) == len(parts) else None
+
+
+@lru_cache(maxsize=1 << 17)
+def _part_words(part: str, last: bool) -> tuple[str, ...] | None:
+    """The words of a part between spaces, the last one of a text or not; None where they depend on more than that."""
+    if last and _CLOSING.fullmatch(part):
         return None
-    separated = _CLITIC.sub(r" \1", part)
-    return None if _CONTRACTION.search(separated) else tuple(separated.split())
+    if _SIMPLE.fullmatch(part):
+        separated = _CLITIC.sub(r" \1", part)
+        if not _CONTRACTION.search(separated):
+            return tuple(separated.split())
+    if _AT_THE_BEGINNING.search(part):
+        return None
+    return tuple(_TOKENIZER.tokenize(part) if last else _TOKENIZER.tokenize(f"{part} x")[:-1])
 
 
 STAGES = ("exact", "stem", "synonym")
+_Some = tuple[tuple[int, str], ...]  # words of a reply with their positions, in ascending order
 
 
 class _Reference:
@@ -60,19 +74,21 @@ class _Reference:
     """
 
     def __init__(self, text: str, stages: Sequence[str]):
-        self.words, self.stages = [word.lower() for word in words(text)], stages
-        self._exact = {*self.words}
-        self._stems = {_stem(word) for word in self.words} if "stem" in stages else self._exact
-        self._may_match = lru_cache(maxsize=MOST_KEPT)(self._find)
-        self._kept: dict[tuple[tuple[int, str], ...], tuple[int, int]] = {}
+        self.stages, reference = stages, [word.lower() for word in words(text)]
+        self.length = len(reference)
+        self._exact, self._stems = defaultdict(list), defaultdict(list)  # the positions of each word, ascending
+        for j, word in enumerate(reference):
+            self._exact[word].append(j)
+            self._stems[_stem(word) if "stem" in stages else word].append(j)
+        self.may_match = lru_cache(maxsize=MOST_KEPT)(self._find)
+        self._kept: dict[_Some, tuple[int, int]] = {}
 
-    def matches(self, response: Sequence[str]) -> tuple[int, int]:
-        """The number of matches of a reply's words, in lower case, and of chunks of them."""
-        some = tuple([(i, word) for i, word in enumerate(response) if self._may_match(word)])
+    def matches(self, some: _Some) -> tuple[int, int]:
+        """The number of matches of a reply, and of chunks of them, from those words of it that may match."""
         if some not in self._kept:
             if len(self._kept) == MOST_KEPT:
                 self._kept.clear()
-            found = _align(dict(some), self.words, self.stages)
+            found = self._align(some)
             # A chunk is a sequence of matches that are adjacent in both texts.
             chunks = bool(found) + sum((i + 1, j + 1) != following for (i, j), following in pairwise(found))
             self._kept[some] = len(found), chunks
@@ -84,41 +100,70 @@ class _Reference:
             return True
         return "synonym" in self.stages and not synonyms(stem).isdisjoint(self._stems)
 
+    def _align(self, left: _Some) -> list[tuple[int, int]]:
+        """The alignment of NLTK's `align_words`: pairs (position in the response, position in the reference).
+
+        NLTK's three stages are one loop here. It only looks up synonyms that occur in the reference.
+        """
+        matches: dict[int, int] = {}  # from positions of the reference to those of the response
+        for stage in self.stages:
+            if stage == "stem":
+                left = tuple([(i, _stem(word)) for i, word in left])
+            positions, rest = self._exact if stage == "exact" else self._stems, []
+            # Like NLTK, go through the response backwards and align each word with the last free one of the reference.
+            for i, word in reversed(left):
+                names = (synonyms(word) & positions.keys()) | {word} if stage == "synonym" else (word,)
+                free = [j for name in names if name in positions for j in positions[name] if j not in matches]
+                if free:
+                    matches[max(free)] = i
+                else:
+                    rest.append((i, word))
+            left = tuple(reversed(rest))
+        return sorted((i, j) for j, i in matches.items())
+
 
 _reference = lru_cache(maxsize=512)(_Reference)  # each is compared with several replies and all their prefixes
 
 
-def _align(left: dict[int, str], reference: Sequence[str], stages: Sequence[str]) -> list[tuple[int, int]]:
-    """The alignment of NLTK's `align_words`: pairs (position in the response, position in the reference).
+class _Reply:
+    """A reply to one reference, whose prefixes are scored one after the other.
 
-    NLTK's three stages are one loop here. It only looks up synonyms that occur in the reference, so it takes a third of
-    NLTK's time.
-
-    Args:
-        left: by position, in ascending order, the words of the response that may match.
-        reference: all words of the reference.
-        stages: which words match, the first of `STAGES`.
+    Of a text that continues the one before, only what follows the last space of that one is read.
     """
-    right = dict(enumerate(reference))
-    matches = []
-    for stage in stages:
-        if stage == "stem":
-            left, right = ({i: _stem(word) for i, word in words.items()} for words in (left, right))
-        free: dict[str, list[int]] = {}  # the positions of each word of the reference that is not aligned yet
-        for j, word in right.items():
-            free.setdefault(word, []).append(j)
-        # Like NLTK, go through the response backwards and align each word with the last free one of the reference.
-        for i, word in reversed(left.copy().items()):
-            if stage == "synonym":
-                last = [free[name][-1] for name in (synonyms(word) & free.keys()) | {word} if free.get(name)]
-            else:
-                last = free.get(word, [])[-1:]
-            if last:
-                j = max(last)
-                free[right[j]].pop()
-                matches.append((i, j))
-                del left[i], right[j]
-    return sorted(matches)
+
+    def __init__(self, reference: str, stages: Sequence[str] = STAGES):
+        self._reference = _reference(reference, tuple(stages))
+        self._text, self._begin = "", 0  # the text before, and where its last part between spaces begins
+        self._before: tuple[int, _Some] = 0, ()  # of that text without its last part, as `_add` returns it
+
+    def score(self, text: str) -> float:
+        """METEOR of a text."""
+        if not text.startswith(self._text):
+            self._begin, self._before = 0, (0, ())
+        self._text, parts = text, text[self._begin :].split(" ")
+        found = _words_of_parts(parts)
+        if found is None:
+            length, some = self._add((0, ()), _TOKENIZER.tokenize(text))
+        else:
+            for part, its_words in zip(parts[:-1], found, strict=False):
+                self._before, self._begin = self._add(self._before, its_words), self._begin + len(part) + 1
+            length, some = self._add(self._before, found[-1])
+        matches, chunks = self._reference.matches(some)
+        if not matches:
+            return 0.0
+        precision, recall = matches / length, matches / self._reference.length
+        mean = (precision * recall) / (ALPHA * precision + (1 - ALPHA) * recall)
+        return (1 - GAMMA * (chunks / matches) ** BETA) * mean
+
+    def _add(self, before: tuple[int, _Some], words: Iterable[str]) -> tuple[int, _Some]:
+        """The number of words with some more, and those of them that may match."""
+        length, some = before
+        for word in words:
+            word = word.lower()
+            if self._reference.may_match(word):
+                some = (*some, (length, word))
+            length += 1
+        return length, some
 
 
 def meteor(response: str, reference: str, stages: Sequence[str] = STAGES) -> float:
@@ -138,29 +183,26 @@ def meteor(response: str, reference: str, stages: Sequence[str] = STAGES) -> flo
     >>> meteor("", "Yes .")
     0.0
     """
-    response_words, known = [word.lower() for word in words(response)], _reference(reference, tuple(stages))
-    matches, chunks = known.matches(response_words)
-    if not matches:
-        return 0.0
-    precision, recall = matches / len(response_words), matches / len(known.words)
-    mean = (precision * recall) / (ALPHA * precision + (1 - ALPHA) * recall)
-    return (1 - GAMMA * (chunks / matches) ** BETA) * mean
+    return _Reply(reference, stages).score(response)
 
 
 class Meteor:
     """Scorer: the `meteor` score of each reply against its reference, ``(n,)``.
 
+    A text that continues the one before it takes little time, as the prefixes of a reply do in `TokenCredit`.
+
     A call raises a ValueError if a reply has no reference, which is so after a partner's answer in a text environment.
     """
 
     def __call__(self, episodes: Episodes) -> np.ndarray:
-        return np.array([_checked(*pair) for pair in zip(episodes.responses, episodes.references, strict=True)])
-
-
-def _checked(response: str, reference: str | None) -> float:
-    if reference is None:
-        raise ValueError(
-            "METEOR compares a reply with a reference, and after a partner's answer there is none: use a reward "
-            "without a reference, or partner=None, where the dialogue's own utterances answer"
-        )
-    return meteor(response, reference)
+        scores, before, reply = list[float](), "", _Reply("")
+        for response, reference in zip(episodes.responses, episodes.references, strict=True):
+            if reference is None:
+                raise ValueError(
+                    "METEOR compares a reply with a reference, and after a partner's answer there is none: use a "
+                    "reward without a reference, or partner=None, where the dialogue's own utterances answer"
+                )
+            if reference != before:
+                before, reply = reference, _Reply(reference)
+            scores.append(reply.score(response))
+        return np.array(scores)

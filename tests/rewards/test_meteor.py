@@ -94,15 +94,43 @@ def test_meteor_tokenises_as_word_tokenize():
 
 PIECES = ["I'm", "don't", "N'T", "it's", "Cannot", "wanna", "more'n", "a-b", "5.50", "a.", ".", "..", "...", ",", ":"]
 PIECES += [";", "?", "!", "'", "''", "`", "--", "'tis", "D'YE", "x'll", "'s", "n't", "(", "_", "1"]
-PIECES += ['"', "\u2019", "\u00e9", "\u017f", "can\u017f"]
+PIECES += [
+    '"',
+    "\u2019",
+    "\u00e9",
+    "\u017f",
+    "can\u017f",
+    "fine.",
+    ")",
+    "\u201c",
+    "$",
+    "o'clock",
+    "x's'",
+    "\x1c",
+    "\ufffd",
+]
 
 
 @settings(deadline=None, max_examples=500)
 @given(st.lists(st.sampled_from(PIECES), max_size=8), st.sampled_from([" ", " ", "  ", ""]))
 @example(["Cannot", "n't"], "")
+@example(["fine.", '"', ")"], " ")
+@example(["fine.", '"', "a"], " ")
+@example(["x's'", "x's'"], " ")
 def test_words_are_nltks_with_and_without_the_fast_path(pieces, blank):
     text = blank.join(pieces)
     assert list(words(text)) == word_tokenize(text, preserve_line=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from([*PIECES, "go", "goes", "film", "movie"]), max_size=8), st.sampled_from([" ", ""]))
+@example(["fine.", '"', "x's'", "movie"], " ")
+def test_meteor_of_texts_that_continue_each_other_is_nltks(pieces, blank):
+    text, reference = blank.join(pieces), "I went to a movie . It's fine. 5.50 o'clock"
+    prefixes = [text[:end] for end in (*range(1, len(text) + 1, 2), len(text) // 2) if text[:end].split()]
+    references = [reference] * len(prefixes)
+    scores = Meteor()(make_episodes([1] * len(prefixes), responses=prefixes, references=references))
+    assert scores.tolist() == [nltk_meteor(prefix, reference) for prefix in prefixes]
 
 
 def test_meteor_by_hand():
