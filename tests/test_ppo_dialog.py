@@ -155,6 +155,7 @@ ALGORITHMS = {
     "PPO with a separate critic": ("--critic", "separate"),
     "RLOO": ("--critic", "none"),
     "GRPO": ("--critic", "none", "--normalize-groups"),
+    "PPO in little memory": ("--critic", "shared", "--low-memory", "--use-amp"),
 }
 
 
