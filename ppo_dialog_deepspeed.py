@@ -222,7 +222,8 @@ def candidate_logits(candidates, logits):
 def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     """K replies to each of the C samples, written by the current policy.
 
-    No token waits for the environment, which gets whole replies; tests/test_rollout.py has the same token by token.
+    `Decoder.write` calls `next_token`, draws one of the A likeliest tokens, and so on until all replies have ended. No
+    token waits for the environment, which gets whole replies; tests/test_rollout.py has the same token by token.
     """
     B, K, P, T = args.num_envs, args.replies_per_prompt, args.max_prompt_length, args.max_new_tokens
     device = agent.policy.device
