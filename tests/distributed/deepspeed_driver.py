@@ -32,9 +32,9 @@ from torch import distributed
 import dailydialog_gym.runs.run
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.runs import RankedCheckpoints
-from dailydialog_gym.models import sampling
+from dailydialog_gym.models import forward
 
-draw = sampling.draw
+draw = forward.draw
 step, save_engine = deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint
 save, gather = RankedCheckpoints.save, TorchBackend.all_gather_into_tensor
 gradients: list[dict[str, torch.Tensor]] = []
@@ -50,10 +50,12 @@ def counted_gather(*args, **kwargs):
 
 
 def drawn(logits, uniform, top_k):
-    """`draw`, called by the script's rollout."""
+    """`draw`, called by `Decoder.write` in the script's rollout."""
     frame = sys._getframe(1)
-    script, rollout = frame.f_globals, frame.f_locals
-    iteration, t, fault = script["iteration"], rollout["t"], job.get("fault")
+    decoder, batch = frame.f_locals["self"], frame.f_locals["uniform"]  # (B, T)
+    while "iteration" not in frame.f_globals:
+        frame = frame.f_back
+    iteration, t, fault = frame.f_globals["iteration"], decoder.written, job.get("fault")
     rank, world = distributed.get_rank(), distributed.get_world_size()
     gathers.append(gathered)
     if fault == "interrupt" and (iteration, t, rank) == (2, 0, 0):
@@ -61,8 +63,8 @@ def drawn(logits, uniform, top_k):
     if fault == "kill rollout" and (iteration, t, rank) == (3, 3, 1):
         os.kill(os.getpid(), signal.SIGKILL)
     if job["same_draws"]:
-        episodes = np.random.default_rng([iteration, t]).random(rollout["B"] * world)
-        uniform = torch.from_numpy(episodes[rank::world])[rollout["rows"]]
+        episodes = np.random.default_rng([iteration, t]).random(len(batch) * world)
+        uniform = torch.from_numpy(episodes[rank::world])[decoder.rows]
     return draw(logits, uniform, top_k)
 
 
@@ -109,7 +111,7 @@ def outcome(script):
 def main(jobs):
     deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint = recorded_step, killed_save
     RankedCheckpoints.save, TorchBackend.all_gather_into_tensor = save_and_copy, counted_gather
-    sampling.draw = drawn  # before a script imports it
+    forward.draw = drawn
     dailydialog_gym.runs.run.plot_curves = lambda *_, **__: Figure()  # curves take a third of such a short run's time
     gc.freeze()  # DeepSpeed calls the garbage collector for each engine
     rank = ranks.start()[0]
