@@ -94,6 +94,7 @@ def execute(command) -> int:
     """What `python COMMAND` does, in this process; the exit code."""
     command = [str(word) for word in command if word != "-u"]
     sys.argv = command[command[0] == "-m" :]
+    sys.excepthook = sys.__excepthook__  # another program that ran in this process may have left its own
     try:
         if sys.argv == command:
             runpy.run_path(sys.argv[0], run_name="__main__")
