@@ -37,16 +37,18 @@ _WORDS = re.compile(rf"[{_WITHOUT_BLANKS}]|[^\W_{_WITHOUT_BLANKS}]+")
 
 
 class UnicodeTokenizer(DefaultTokenizer):
-    """The default tokenizer of `rouge_score` for ASCII texts; for others, which that one would drop, all words.
+    """The default tokenizer of `rouge_score`, and words with other letters than ASCII's, which that one would drop.
 
-    In Chinese, Japanese, Thai and Lao, which do not separate words by blanks, each character is a token.
+    Those words are not stemmed. In Chinese, Japanese, Thai and Lao, which do not separate words by blanks, each
+    character is a token.
 
-    >>> UnicodeTokenizer(use_stemmer=True).tokenize("Zwei Cafés, 你好")
-    ['zwei', 'cafés', '你', '好']
+    >>> UnicodeTokenizer(use_stemmer=True).tokenize("Two Cafés closing, 你好")
+    ['two', 'cafés', 'close', '你', '好']
     """
 
     def tokenize(self, text: str) -> list[str]:
-        return tokenize(text, self._stemmer) if text.isascii() else _WORDS.findall(text.lower())
+        words = _WORDS.findall(text.lower())
+        return [token for word in words for token in (tokenize(word, self._stemmer) if word.isascii() else [word])]
 
 
 class Rouge(_PairMetric):

@@ -16,12 +16,15 @@ class AdamW8bit(torch.optim.Optimizer):
 
     As in Dettmers et al. (2022, arXiv:2110.02861), each 256 numbers of a moment are stored in 8 bits relative to the
     largest of them. Weights and moments are rounded at random to one of the two nearest values, so that changes smaller
-    than the distance of two values are not lost but made on average.
+    than the distance of two values are not lost. Weights have the right expectation. Of moments their codes have it,
+    which are square or fourth roots, so that the moments themselves are a little off on average.
 
     Args:
         params: parameters, or groups of them.
         lr, betas, eps: as of `torch.optim.AdamW`.
     """
+
+    _step_supports_amp_scaling = True  # tells a `GradScaler` to set `found_inf`, and not to wait for its value
 
     def __init__(
         self,
@@ -84,7 +87,8 @@ def _encode(numbers: torch.Tensor, stored: torch.Tensor, power: int) -> None:
     blocks = torch.nn.functional.pad(numbers, (0, stored.shape[0] * BLOCK - len(numbers))).view(-1, BLOCK)
     scale = blocks.abs().amax(1, keepdim=True)
     exact = (blocks.abs() / scale.clamp(min=torch.finfo().tiny)).pow_(1 / power).mul_(127)
-    codes = exact.add_(torch.rand_like(exact)).floor_().copysign_(blocks)
+    # In float32 127 plus a number just below 1 is 128, and there is no such code
+    codes = exact.add_(torch.rand_like(exact)).floor_().clamp_(max=127).copysign_(blocks)
     stored[:, :BLOCK] = codes.add_(127).to(torch.uint8)
     stored[:, BLOCK:] = scale.view(torch.uint8)
 

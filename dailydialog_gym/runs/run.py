@@ -233,7 +233,7 @@ class Run:
         if sys.excepthook is not sys.__excepthook__:  # without --traceback, see `parse_args`
             report_in_one_line(OSError)  # from here on a ValueError is not a mistake in the flags
         self.before = before
-        self._training = True
+        self._training = self._episodes < self._total_episodes  # not if what is resumed was complete
         if not self.is_main:  # the terminal sends its signals to every process, but only the main one decides to stop
             self._handlers = {s: signal.signal(s, signal.SIG_IGN) for s in terminal_signals(sys.platform)}
             return
@@ -257,6 +257,8 @@ class Run:
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 10,  # in a log file every update of the bar is a line
         )
+        if not self._training:
+            self._bar.close()
 
     def check_step(self, part: str, *numbers: torch.Tensor, loss_scale: float) -> bool:
         """Whether the optimizer may take a step: the loss and the gradient norms are all finite.

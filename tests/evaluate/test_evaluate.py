@@ -11,17 +11,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
 from nltk.tokenize import NLTKWordTokenizer
 from nltk.translate.meteor_score import single_meteor_score
 from paths import ROOT
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 from transformers import AutoModelForCausalLM, BloomConfig
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.evaluate import __main__ as evaluate
 from dailydialog_gym.evaluate import change_intervals, evenly_spread
-from dailydialog_gym.evaluate.metrics import bleu, judge_with_marker, score_replies, summary
+from dailydialog_gym.evaluate.metrics import UnicodeTokenizer, bleu, judge_with_marker, score_replies, summary
 from dailydialog_gym.reports.tables import score_cells
 from dailydialog_gym.rewards.meteor import meteor
 
@@ -210,6 +213,12 @@ def test_rows_of_floors_know_nothing_of_the_contexts(tiny_model, tmp_path, capsy
 )
 def test_rouge_reads_other_scripts_than_latin(reply, reference, rouge):
     assert score_replies([reply], [reference])["rouge1"] == pytest.approx(rouge)
+
+
+@given(st.text(st.sampled_from("aegnst I'\u2019\u201c\u2014\u2026_.,\n9")))
+def test_rouge_reads_ascii_words_as_rouge_score_does_beside_any_signs(text):
+    expected = DefaultTokenizer(use_stemmer=True).tokenize(text)
+    assert UnicodeTokenizer(use_stemmer=True).tokenize(text) == expected
 
 
 def test_a_reply_that_was_cut_off_has_no_marker(tiny_model):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dailydialog_gym.models.adamw_8bit import AdamW8bit, round_at_random
+from dailydialog_gym.models.adamw_8bit import BLOCK, AdamW8bit, _decode, _encode, round_at_random
 
 
 def trained(optimizer_class, dtype, steps=300, **options):
@@ -40,6 +40,13 @@ def test_the_first_step_is_adamw_s():
             [each], lr=0.1, eps=1e-5, **({"weight_decay": 0.0} if optimizer_class is not AdamW8bit else {})
         ).step()
     torch.testing.assert_close(*weights)
+
+
+def test_the_largest_moment_of_a_block_keeps_its_sign_whatever_is_drawn(monkeypatch):
+    numbers, stored = torch.full((BLOCK,), -0.5), torch.zeros(1, BLOCK + 4, dtype=torch.uint8)
+    monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, 1 - 2**-24))  # the largest it returns
+    _encode(numbers, stored, 2)
+    assert torch.equal(_decode(stored, 2), numbers)
 
 
 def test_rounding_is_right_on_average():

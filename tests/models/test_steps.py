@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dailydialog_gym.models.adamw_8bit import AdamW8bit
 from dailydialog_gym.models.steps import step_if_finite
 
 
@@ -16,6 +17,18 @@ def make(scaled):
 
 def state(weight, optimizer):
     return [weight.detach().clone(), *(value.clone() for value in optimizer.state[weight].values())]
+
+
+def test_moments_of_8_bits_are_left_as_they_are_by_a_float16_gradient_that_overflows():
+    weight = torch.nn.Parameter(torch.ones(5))
+    optimizer, scaler = AdamW8bit([weight], lr=0.1), torch.amp.GradScaler("cpu", 8.0)
+    for number, expected in ((math.inf, False), (1.0, True)):
+        weight.grad = torch.full_like(weight, number)
+        scaler.scale(torch.ones(()))  # a scaler knows its device from the loss
+        scaler.unscale_(optimizer)
+        step_if_finite(scaler, optimizer, torch.ones(()))
+        scaler.update()
+        assert (weight != 1).all() == expected and bool(optimizer.state) == expected
 
 
 @pytest.mark.parametrize("scaled", [False, True])

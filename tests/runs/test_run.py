@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -95,13 +96,22 @@ class Args(RunArgs, DataArgs):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, request):
+    """A run of 8 replies that has begun; with a parameter, the run that is resumed after so many replies."""
     monkeypatch.chdir(tmp_path)
     run = Run(Args(run_name="run", checkpoint_every=1), 8)
     run.restore(torch.nn.Linear(1, 1))
+    run.history = [{"episodes": request.param}] if hasattr(request, "param") else []
     run.start(SimpleNamespace())
     yield run
     run._close()
+
+
+@pytest.mark.parametrize("run", [8], indirect=True)
+def test_ctrl_c_ends_a_complete_run_that_is_resumed_at_once(run):
+    assert run._bar.disable
+    with pytest.raises(SystemExit):
+        run._on_signal(signal.SIGINT, None)
 
 
 def check(run, number: float, loss_scale: float, part: str = "the policy") -> bool:
