@@ -27,11 +27,10 @@ from typing import Literal
 import torch
 import tyro
 from machine import environment, processor, revision, versions
-from random_models import MODELS
+from random_models import MODELS, random_model
 from speed_tables import deepspeed_table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +101,7 @@ def measure(args: Args, model: Path, stage: int | None, flags: list[str]) -> tup
     launcher = [sys.executable] if stage is None else ["deepspeed", "--num_gpus", str(devices)]
     common = {"run-name": "run", "model": model, "num-envs": args.num_envs, "eval-samples": 4}
     common |= {"total-episodes": args.num_envs * args.iterations, "num-minibatches": 2, "checkpoint-every": 1000}
-    common |= {"replies-per-prompt": 4}
+    common |= {"replies-per-prompt": 4, "top-k": 0}  # among few candidates a random model's replies would end at once
     common |= {} if stage is None else {"zero-stage": stage}
     words = [str(word) for name, value in common.items() for word in (f"--{name}", value)]
     # If the processes have more threads than there are cores, they wait for each other most of the time
@@ -134,11 +133,9 @@ def main(args: Args) -> None:
     print("; ".join(measured[key] for key in ("machine", "versions", "revision", "setting")))
     amp, shared = "--use-amp" in args.flags, "--critic=separate" not in args.flags
     with tempfile.TemporaryDirectory() as folder:
-        model = AutoModelForCausalLM.from_config(MODELS[args.model])
-        num_params = model.num_parameters()
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(ASSETS / "policy").save_pretrained(folder)
-        del model
+        random_model(args.model, Path(folder))
+        with torch.device("meta"):
+            num_params = AutoModelForCausalLM.from_config(MODELS[args.model]).num_parameters()
         for name in args.variants:
             stage, flags = VARIANTS[name]
             devices = 1 if stage is None else args.devices

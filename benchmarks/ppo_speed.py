@@ -256,8 +256,8 @@ def main(args: Args) -> None:
         "machine": machine(args.threads),
         "versions": versions("torch", "transformers"),
         "revision": revision(),
-        "setting": f"{args.num_envs} replies an iteration, {args.num_minibatches} minibatches, {args.epochs} epochs; "
-        f"{args.rounds} times {args.iterations} iterations, the first of each not counted",
+        "setting": f"{args.num_envs} replies an iteration, minibatches: {args.num_minibatches}, epochs: {args.epochs}; "
+        f"processes a line: {args.rounds}, each of {args.iterations} iterations, the first of which is not counted",
         "command": shlex.join(["python", "benchmarks/ppo_speed.py", *sys.argv[1:]]),
     }
     print("\n".join([*told.values()][1:]))

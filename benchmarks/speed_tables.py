@@ -24,13 +24,12 @@ def speed_table(rows: list[dict]) -> str:
     first: dict[str, float] = {}
     for row in rows:
         first.setdefault(row["script"], row["fps"])
-    lines = [
-        "| | FPS | times the first | times TRL | GFLOP a token | rollout | rewards | update | update's GFLOP/s "
-        "| of a matmul's | peak GB |",
-        f"| --- {'| ---: ' * 10}|",
-    ]
+    columns = ["", "FPS", "times the first", "GFLOP a token", "rollout", "rewards", "update", "update's GFLOP/s"]
+    columns += ["of a matmul's", "peak GB"]
+    if has_trl := "trl_ppo.py" in first:
+        columns.insert(3, "times TRL")
+    lines = [f"| {' | '.join(columns)} |", f"| --- {'| ---: ' * (len(columns) - 1)}|"]
     for row in rows:
-        times_trl = f"{row['fps'] / first['trl_ppo.py']:.2f}" if "trl_ppo.py" in first else ""
         work = ("", "", "") if row["compile"] else (row["gflop_a_token"], row["update_gflops"], row["of_matmul"])
         if "--cuda-graphs" in row.get("flags", ()):  # what a graph computes is not counted
             work = ("", *work[1:])
@@ -38,7 +37,7 @@ def speed_table(rows: list[dict]) -> str:
             row["label"],
             f"{row['fps']:.1f} ± {row['spread']:.1f}",
             f"{row['fps'] / rows[0]['fps']:.2f}",
-            times_trl,
+            *([f"{row['fps'] / first['trl_ppo.py']:.2f}"] if has_trl else []),
             f"{work[0]:.2f}" if work[0] else "",
             *(f"{share:.0%}" for share in row["shares"]),
             f"{work[1]:.0f}" if work[1] else "",

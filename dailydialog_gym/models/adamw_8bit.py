@@ -9,6 +9,7 @@ import torch
 
 BLOCK = 256  # numbers that share a scale
 CHUNK = 2**22  # numbers that are updated at a time; a step needs memory for their float32 copies
+NOISE = 2**16  # rounding at random distinguishes so many numbers, as many as float32 has between two of bfloat16
 
 
 class AdamW8bit(torch.optim.Optimizer):
@@ -62,33 +63,39 @@ class AdamW8bit(torch.optim.Optimizer):
             first, second = state["moments"][:, start // BLOCK : (start + CHUNK) // BLOCK]
             mean = _decode(first, 2)[: len(grad)].lerp_(grad, 1 - beta1)
             square = _decode(second, 4)[: len(grad)].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            _encode(mean, first, 2)
-            _encode(square, second, 4)
+            # A weight and its moments are rounded by the same number: on a processor, drawing takes most of the time
+            noise = torch.randint(NOISE, (len(first) * BLOCK,), dtype=torch.int32, device=grad.device)
+            _encode(mean, first, 2, noise)
+            _encode(square, second, 4, noise)
             denominator = square.div_(1 - beta2**step).sqrt_().add_(group["eps"])
             new = some.float().addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**step))
-            some.copy_(round_at_random(new, some.dtype))
+            some.copy_(round_at_random(new, some.dtype, noise[: len(grad)]))
 
 
-def round_at_random(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def round_at_random(numbers: torch.Tensor, dtype: torch.dtype, noise: torch.Tensor) -> torch.Tensor:
     """Float32 numbers in bfloat16, rounded up or down at random so that the expectation is the number.
 
     With another ``dtype`` the numbers are rounded to the nearest.
+
+    Args:
+        numbers: ``(n,)``.
+        dtype: the type of the result.
+        noise: ``(n,)`` int32, uniform from 0 to `NOISE` - 1.
     """
     if dtype != torch.bfloat16:
         return numbers.to(dtype)
-    bits = numbers.view(torch.int32)  # bfloat16 is the upper half of float32
-    bits = (bits + torch.randint_like(bits, 2**16)) & -(2**16)
+    bits = (numbers.view(torch.int32) + noise) & -NOISE  # bfloat16 is the upper half of float32
     return bits.view(torch.float32).to(dtype)
 
 
-def _encode(numbers: torch.Tensor, stored: torch.Tensor, power: int) -> None:
+def _encode(numbers: torch.Tensor, stored: torch.Tensor, power: int, noise: torch.Tensor) -> None:
     """Store float32 numbers. Codes are from -127 to 127, and a code ``c`` is the number ``scale * (c / 127) ** power``
-    with the sign of the code, so small numbers have a fine grid."""
+    with the sign of the code, so small numbers have a fine grid. The code is rounded up with the probability of its
+    fraction, by ``noise``, a whole number of blocks of int32 as for `round_at_random`."""
     blocks = torch.nn.functional.pad(numbers, (0, stored.shape[0] * BLOCK - len(numbers))).view(-1, BLOCK)
     scale = blocks.abs().amax(1, keepdim=True)
     exact = (blocks.abs() / scale.clamp(min=torch.finfo().tiny)).pow_(1 / power).mul_(127)
-    # In float32 127 plus a number just below 1 is 128, and there is no such code
-    codes = exact.add_(torch.rand_like(exact)).floor_().clamp_(max=127).copysign_(blocks)
+    codes = exact.add_(noise.view(-1, BLOCK), alpha=1 / NOISE).floor_().copysign_(blocks)  # at most 127
     stored[:, :BLOCK] = codes.add_(127).to(torch.uint8)
     stored[:, BLOCK:] = scale.view(torch.uint8)
 

@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -14,10 +14,24 @@ def keep_freed_memory() -> None:
     then map and zero them again page by page: allocating GPT-2 small's gradients took 4 times as long. This does
     nothing with other C libraries, whose rules differ.
     """
+    _set_malloc_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
+
+
+def return_freed_memory() -> None:
+    """Have the process return every freed block of 1 MiB or more to the system, for a training of little memory.
+
+    By default, glibc keeps freed blocks of up to 32 MiB as soon as one of that size was freed, and they seldom have the
+    size that is asked for next. An iteration of OPT-1.3B with ``--low-memory`` needs 11.9 GB with this setting, and
+    12.9 GB without it. This does nothing with other C libraries.
+    """
+    _set_malloc_options({M_MMAP_THRESHOLD: 2**20})
+
+
+def _set_malloc_options(options: dict[int, int]) -> None:
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        for option, value in options.items():
+            mallopt(option, value)
 
 
 def limit_onednn_cache() -> None:

@@ -32,7 +32,7 @@ from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, change_intervals, evenly_spread
 from dailydialog_gym.extras import need
-from dailydialog_gym.models.memory import keep_freed_memory
+from dailydialog_gym.models.memory import keep_freed_memory, return_freed_memory
 from dailydialog_gym.ranges import Count, CountOrZero
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, targets_of
 from dailydialog_gym.reports.tables import table
@@ -228,8 +228,7 @@ class Run:
 
     def start(self, before: Evaluation | None) -> None:
         """Open the logs and the progress bar. From now on a signal to stop takes effect after an iteration."""
-        if not self.args.low_memory:
-            keep_freed_memory()
+        return_freed_memory() if self.args.low_memory else keep_freed_memory()
         if sys.excepthook is not sys.__excepthook__:  # without --traceback, see `parse_args`
             report_in_one_line(OSError)  # from here on a ValueError is not a mistake in the flags
         self.before = before

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dailydialog_gym.models.adamw_8bit import BLOCK, AdamW8bit, _decode, _encode, round_at_random
+from dailydialog_gym.models.adamw_8bit import BLOCK, NOISE, AdamW8bit, _decode, _encode, round_at_random
 
 
 def trained(optimizer_class, dtype, steps=300, **options):
@@ -42,16 +42,17 @@ def test_the_first_step_is_adamw_s():
     torch.testing.assert_close(*weights)
 
 
-def test_the_largest_moment_of_a_block_keeps_its_sign_whatever_is_drawn(monkeypatch):
+@pytest.mark.parametrize("noise", [0, NOISE - 1])
+def test_the_largest_moment_of_a_block_is_stored_exactly_whatever_is_drawn(noise):
     numbers, stored = torch.full((BLOCK,), -0.5), torch.zeros(1, BLOCK + 4, dtype=torch.uint8)
-    monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, 1 - 2**-24))  # the largest it returns
-    _encode(numbers, stored, 2)
+    _encode(numbers, stored, 2, torch.full((BLOCK,), noise, dtype=torch.int32))
     assert torch.equal(_decode(stored, 2), numbers)
 
 
 def test_rounding_is_right_on_average():
     numbers = torch.tensor([1.001, -1.001, 3e-5, 0.0]).repeat(20_000, 1)
-    rounded = round_at_random(numbers, torch.bfloat16)
+    noise = torch.randint(NOISE, numbers.shape, dtype=torch.int32)
+    rounded = round_at_random(numbers, torch.bfloat16, noise)
     assert rounded.dtype == torch.bfloat16 and len(rounded[:, 0].unique()) == 2
     torch.testing.assert_close(rounded.float().mean(0), numbers[0], rtol=1e-4, atol=0)
 
