@@ -1,6 +1,6 @@
 """How FPS and peak memory of ppo_dialog.py grow with the replies, their length, their prompts' and the model.
 
-    python benchmarks/scaling.py                                    # about 2 hours on two cores
+    python benchmarks/scaling.py                                    # half an hour on two cores
     python benchmarks/scaling.py --sweeps models --out models.json  # a part of it
 
 Each sweep changes one thing from GPT-2 small, 64 replies of 20 tokens, 8 to a prompt of 64 tokens; models are compared

@@ -30,7 +30,8 @@ python benchmarks/ppo_speed.py --dataset daily_dialog --num-envs 64 --num-miniba
     --out docs/speed/builtin.json
 
 # As work grows; what was measured before stays
-python benchmarks/scaling.py
+python benchmarks/scaling.py --sweeps replies prompts lengths --out docs/speed/scaling.json
+python benchmarks/scaling.py --sweeps models --out docs/speed/scaling-models.json
 
 # DeepSpeed with a model so large that the stages save memory
 python benchmarks/deepspeed_speed.py --model gpt2-medium --num-envs 16 --out docs/speed/deepspeed.json \

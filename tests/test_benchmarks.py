@@ -249,7 +249,7 @@ def test_the_documents_tables_are_those_of_what_was_measured(tmp_path, monkeypat
     document = filled(text, tmp_path)
     assert document.startswith("before\n") and document.endswith("<!-- end -->\nafter\n") and "\nold\n" not in document
     assert "| old | 20.0 ± 1.0 | 0.67 |" in document and "revision abc" in document
-    assert "| graphs | 30.0 ± 1.0 | 1.00 |  |  | 50% | 20% | 30% | 100 | 50% |" in document
+    assert "| graphs | 30.0 ± 1.0 | 1.00 |  | 50% | 20% | 30% | 100 | 50% |" in document
     assert filled(document, tmp_path) == document
     assert filled(unmeasured := text.replace("a.json", "later.json"), tmp_path) == unmeasured
     case = {"sweep": "models", "model": "6M", "replies": 16, "prompt": 64, "reply": 20, "flags": ["--low-memory"]}
