@@ -145,7 +145,7 @@ class Chat:
         if title not in self._revisions:
             digest = hashlib.sha256()
             for tensor in self.agent(title).model.state_dict().values():
-                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
             self._revisions[title] = digest.hexdigest()[:12]
         return {"name": title, "model": self.choices[title].model, "revision": self._revisions[title]}
 
