@@ -15,12 +15,10 @@ from pathlib import Path
 
 import dailydialog_gym.chat  # noqa: F401  # isort: skip  (first, to say what is not installed)
 import transformers
-from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import USUAL, Chat, check_message
 from dailydialog_gym.errors import run_script
-from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranges import Port, Seed
 from dailydialog_gym.text import escape_invisible
 
@@ -32,7 +30,8 @@ class Args:
     baseline: str | None = None
     """the agent or model that the agent is compared with; by default the model that its run started from"""
     policy_class: str | None = None
-    """MODULE:CLASS of the agent's model, which is necessary if it was trained with --policy-class"""
+    """MODULE:CLASS of the agent's model if it was trained with --policy-class; others that name it in their folders
+    have it too"""
     intent_model: str | None = "builtin"
     """the classifier that shows the act of a reply: "builtin", a sequence classifier by folder or hub id, or None"""
     intent_labels: tuple[str, ...] | None = None
@@ -100,10 +99,9 @@ def talk_in_terminal(agent: DialogueAgent, greedy: bool, seed: int | None) -> No
 
 def main(args: Args) -> None:
     transformers.utils.logging.disable_progress_bar()
-    model_class = import_object(args.policy_class, "--policy-class") if args.policy_class else AutoModelForCausalLM
     intent_model = None if args.terminal else args.intent_model
-    more = (model_class, intent_model, args.intent_labels, args.trust_remote_code)
-    chat = Chat.open(args.agent, args.baseline, *more)
+    more = (intent_model, args.intent_labels, args.trust_remote_code)
+    chat = Chat.open(args.agent, args.baseline, args.policy_class, *more)
     print(f"agent     {chat.default.title}: {chat.default.story}")
     if args.terminal:
         talk_in_terminal(chat.agent(chat.default.title), args.greedy, args.seed)

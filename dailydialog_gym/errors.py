@@ -14,7 +14,7 @@ from dailydialog_gym.ranges import check_numbers
 
 T = TypeVar("T")
 MISTAKES = (ValueError, OSError, MemoryError, ModuleNotFoundError)
-PATIENCE = 15.0  # seconds, more than ranks differ in the time that they need for their imports
+TIMEOUT = 15.0  # seconds, more than ranks differ in the time that they need for their imports
 
 
 def one_line(error: BaseException) -> str:
@@ -28,7 +28,7 @@ def report_in_one_line(*kinds: type[BaseException]) -> None:
     Ctrl-C ends it with one word.
 
     In a job of several processes (``RANK``), a mistake is usually every rank's. The launcher ends the job when the
-    first has reported it, so the others leave it `PATIENCE` to do so.
+    first has reported it, so the others leave it `TIMEOUT` to do so.
     """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
@@ -36,7 +36,7 @@ def report_in_one_line(*kinds: type[BaseException]) -> None:
             print("\nstopped", file=sys.stderr)
         elif issubclass(kind, kinds):
             if os.environ.get("RANK", "0") != "0":
-                time.sleep(PATIENCE)
+                time.sleep(TIMEOUT)
             print(one_line(error), file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, traceback)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dailydialog_gym.files import check_file
 
-PATIENCE = 5.0  # seconds for the hub's first answer
+TIMEOUT = 5.0  # seconds for the hub's first answer
 
 
 def hub_is_off() -> bool:
@@ -16,7 +16,7 @@ def hub_is_off() -> bool:
     if huggingface_hub.is_offline_mode():
         return True
     try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PATIENCE)
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=TIMEOUT)
     except Exception:  # the client's library, and so the kind of error, differs between versions
         return True
     return False

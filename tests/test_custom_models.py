@@ -79,7 +79,7 @@ def test_the_documented_classes_train_and_are_evaluated(train, my_models, tiny_m
     plain = AutoModelForCausalLM.from_pretrained(folder / "agent")(ids).logits
     assert not torch.allclose(policy(ids).logits, plain)
     mine = {"agent": str(folder / "agent"), "policy_class": "my_models:MyPolicy", "intent_model": tiny_intent_model}
-    evaluate.main(evaluate.Args(**mine, samples=2))
+    evaluate.main(evaluate.Args(**mine, baseline=str(folder), samples=2))
     assert "METEOR" in capsys.readouterr().out
 
 

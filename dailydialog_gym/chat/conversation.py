@@ -7,15 +7,18 @@ import hashlib
 import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent, find_agent_folder
 from dailydialog_gym.chat.closer import closer_look, read_act, read_tokens, reward_by_token
 from dailydialog_gym.chat.trained import TrainedAgent, find_agents
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply, ReplyWorker
+from dailydialog_gym.objects import import_object
 from dailydialog_gym.rewards.model import load_reward_models
 from dailydialog_gym.text import escape_invisible
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_REPLIES = 200  # that are being written or waiting; who comes then is asked to come again
 MAX_MESSAGE = 1000  # characters; the embedded policy only reads the last 128 tokens
+SMALL = 20e6  # parameters of a model that more than one thread does not speed up
 USUAL = Decoding(sample=True, temperature=0.6, top_k=20)  # how a reply is chosen unless the user says otherwise
 
 Turn = dict[str, Any]  # role "user" or "assistant", content; of a reply also note, agent, prompt_ids and ids
@@ -32,6 +36,8 @@ Turn = dict[str, Any]  # role "user" or "assistant", content; of a reply also no
 
 class Chat:
     """The agents that can be talked to, and the thread that generates their replies.
+
+    Nobody waits while an agent is loaded, except those who asked for one that is not loaded yet.
 
     Args:
         choices: the agents, the default one first.
@@ -51,17 +57,21 @@ class Chat:
     ):
         self.choices = {choice.title: choice for choice in choices}
         self.default, self.intent, self.worker = choices[0], intent, ReplyWorker()
-        self._load, self._loading = load, threading.RLock()
+        self._load, self._loading = load, threading.Lock()
         self._loaded: dict[str, tuple[DialogueAgent, DecodingBatch]] = {}
+        # Visitors who wait for an agent must not hold the threads of the event loop, which has only a few
+        self._loader = ThreadPoolExecutor(1)
         self._revisions: dict[str, str] = {}
         self._reward_models: dict[str, list[tuple[str, RewardModel]]] = {}
+        self._loading_rewards = threading.Lock()
+        self._threads = torch.get_num_threads()
 
     @classmethod
     def open(
         cls,
         agent: str | None = None,
         baseline: str | None = None,
-        model_class: type[PreTrainedModel] = AutoModelForCausalLM,
+        policy_class: str | None = None,
         intent_model: str | None = "builtin",
         intent_labels: Sequence[str] | None = None,
         trust_remote_code: bool = False,
@@ -70,7 +80,8 @@ class Chat:
 
         Args:
             agent, baseline: as in `find_agents`.
-            model_class: of all agents except the baseline, as in `DialogueAgent.load`.
+            policy_class: ``MODULE:CLASS`` of the default agent, of the model that its run started from, and of all
+                agents whose records name it. Other agents, and all if it is None, have transformers' classes.
             intent_model, intent_labels: as in `dailydialog_gym.rewards.IntentMatch`. None is no classifier.
             trust_remote_code: as in `DialogueAgent.load`.
 
@@ -79,14 +90,17 @@ class Chat:
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         choices = find_agents(agent, baseline)
+        model_class = import_object(policy_class, "--policy-class") if policy_class else AutoModelForCausalLM
+        # Without --baseline the second is what the run of the first started from, if that is known
+        with_class = choices[: 2 if choices[0].baseline and not baseline else 1]
         # A model without a record, such as the one that a run started from, is read as the agent is
         _, record = find_agent_folder(choices[0].model)
 
         def load(choice: TrainedAgent) -> DialogueAgent:
-            own_class = AutoModelForCausalLM if choice.model == baseline else model_class
-            loaded = DialogueAgent.load(choice.model, device, own_class, True, trust_remote_code, record)
-            choose_threads(loaded.model)
-            return loaded
+            _, own = find_agent_folder(choice.model)
+            has_class = choice in with_class or (own and own.policy_class == policy_class)
+            own_class = model_class if has_class else AutoModelForCausalLM
+            return DialogueAgent.load(choice.model, device, own_class, True, trust_remote_code, record)
 
         chat = cls(choices, load)
         spacing = chat.agent(chat.default.title).spacing
@@ -94,6 +108,7 @@ class Chat:
             from dailydialog_gym.rewards.intent import IntentMatch  # takes seconds, and the terminal needs none
 
             chat.intent = IntentMatch(intent_model, device, intent_labels, spacing=spacing)
+            chat._choose_threads(chat.intent.classifier)
         return chat
 
     def agent(self, title: str) -> DialogueAgent:
@@ -107,18 +122,30 @@ class Chat:
     def _find(self, title: str) -> tuple[DialogueAgent, DecodingBatch]:
         if title not in self.choices:
             raise ValueError(f"there is no agent {str(title)[:80]!r}")
-        with self._loading:
-            if title not in self._loaded:
-                agent = self._load(self.choices[title])
-                self._loaded[title] = agent, agent.decoding_batch()
-            return self._loaded[title]
+        if title not in self._loaded:
+            with self._loading:
+                if title not in self._loaded:  # another thread may have loaded it meanwhile
+                    agent = self._load(self.choices[title])
+                    self._choose_threads(agent.model)
+                    self._loaded[title] = agent, agent.decoding_batch()
+        return self._loaded[title]
+
+    def _choose_threads(self, model: nn.Module) -> None:
+        """Let a small model compute on one core, because the server needs the others, and a large one on all.
+
+        Each forward pass sets torch's number of threads, because torch keeps one for each Python thread, and the same
+        Python thread runs models of all sizes.
+        """
+        small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+        count = 1 if small else self._threads
+        model.register_forward_pre_hook(lambda *_: torch.set_num_threads(count))
 
     def identity(self, title: str) -> dict[str, str]:
         """What a vote says of an agent: its ``name``, its ``model`` and its ``revision``, a hash of the weights."""
         if title not in self._revisions:
             digest = hashlib.sha256()
             for tensor in self.agent(title).model.state_dict().values():
-                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
             self._revisions[title] = digest.hexdigest()[:12]
         return {"name": title, "model": self.choices[title].model, "revision": self._revisions[title]}
 
@@ -139,16 +166,21 @@ class Chat:
 
     def _rewards(self, title: str) -> list[tuple[str, RewardModel]]:
         """The learned rewards that an agent was trained against, and their names."""
-        with self._loading:
-            if title not in self._reward_models:
-                flags = self.choices[title].reward_models
-                found = load_reward_models(flags, self.agent(title).model.device, False, None, "ordinary")
-                self._reward_models[title] = [(name, model) for model, _, name in found]
-            return self._reward_models[title]
+        if title not in self._reward_models:
+            with self._loading_rewards:
+                if title not in self._reward_models:
+                    flags = self.choices[title].reward_models
+                    found = load_reward_models(flags, self.agent(title).model.device, False, None, "ordinary")
+                    for model, _, _ in found:
+                        self._choose_threads(model.classifier)
+                    self._reward_models[title] = [(name, model) for model, _, name in found]
+        return self._reward_models[title]
 
     async def open_reply(self, title: str, utterances: Sequence[str], decoding: Decoding) -> Reply:
         """`DialogueAgent.open_reply` in a thread, because loading an agent, or its chat template, may be slow."""
-        return await asyncio.to_thread(lambda: self.agent(title).open_reply(utterances, decoding))
+        if title not in self._loaded:
+            await asyncio.get_running_loop().run_in_executor(self._loader, self._find, title)
+        return await asyncio.to_thread(self.agent(title).open_reply, utterances, decoding)
 
     async def stream(self, *writing: tuple[str, Reply]) -> AsyncGenerator[None, None]:
         """Generate replies, and yield each time one has changed. The last yield is after all are done.
@@ -156,7 +188,7 @@ class Chat:
         `Reply.cancel`, or closing the iterator (`contextlib.aclosing`), stops the generation before the next token.
 
         Args:
-            writing: for each reply the agent and the reply, from `open_reply`.
+            writing: for each reply the agent's title and the reply, from `open_reply`.
 
         Raises:
             ValueError: too many replies are being written.
@@ -184,12 +216,6 @@ class Chat:
         finally:
             for reply in replies:
                 reply.cancel()
-
-
-def choose_threads(model: PreTrainedModel) -> None:
-    """Use one thread for a small model, which more threads do not speed up. The server needs the other cores."""
-    if sum(parameter.numel() for parameter in model.parameters()) < 20e6:
-        torch.set_num_threads(1)
 
 
 def reply_turn(title: str, agent: DialogueAgent, reply: Reply) -> Turn:

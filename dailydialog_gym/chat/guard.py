@@ -1,4 +1,4 @@
-"""What stands before the page: it answers only its own visitors, reads little, and slows down who guesses passwords."""
+"""A middleware that refuses foreign requests and large bodies, limits guesses of passwords, and ends unused events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 MAX_BODY = 1_000_000  # bytes; the longest conversation that the page sends is far smaller
 SLOW = 1.0  # seconds that a wrong password takes, for each address that guesses one at a time
-PATIENCE = 10.0  # seconds until an event whose results nobody fetches is given up
+TIMEOUT = 10.0  # seconds until an event whose results nobody fetches is given up
 _HOST = re.compile(r"(?:\[([\da-f:]+)\]|([\w.-]+))(?::\d*)?")  # a name or an address, and perhaps a port
 
 Message = dict[str, Any]
@@ -28,7 +28,7 @@ class Guard:
     that listens there answers only requests for its own names (the header ``Host``), and no page answers requests that
     a script of another site makes (``Origin``). What visitors see behind a proxy, such as that of Hugging Face Spaces,
     is in ``X-Forwarded-Host``, which no script can send to another site unasked. Nobody uploads files, and no body is
-    larger than `MAX_BODY`. An event whose results nobody fetches is given up after `PATIENCE`.
+    larger than `MAX_BODY`. An event whose results nobody fetches is given up after `TIMEOUT`.
 
     Args:
         app: the application behind it.
@@ -39,6 +39,8 @@ class Guard:
 
     def __init__(self, app: Any, names: set[str] | None, public: str | None, give_up: Callable[..., Awaitable[None]]):
         self.app, self.names, self.public, self._give_up = app, names, public, give_up
+        # By address: its logins that run or wait, and the lock that lets one of them run
+        self._logins: Counter[str] = Counter()
         self._guessing: dict[str, asyncio.Lock] = {}
         # By event or session: the requests that fetch its results, and the timer where there is none
         self._listeners: Counter[str] = Counter()
@@ -90,11 +92,14 @@ class Guard:
             await send(message)
 
         address = (scope.get("client") or ("",))[0]
-        lock = self._guessing.setdefault(address, asyncio.Lock())
-        async with lock:
-            await self.app(scope, receive, slow)
-        if not lock.locked():
-            self._guessing.pop(address, None)
+        self._logins[address] += 1
+        try:
+            async with self._guessing.setdefault(address, asyncio.Lock()):
+                await self.app(scope, receive, slow)
+        finally:
+            self._logins[address] -= 1
+            if not self._logins[address]:
+                del self._logins[address], self._guessing[address]
 
     async def _begin(self, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
         """Begin an event, which is given up unless somebody listens in time."""
@@ -113,7 +118,7 @@ class Guard:
         key = session or event
         if key not in self._timers and not self._listeners[key]:
             what = {"session_hash": session} if session else {"event_id": event}
-            self._timers[key] = asyncio.get_running_loop().call_later(PATIENCE, self._end, key, what)
+            self._timers[key] = asyncio.get_running_loop().call_later(TIMEOUT, self._end, key, what)
 
     async def _listen(self, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
         """Fetch the results of an event, or of the events of a session."""

@@ -60,11 +60,11 @@ def rollouts_page(groups: list[dict[str, Any]], measure: str) -> str:
 
 
 def _group(group: dict[str, Any], measure: str) -> str:
-    context = "".join(f"<p>{_text(utterance)}</p>" for utterance in group["context"])
+    context = "".join(f"<p>{as_html(utterance)}</p>" for utterance in group["context"])
     replies = sorted(group["replies"], key=lambda reply: -np.mean(reply["advantage"]))
     largest = max((abs(value) for reply in replies for value in _values(reply, measure)), default=0) or 1
     rows = "".join(_reply(reply, measure, largest) for reply in replies)
-    people = f'<p class="hint">People said: {_text(group["reference"])}</p>'
+    people = f'<p class="hint">People said: {as_html(group["reference"])}</p>'
     return f'<section class="group"><blockquote>{context}</blockquote>{people}<ol class="replies">{rows}</ol></section>'
 
 
@@ -89,12 +89,13 @@ def _reply(reply: dict[str, Any], measure: str, largest: float) -> str:
         sign = "bad" if (shade > 0) == (measure == "kl") else "good"
         tokens += (
             f'<button type="button" class="token {sign}" style="--shade:{abs(shade) / largest:.3f}">'
-            f'<bdi>{_text(token) or "&nbsp;"}</bdi><span class="others">{cells}</span></button>'
+            f'<bdi>{as_html(token) or "&nbsp;"}</bdi><span class="others">{cells}</span></button>'
         )
     means = f"advantage {np.mean(reply['advantage']):+.2f} · reward {sum(_values(reply, 'reward')):+.3f} · KL "
     means += f"{sum(columns['kl']):+.2f}"
     return f'<li><div class="tokens">{tokens}</div><p class="hint">{means}</p></li>'
 
 
-def _text(text: str) -> str:
+def as_html(text: str) -> str:
+    """HTML of a text that is not ours."""
     return escape(escape_invisible(text))

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from dailydialog_gym.agent import find_agent_folder
+from dailydialog_gym.chat.rollouts import as_html
 from dailydialog_gym.files import read_text
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean, targets_of, title_of
 from dailydialog_gym.reports.tables import score_cells
-from dailydialog_gym.text import escape_invisible
 
 
 @dataclass(frozen=True)
@@ -214,16 +214,13 @@ def _samples(order: str, path: Path) -> str:
     if order:
         samples.sort(key=lambda sample: np.subtract(*sample["rewards"]), reverse=order == "worsened")
     for sample in samples:
-        context = "".join(f"<p>{_text(utterance)}</p>" for utterance in sample["context"])
+        context = "".join(f"<p>{as_html(utterance)}</p>" for utterance in sample["context"])
         replies = "".join(
-            f'<div><h3>{who}</h3><p dir="auto">{_text(sample[who])}</p></div>' for who in ("before", "after", "people")
+            f'<div><h3>{who}</h3><p dir="auto">{as_html(sample[who])}</p></div>'
+            for who in ("before", "after", "people")
         )
         before, after = sample["rewards"]
         change = f"The run's reward: {before:.3f} before, {after:.3f} after ({after - before:+.3f})"
         change, quote = f'<p class="hint">{change}</p>', f"<blockquote>{context}</blockquote>"
         cards.append(f'<article class="run-sample">{quote}<div class="run-replies">{replies}</div>{change}</article>')
     return "".join(cards)
-
-
-def _text(text: str) -> str:
-    return escape(escape_invisible(text))

@@ -15,7 +15,7 @@ from dailydialog_gym.embedded import asset
 from dailydialog_gym.extras import need
 from dailydialog_gym.files import check_folder
 from dailydialog_gym.hub import only_local_files
-from dailydialog_gym.templates import check_template
+from dailydialog_gym.templates import render_apart
 from dailydialog_gym.text import pattern_of, spell_out
 
 if TYPE_CHECKING:
@@ -175,7 +175,11 @@ class ReplyTokenizer:
         return [ids[before:] for ids in self.encode([f"{EOU} {text} {EOU}" for text in texts])]
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        return _render(self.name, self.template, messages, add_generation_prompt=True)
+        try:
+            return self.template.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program, which may raise anything
+            fault = f"{type(error).__name__}: {error}"
+            raise ValueError(f"the chat template of tokenizer {self.name!r} fails ({fault})") from error
 
     def decode(self, replies: list[np.ndarray]) -> list[str]:
         """The texts of replies, each an array of ids, without ``<EOU>``, special tokens and surrounding whitespace."""
@@ -185,17 +189,10 @@ class ReplyTokenizer:
         return [text.split(EOU, 1)[0].strip() for text in texts]
 
 
-def _render(name: str, template: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: bool) -> str:
-    try:
-        return template.apply_chat_template(messages, tokenize=False, **options)
-    except Exception as error:  # a template is a program, which may raise anything
-        raise ValueError(f"the chat template of tokenizer {name!r} fails ({type(error).__name__}: {error})") from error
-
-
 def _end_of_turn(name: str, template: PreTrainedTokenizerBase, special: re.Pattern[str]) -> int:
     """The special token that follows an assistant's message in a chat template: an end of turn, or the next role."""
     turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "MARK"), ("user", "b"))]
-    after = _render(name, template, turns).partition("MARK")[2]
+    after = render_apart(name, template.get_chat_template(), turns, template.special_tokens_map).partition("MARK")[2]
     end = special.search(after)
     if not end:
         raise ValueError(f"the chat template of tokenizer {name!r} has no token that ends a reply, it has {after!r}")
@@ -275,7 +272,5 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bo
         )
     bos_ids = first if first == [tokenizer.bos_token_id] else []
     use_template = bool(tokenizer.chat_template) if chat_template is None else chat_template
-    if use_template:
-        check_template(name, tokenizer.get_chat_template())
     ids = (tokenizer.eos_token_id, tokenizer.pad_token_id, bos_ids)
     return ReplyTokenizer(name, tokenizer.backend_tokenizer, *ids, tokenizer if use_template else None)

@@ -36,7 +36,7 @@ class Args:
     agent: Annotated[str, tyro.conf.Positional] = "builtin"
     """what to evaluate: a run folder, an agent folder, a hub id, or "builtin\""""
     policy_class: str | None = None
-    """MODULE:CLASS of the agent, where it was trained with one"""
+    """MODULE:CLASS of the agent, where it was trained with one; the baseline has it if its folder names it too"""
     baseline: str | None = None
     """a second model, which the table compares the agent with"""
     dataset: str | None = None
@@ -133,7 +133,9 @@ def main(args: Args) -> None:
         floors = floor_replies([samples.references[i] for i in ids], load(split="train").references)
         evaluations = {name: evaluate(FixedReplies(texts)) for name, texts in floors.items()}
     for name in [args.agent] if args.baseline is None else [args.baseline, args.agent]:
-        agent_class = model_class if name == args.agent else AutoModelForCausalLM
+        _, its_record = find_agent_folder(name)
+        has_class = name == args.agent or (its_record and its_record.policy_class == args.policy_class)
+        agent_class = model_class if has_class else AutoModelForCausalLM
         evaluations[name] = evaluate(DialogueAgent.load(name, device, agent_class, record=record, **shape))
     rows = {name: evaluation.scores for name, evaluation in evaluations.items()}
     intervals = change_intervals(*evaluations.values()) if len(rows) == 2 else None

@@ -5,17 +5,21 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import ROOT
 from served import chat_of
 
-from dailydialog_gym.agent import DialogueAgent, save_agent
+from dailydialog_gym.agent import AgentRecord, DialogueAgent, save_agent
+from dailydialog_gym.chat import conversation
 from dailydialog_gym.chat.closer import Token, closer_look, read_tokens, reward_by_token
 from dailydialog_gym.chat.conversation import (
     MAX_MESSAGE,
@@ -210,9 +214,143 @@ def test_an_agent_is_loaded_when_it_is_first_asked_for_and_once(agents):
             chat.agent(title)
 
 
+def visit(chat, title):
+    return asyncio.run(chat.open_reply(title, ["Hi!"], Decoding()))
+
+
+def look(chat, title):
+    return chat.look_closer(["Hi!"], {"agent": title, "content": "Hello.", "prompt_ids": [1], "ids": [2]})
+
+
+@pytest.mark.parametrize(
+    ("slow", "wait"),
+    [("agent", Chat.agent), ("agent", visit), ("rewards", look)],
+    ids=["it is chosen", "it is asked", "its rewards are looked at"],
+)
+def test_while_an_agent_is_loaded_the_others_answer(agents, monkeypatch, slow, wait):
+    begun, released, late = threading.Event(), threading.Event(), []
+
+    def load_slowly():
+        begun.set()
+        late.append(not released.wait(2))
+
+    def load(choice):
+        if (choice.title, slow) == ("slow", "agent"):
+            load_slowly()
+        return agents[0]
+
+    monkeypatch.setattr(conversation, "load_reward_models", lambda flags, *_: [load_slowly() for _ in flags][:0])
+    chat = Chat([TrainedAgent("a", "quick", ""), TrainedAgent("b", "slow", "", reward_models=("judge",))], load)
+    chat.agent("quick")
+    if slow == "rewards":
+        look(chat, "quick")
+        chat.agent("slow")
+
+    async def answer():
+        reply = await chat.open_reply("quick", ["Hi!"], Decoding(max_new_tokens=4))
+        async with aclosing(chat.stream(("quick", reply))) as growing:
+            async for _ in growing:
+                chat.agent("quick").reply_text(reply.ids)
+        await asyncio.to_thread(look, chat, "quick")
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait, chat, "slow")
+        assert begun.wait(2)
+        asyncio.run(answer())
+        released.set()
+        waiting.result()
+    assert late == [False]
+
+
+def test_many_who_wait_for_an_agent_leave_the_others_their_threads(agents):
+    released, late = threading.Event(), []
+
+    def load(choice):
+        if choice.title == "slow":
+            late.append(not released.wait(2))
+        return agents[0]
+
+    async def visit_both():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(3))  # asyncio's own has more, by the number of cores
+        waiting = [asyncio.ensure_future(chat.open_reply("slow", ["Hi!"], Decoding())) for _ in range(5)]
+        await asyncio.sleep(0)
+        await chat.open_reply("quick", ["Hi!"], Decoding())
+        released.set()
+        return await asyncio.gather(*waiting)
+
+    chat = Chat([TrainedAgent(name, name, "") for name in ("quick", "slow")], load)
+    chat.agent("quick")
+    replies = asyncio.run(visit_both())
+    assert late == [False] and len(replies) == 5
+
+
+def test_a_small_model_uses_one_thread_and_a_large_one_all(agents, monkeypatch):
+    sizes = [sum(p.numel() for p in one.model.parameters()) for one in agents]
+    monkeypatch.setattr(conversation, "SMALL", max(sizes))
+    small, large = (f"agent {sizes.index(size)} <i>" for size in (min(sizes), max(sizes)))
+    usual, used = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    chat = chat_of(*agents)
+    count = [one.model.register_forward_hook(lambda *_: used.append(torch.get_num_threads())) for one in agents]
+
+    async def talk(title):
+        reply = await chat.open_reply(title, ["Hi!"], Decoding(max_new_tokens=1))
+        async with aclosing(chat.stream((title, reply))) as growing:
+            async for _ in growing:
+                pass
+
+    try:
+        for title, threads in ((small, 1), (large, 3), (small, 1), (large, 3)):
+            used.clear()
+            asyncio.run(talk(title))
+            look(chat, title)
+            assert set(used) == {threads}
+    finally:
+        torch.set_num_threads(usual)
+        for hook in count:
+            hook.remove()
+
+
+OWN_CLASS = """
+from transformers import GPT2LMHeadModel
+
+class Policy(GPT2LMHeadModel):
+    pass
+"""
+
+
+@pytest.mark.parametrize("baseline", [None, "runs/own", "runs/plain"])
+def test_an_agent_is_of_the_class_that_its_own_record_names(tiny_model, tmp_path, monkeypatch, baseline):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_policies.py").write_text(OWN_CLASS, encoding="utf-8")
+    records = {name: AgentRecord(policy_class=f"own_policies:{name}") for name in ("Policy", "Other")}
+    model = load_model(tiny_model)
+    for run, record in (
+        ("own", records["Policy"]),
+        ("other", records["Other"]),
+        ("plain", None),
+        ("a", records["Policy"]),
+    ):
+        folder = tmp_path / "runs" / run / "agent"
+        folder.mkdir(parents=True)
+        save_agent(model, "builtin", folder, record)
+        (folder.parent / "config.json").write_text(json.dumps({"model": tiny_model}), encoding="utf-8")
+    chat = Chat.open("runs/a", baseline, "own_policies:Policy", intent_model=None)
+    titles = {choice.model.removesuffix("/agent"): title for title, choice in chat.choices.items()}
+    classes = {name: type(chat.agent(titles[name]).model).__name__ for name in ("runs/a", "runs/own", "runs/plain")}
+    assert classes == {"runs/a": "Policy", "runs/own": "Policy", "runs/plain": "GPT2LMHeadModel"}
+    if baseline is None:
+        assert type(chat.agent(titles[tiny_model]).model).__name__ == "Policy"  # the run loaded it so
+    with pytest.raises(ValueError, match="add --policy-class own_policies:Other"):
+        chat.agent(titles["runs/other"])
+
+
 def test_the_identity_of_an_agent_changes_with_its_weights(tiny_models):
     models = [DialogueAgent.load(tiny_models["gpt2"]) for _ in range(3)]
-    next(models[2].model.parameters()).data[0] += 1
+    for number, one in enumerate(models):
+        one.model.scale = torch.nn.Parameter(torch.tensor(float(number == 2)))  # a class of the user's own may have one
     first, same, other = (chat_of(model).identity(FIRST) for model in models)
     assert first == same == {"name": FIRST, "model": "0", "revision": first["revision"]}
     assert first["revision"] != other["revision"]

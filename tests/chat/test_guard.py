@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx
@@ -144,6 +145,38 @@ def test_a_password_cannot_be_guessed_quickly(agent, tmp_path):
         served.page.close()
 
 
+@pytest.mark.parametrize(("addresses", "expected"), [(["a"], 1), (["a", "b"], 2)])
+def test_each_address_logs_in_once_at_a_time_however_often_it_asks(addresses, expected):
+    running, most = 0, 0
+
+    async def app(scope, receive, send):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        if scope["client"][1] == 0:
+            raise ConnectionError("this client has gone")
+
+    async def receive():
+        return {"type": "http.request", "body": b""}
+
+    async def ask(guarded, address, number):
+        scope = {"type": "http", "method": "POST", "path": "/login", "headers": [], "client": (address, number)}
+        for _ in range(4):
+            with suppress(ConnectionError):
+                await guarded(scope, receive, None)
+
+    async def flood():
+        guarded = guard.Guard(app, None, None, None)
+        await asyncio.gather(*(ask(guarded, address, number) for address in addresses for number in range(5)))
+        return guarded
+
+    guarded = asyncio.run(flood())
+    assert most == expected
+    assert not guarded._logins and not guarded._guessing  # nothing of a visitor is kept
+
+
 @pytest.mark.parametrize("auth", ["secret", "", ":", "me:", ":secret"])
 def test_a_name_without_a_password_is_refused(auth):
     with pytest.raises(ValueError, match=r"^--auth: expected NAME:PASSWORD"):
@@ -168,7 +201,7 @@ def test_a_busy_port_is_replaced_by_the_next_one():
 
 
 def test_requests_that_nobody_listens_to_keep_nobody_waiting(served, monkeypatch):
-    monkeypatch.setattr(guard, "PATIENCE", 2.0)
+    monkeypatch.setattr(guard, "TIMEOUT", 2.0)
     served.delay = 0.1  # for each token
     data = ["Hi.", [], True, 1.0, 20, 1.0, 128, 1]
 
@@ -194,7 +227,7 @@ def test_requests_that_nobody_listens_to_keep_nobody_waiting(served, monkeypatch
 
 
 def test_a_listener_may_wait_longer_than_that(served, monkeypatch):
-    monkeypatch.setattr(guard, "PATIENCE", 0.5)
+    monkeypatch.setattr(guard, "TIMEOUT", 0.5)
     served.delay = 0.1
     answer = Client(served.url, verbose=False).predict("How are you?", longest=15, sample=False, api_name="/chat")
     served.delay = 0.0

@@ -455,7 +455,7 @@ def test_without_a_network_a_dataset_downloaded_before_still_loads(no_network, t
 def test_a_hub_that_accepts_and_never_answers_is_off_within_seconds(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr("dailydialog_gym.hub.PATIENCE", 0.5)
+        monkeypatch.setattr("dailydialog_gym.hub.TIMEOUT", 0.5)
         start = time.perf_counter()
         assert hub_is_off()
         assert time.perf_counter() - start < 3
