@@ -306,7 +306,7 @@ def main(args: Args) -> None:
         model = new_model(args, tokenizer)
     else:
         model, tokenizer = load_start(args.start)
-        check_positions(model, args.context, 0)
+        check_positions(model, context=args.context)
         if args.layers is not None:
             model = deepen(model, args.layers, args.dropout)
     if args.lora_rank is not None:

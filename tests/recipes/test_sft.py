@@ -177,7 +177,7 @@ def test_gradients_add_up_to_those_of_one_minibatch(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"context": 256}, "LlamaForCausalLM reads 128 tokens"),
+        ({"context": 256}, "LlamaForCausalLM reads 128 tokens, but context 256: lower --context"),
         ({"layers": 3}, "--layers 3 adds blocks to a GPT-2 of at most as many, but --start is a LlamaForCausalLM of 2"),
     ],
 )
