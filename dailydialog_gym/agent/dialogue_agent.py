@@ -23,13 +23,22 @@ def save_agent(model: PreTrainedModel, tokenizer: str, folder: Path, record: Age
 
     Args:
         model: the model.
-        tokenizer: its tokenizer, by folder or hub id, or ``"builtin"``.
+        tokenizer: its tokenizer, by folder, or ``"builtin"``, or by a hub id that was loaded before: the hub is not
+            asked, because it may be down by now, or hold another revision.
         folder: where to write.
         record: what the agent was trained with, by default the environment's defaults.
+
+    Raises:
+        ValueError: there is no such tokenizer on the disk.
     """
     record = record or AgentRecord()
+    try:
+        trained_tokenizer = AutoTokenizer.from_pretrained(resolve(tokenizer), local_files_only=True)
+    except OSError as error:
+        raise ValueError(
+            f"cannot save tokenizer {tokenizer!r}: expected 'builtin', a folder, or a hub id that was loaded before"
+        ) from error
     model.save_pretrained(folder)
-    trained_tokenizer = AutoTokenizer.from_pretrained(resolve(tokenizer))
     if not record.chat_template:
         trained_tokenizer.chat_template = None  # the agent was trained without it, whatever the initial model used
     trained_tokenizer.save_pretrained(folder)
@@ -75,8 +84,8 @@ class DialogueAgent:
         self.context_size, self.max_prompt_length, self.max_new_tokens = context_size, max_prompt_length, max_new_tokens
         self._in_time = InTime("the chat template")
         check_vocabulary(model, tokenizer.vocab_size)
-        check_positions(model, max_prompt_length, max_new_tokens)
-        eos = model.generation_config.eos_token_id
+        check_positions(model, max_prompt_length=max_prompt_length, max_new_tokens=max_new_tokens)
+        eos = model.generation_config.eos_token_id if model.can_generate() else None
         ends = {*(eos if isinstance(eos, list) else [eos]), *tokenizer.end_ids}
         # A configuration may name no token, or one that the tokenizer lacks and that is therefore never written
         self._template_ends = {token for token in ends if token is not None and token < tokenizer.vocab_size}
@@ -146,9 +155,10 @@ class DialogueAgent:
 
         Args:
             prompts: the contexts.
-            sample: draw the tokens; otherwise each is the likeliest.
-            temperature, top_k: of the drawing; ``top_k=0`` leaves the whole vocabulary.
-            seed: of the drawing.
+            sample: sample the tokens; otherwise each is the likeliest.
+            temperature: sampling temperature.
+            top_k: sample from the likeliest k tokens; 0 leaves the whole vocabulary.
+            seed: random seed of sampling.
             batch_size: contexts answered at once.
             spacing: of the contexts, and of the replies that are returned; by default the agent's own.
             end: is added to each reply that ended, rather than being cut off at ``max_new_tokens``.
@@ -285,10 +295,7 @@ class DialogueAgent:
         return np.flatnonzero(self.tokenizer.transitions[state] == self.tokenizer.accepting_state).tolist()
 
     def _is_whole(self, ids: Sequence[int]) -> bool:
-        return ids[-1] in self._template_ends if self.template else self._has_end(ids)
-
-    def _has_end(self, ids: Sequence[int]) -> bool:
-        return self._read(ids)[1]
+        return ids[-1] in self._template_ends if self.template else self._read(ids)[1]
 
     def _read(self, ids: Sequence[int]) -> tuple[int, bool]:
         """How many of the tokens are text for sure, not the beginning of an end; and whether the end is there."""

@@ -45,6 +45,7 @@ class Notes:
     unnamed: list[str] = field(default_factory=list)  # files whose names have no split, beside files whose names do
     held_out: str = ""
     mismatched: int = 0
+    empty: int = 0  # dialogues without utterances
     copies: int = 0  # training dialogues that are left out
     near_copies: int = 0  # training dialogues that are kept although they differ in case, punctuation and blanks alone
     has_acts: bool = True
@@ -56,6 +57,8 @@ class Notes:
                 f"{self.copies} left out because they are also in validation or test, "
                 f"{self.mismatched} skipped because their numbers of utterances and acts differ"
             ]
+        if self.empty:
+            remarks.append(f"{self.empty} left out because they have no utterances")
         if self.near_copies:
             remarks.append(f"{self.near_copies} near-duplicates of validation or test kept, as in published numbers")
         if self.held_out:
@@ -109,6 +112,8 @@ def read_rows(
         utterances, is_said = _utterances(where, dialogue, record[dialogue])
         notes.silent += is_said.count(False)
         if act and act.lower() == "act_label":  # the dialogue so far in each row, with the act of its last utterance
+            if not utterances:
+                continue
             acts = _acts(where, act, [record[act]], 1)
             if rows and rows[-1][0] == row_split and rows[-1][1].utterances == utterances[:-1]:
                 rows[-1][1].utterances.append(utterances[-1])

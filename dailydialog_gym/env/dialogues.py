@@ -31,11 +31,12 @@ def load_dialogues(
 ) -> tuple[Dialogue, ...]:
     """Load the dialogues of one split.
 
-    Two kinds of dialogues are removed, and their numbers are printed to stderr: training dialogues that also occur in
-    the validation or test split, and dialogues whose numbers of utterances and acts differ. Dialogues that differ in
-    case, punctuation and blanks alone count as the same, except in DailyDialog itself, whose published numbers of
-    dialogues are those of exact copies. The line on stderr also names the columns that are not ``dialog`` and ``act``,
-    and tells that the dialogues have no acts. The result is cached.
+    Three kinds of dialogues are removed, and their numbers are printed to stderr: training dialogues that also occur in
+    the validation or test split, dialogues whose numbers of utterances and acts differ, and dialogues without
+    utterances, such as messages of the system alone. Dialogues that differ in case, punctuation and blanks alone count
+    as the same, except in DailyDialog itself, whose published numbers of dialogues are those of exact copies. The line
+    on stderr also names the columns that are not ``dialog`` and ``act``, and tells that the dialogues have no acts. The
+    result is cached.
 
     Args:
         dataset: ``"builtin"``; a file, ``.jsonl``, ``.json`` (a list, or lines), ``.csv`` or ``.parquet``; a folder of
@@ -66,8 +67,9 @@ def load_dialogues(
     rows = _rows_of_split(source, split, test_share, notes)
     if rows is None:
         raise ValueError(f"dataset {dataset!r} has no split {split!r}: it has {', '.join(source.splits) or 'none'}")
-    dialogues = [Dialogue(tuple(row.utterances), tuple(row.acts)) for row in rows if row.is_whole]
-    notes.mismatched = len(rows) - len(dialogues)
+    whole = [row for row in rows if row.is_whole]
+    dialogues = [Dialogue(tuple(row.utterances), tuple(row.acts)) for row in whole if row.utterances]
+    notes.mismatched, notes.empty = len(rows) - len(whole), len(whole) - len(dialogues)
     notes.has_acts = any(any(dialogue.acts) for dialogue in dialogues)
     if split == "train" and not raw_split:
         dialogues = _without_copies(source, dialogues, notes)

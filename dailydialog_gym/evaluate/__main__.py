@@ -50,13 +50,13 @@ class Args:
     samples: CountOrZero = 0
     """how many replies, spread evenly over the split; 0 is all"""
     sample: bool = False
-    """draw the tokens, rather than taking the likeliest"""
+    """sample the tokens, rather than taking the likeliest"""
     temperature: float = 1.0
-    """of the drawing"""
+    """sampling temperature"""
     top_k: CountOrZero = 0
-    """draw from the likeliest K tokens only (RL4LMs and OpenRL: 20); 0 is all"""
+    """sample from the likeliest K tokens only (RL4LMs and OpenRL: 20); 0 is all"""
     seed: Seed = 1
-    """of the drawing"""
+    """random seed of sampling"""
     min_new_tokens: CountOrZero = 0
     """fewest tokens before the end of a reply (RL4LMs and OpenRL: 2)"""
     intent_model: str = "builtin"

@@ -23,12 +23,12 @@ class Decoding:
     """How the tokens of a reply are chosen.
 
     Args:
-        sample: draw them; otherwise each is the likeliest.
-        temperature: of the drawing, 0.05 to 10; below 1 likely tokens become likelier.
-        top_k: draw from the likeliest k tokens; 0 leaves all.
-        top_p: draw from the fewest tokens that together have this probability, above 0; 1 leaves all.
+        sample: sample them; otherwise each is the likeliest.
+        temperature: sampling temperature, 0.05 to 10; below 1 likely tokens become likelier.
+        top_k: sample from the likeliest k tokens; 0 leaves all.
+        top_p: sample from the fewest tokens that together have this probability, above 0; 1 leaves all.
         max_new_tokens: the longest reply.
-        seed: of the drawing; the reply depends on it alone, whoever else is being answered.
+        seed: random seed of sampling; the reply depends on it alone, whoever else is being answered.
         min_new_tokens: the fewest tokens before the end of a reply; until then no token is chosen that ends it.
 
     Raises:

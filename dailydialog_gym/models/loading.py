@@ -151,15 +151,19 @@ def check_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
         )
 
 
-def check_positions(model: PreTrainedModel, max_prompt_length: int, max_new_tokens: int) -> None:
-    """Raise ValueError if prompt and reply together have more tokens than the model's configuration has positions."""
+def check_positions(model: PreTrainedModel, **lengths: int) -> None:
+    """Raise ValueError if a model's configuration has fewer positions than it would need.
+
+    Args:
+        model: the model.
+        lengths: what needs them together, in tokens, by the names of the flags that the message names.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
-    columns = max_prompt_length + max_new_tokens
-    if positions is not None and positions < columns:
-        raise ValueError(
-            f"{type(model).__name__} reads {positions} tokens, but max_prompt_length {max_prompt_length} + "
-            f"max_new_tokens {max_new_tokens} = {columns}"
-        )
+    if positions is not None and positions < sum(lengths.values()):
+        wanted = " + ".join(f"{name} {length}" for name, length in lengths.items())
+        total = f" = {sum(lengths.values())}" if len(lengths) > 1 else ""
+        flags = " or ".join(f"--{name.replace('_', '-')}" for name in lengths)
+        raise ValueError(f"{type(model).__name__} reads {positions} tokens, but {wanted}{total}: lower {flags}")
 
 
 def load_classifier(

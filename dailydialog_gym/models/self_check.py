@@ -48,7 +48,7 @@ def self_check(
     """
     model = agent.policy
     check_vocabulary(model, vocab_size)
-    check_positions(model, max_prompt_length, max_new_tokens)
+    check_positions(model, max_prompt_length=max_prompt_length, max_new_tokens=max_new_tokens)
     weights = [] if agent.critic is None else list(agent.critic.value_head.parameters())
     kept = [weight.clone() for weight in weights]
     precision = torch.get_float32_matmul_precision()

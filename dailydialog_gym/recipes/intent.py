@@ -15,7 +15,7 @@ encoder learns from its predictions (``--teachers``), also for replies without l
 The recipe trains on the train split and stops early by the accuracy on the validation split; ``--test`` scores the
 finished classifier on the test split. `OUT` becomes a Hugging Face folder (float16 safetensors and tokenizer), with the
 training curve in ``metrics.jsonl`` and the scores in ``scores.json``. After a kill, the same command resumes from the
-last finished epoch.
+last state that was saved.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ from dailydialog_gym.recipes.training import (
     train_bpe,
 )
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
+from dailydialog_gym.text import spacing_of
 
 LABELS: dict[str, Any] = {
     "id2label": dict(enumerate(ACTS.values())),
@@ -224,13 +225,13 @@ def soft_targets(args: Args, train: Sequence[Dialogue]) -> tuple[list[tuple[str,
     ``soft_targets.jsonl``."""
     file = args.out / "soft_targets.jsonl"
     if not file.exists():
-        pairs = teachers.pairs_of(train)
+        pairs, spacing = teachers.pairs_of(train), spacing_of(text for d in train for text in d.utterances)
         if args.unlabelled:
             pairs += teachers.sentence_pairs(train, args.seed)
-            pairs += teachers.unlabelled_pairs(args.unlabelled, args.unlabelled_replies, args.seed)
+            pairs += teachers.unlabelled_pairs(args.unlabelled, args.unlabelled_replies, args.seed, spacing)
         if args.policy_replies:
             pairs += teachers.policy_pairs(args.dataset, args.policy_replies, args.seed)
-        soft = [teachers.predictions(teacher, pairs, args.amp) for teacher in args.teachers]
+        soft = [teachers.predictions(teacher, pairs, args.amp, spacing) for teacher in args.teachers]
         soft = soft or [teachers.soft_labels(train)]
         probabilities = torch.stack(soft).mean(0).tolist()
         write_text(file, "\n".join(json.dumps([*pair, p]) for pair, p in zip(pairs, probabilities, strict=True)))
@@ -326,7 +327,7 @@ def report(
     seen: set[str],
     args: Args,
 ) -> dict[str, dict]:
-    """The scores of each set of replies: of all, of those whose text isn't in ``seen``, and of all replies, cut."""
+    """The scores of each set of replies: of all, of those whose text isn't in ``seen``, if any, and of all, cut."""
     result = {}
     for name, replies in examples.items():
         acts = torch.tensor([example.act for example in replies])
@@ -334,7 +335,8 @@ def report(
         rows = [[input_ids(example, cut, tokenizer, args.max_length) for example in replies] for cut in (False, True)]
         whole, cut = (logits_of(model, each, args) for each in rows)
         result[name] = scores(whole, acts)
-        result[f"{name}, not in train"] = scores(whole[new], acts[new])
+        if new.any():
+            result[f"{name}, not in train"] = scores(whole[new], acts[new])
         result[f"{name}, cut"] = scores(cut, acts)
     return result
 
@@ -351,7 +353,7 @@ def finish(args: Args, tokenizer: PreTrainedTokenizerFast, seen: set[str], held_
     sets = {"validation": held_out}
     for dataset, split in ((args.dataset, "test"), ("builtin", "test")) if args.test else ():
         name = "test" if dataset == args.dataset else f"{dataset} {split}"
-        sets[name] = replies(encode(tokenizer, load_labelled(dataset, split), args.max_new_tokens))
+        sets[name] = load_replies(args, tokenizer, dataset, split)
     found = report(model, tokenizer, sets, seen, args)
     write_text(args.out / "scores.json", json.dumps({"temperature": temperature, **found}, indent=1) + "\n")
     print(f"the last layer was divided by the temperature {temperature:.2f}; scores of the float16 model:")
@@ -373,17 +375,25 @@ def load_labelled(dataset: str, split: str) -> tuple[Dialogue, ...]:
     return dialogues
 
 
+def load_replies(args: Args, tokenizer: PreTrainedTokenizerFast, dataset: str, split: str) -> list[Example]:
+    """The replies of a split, by which the classifier is scored. Raises ValueError if there is none."""
+    found = replies(encode(tokenizer, load_labelled(dataset, split), args.max_new_tokens))
+    if not found:
+        raise ValueError(f"dataset {dataset!r}, split {split!r} contains no reply: each dialogue has one utterance")
+    return found
+
+
 def main(args: Args) -> None:
     if (args.unlabelled or args.policy_replies) and not args.teachers:
         raise ValueError("--unlabelled and --policy-replies need --teachers, whose predictions are their targets")
     check_flags(args)
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, validation = (load_labelled(args.dataset, split) for split in ("train", "validation"))
+    train = load_labelled(args.dataset, "train")
     torch.manual_seed(args.seed)
     model, tokenizer = initial_model(args, train)
     examples = encode(tokenizer, train, args.max_new_tokens)
-    held_out = replies(encode(tokenizer, validation, args.max_new_tokens))
+    held_out = load_replies(args, tokenizer, args.dataset, "validation")
     seen = {example.text for example in examples}
 
     targets = one_hot(torch.tensor([example.act for example in examples]), len(ACTS)).float()  # (n, 4)

@@ -50,7 +50,9 @@ def make_pairs(args: Args, split: str) -> list[dict[str, str]]:
     """The pairs of one split's contexts, in the order of the dialogues. Two equal replies make no pair."""
     samples = load_samples(args.dataset, split)
     agent = DialogueAgent.load(args.model, "cuda" if torch.cuda.is_available() else "cpu")
-    replies = agent.reply(samples.prompts, sample=True, top_k=args.top_k, seed=args.seed, batch_size=256)
+    replies = agent.reply(
+        samples.prompts, sample=True, top_k=args.top_k, seed=args.seed, batch_size=256, spacing=samples.spacing
+    )
     replies, references = (cut_utterances(texts, args.max_new_tokens) for texts in (replies, samples.references))
     return [
         {"prompt": prompt, "chosen": f" {reference} {EOU}", "rejected": f" {reply} {EOU}", "split": split}

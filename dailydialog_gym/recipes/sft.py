@@ -72,7 +72,8 @@ class Args(DialogueTrainingArgs):
     context: Count = 256
     """the longest training window in tokens, and the positions of a new model"""
     pretraining: Path | None = None
-    """a .jsonl or .jsonl.gz file of `{"dialog": [...]}` in ordinary spacing, to train on before the dataset"""
+    """a .jsonl or .jsonl.gz file of `{"dialog": [...]}` in ordinary spacing, to train on before the dataset; it is
+    converted to the dataset's spacing"""
     pretraining_epochs: Count = 1
     """passes over that file"""
     layers: Count | None = None
@@ -296,7 +297,8 @@ def main(args: Args) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_kernels(device)
     train, validation = (load_dialogues(args.dataset, split) for split in ("train", "validation"))
-    pretraining = read_unlabelled(args.pretraining) if args.pretraining else []
+    spacing = spacing_of(utterance for dialogue in train for utterance in dialogue.utterances)
+    pretraining = read_unlabelled(args.pretraining, spacing) if args.pretraining else []
     torch.manual_seed(args.seed)
     if args.start is None:
         made = (args.out / "tokenizer.json").exists()
@@ -304,13 +306,12 @@ def main(args: Args) -> None:
         model = new_model(args, tokenizer)
     else:
         model, tokenizer = load_start(args.start)
-        check_positions(model, args.context, 0)
+        check_positions(model, context=args.context)
         if args.layers is not None:
             model = deepen(model, args.layers, args.dropout)
     if args.lora_rank is not None:
         model = add_lora(model, args.lora_rank, tokenizer.eos_token_id)
     model.to(device)
-    spacing = spacing_of(utterance for dialogue in train for utterance in dialogue.utterances)
     AgentRecord(dataset=args.dataset, spacing=spacing).write(args.out)
     tokenizer.save_pretrained(args.out)  # from here on `OUT` holds a run, whose flags `check_flags` compares
 

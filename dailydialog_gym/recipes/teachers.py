@@ -21,6 +21,7 @@ from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.env.tokenizer import EOU, format_prompt
 from dailydialog_gym.recipes.training import read_unlabelled
 from dailydialog_gym.rewards.intent import IntentMatch
+from dailydialog_gym.text import Spacing
 
 Pairs = list[tuple[str, str]]  # an utterance, and the reply to it
 
@@ -66,18 +67,18 @@ def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
     return torch.from_numpy(result)
 
 
-def predictions(teacher: str, pairs: Pairs, amp: bool) -> torch.Tensor:
+def predictions(teacher: str, pairs: Pairs, amp: bool, spacing: Spacing = "spaced") -> torch.Tensor:
     """``(n, 4)``: the probabilities of the replies' acts by a trained classifier, also for replies that it was trained
-    on, as in born-again networks (Furlanello et al. 2018, arXiv:1805.04770)."""
+    on, as in born-again networks (Furlanello et al. 2018, arXiv:1805.04770). The pairs have the given spacing."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    match = IntentMatch(teacher, device, amp_dtype=torch.bfloat16 if amp else None)
+    match = IntentMatch(teacher, device, amp_dtype=torch.bfloat16 if amp else None, spacing=spacing)
     last, replies = zip(*pairs, strict=True)
     return torch.from_numpy(match.probabilities([format_prompt([text]) for text in last], replies)).float()
 
 
-def unlabelled_pairs(path: Path, n: int, seed: int) -> Pairs:
-    """``n`` different pairs, chosen at random from a file of dialogues."""
-    pairs = dict.fromkeys(pair for dialogue in read_unlabelled(path) for pair in pairwise(dialogue))
+def unlabelled_pairs(path: Path, n: int, seed: int, spacing: Spacing) -> Pairs:
+    """``n`` different pairs, chosen at random from a file of dialogues, in the given spacing."""
+    pairs = dict.fromkeys(pair for dialogue in read_unlabelled(path, spacing) for pair in pairwise(dialogue))
     if len(pairs) < n:
         raise ValueError(f"{path} has {len(pairs):,} replies, fewer than --unlabelled-replies {n:,}")
     return random.Random(seed).sample(list(pairs), n)
@@ -86,14 +87,17 @@ def unlabelled_pairs(path: Path, n: int, seed: int) -> Pairs:
 def policy_pairs(dataset: str, n: int, seed: int) -> Pairs:
     """The last utterances of ``n`` training contexts, chosen at random, and the embedded policy's replies to them.
 
-    The replies are sampled as in `ppo_dialog.py`, so that they resemble what the classifier will judge as a reward.
+    The replies are sampled as in `ppo_dialog.py`, so that they resemble what the classifier will judge as a reward, and
+    have the dataset's spacing.
     """
-    prompts = load_samples(dataset, "train").prompts
+    samples = load_samples(dataset, "train")
+    prompts = samples.prompts
     if len(prompts) < n:
         raise ValueError(f"dataset {dataset!r} has {len(prompts):,} contexts, fewer than --policy-replies {n:,}")
     prompts = random.Random(seed).sample(prompts, n)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    replies = DialogueAgent.load("builtin", device).reply(prompts, sample=True, top_k=20, seed=seed, batch_size=256)
+    agent = DialogueAgent.load("builtin", device)
+    replies = agent.reply(prompts, sample=True, top_k=20, seed=seed, batch_size=256, spacing=samples.spacing)
     return [(prompt.split(EOU)[-2].strip(), reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 

@@ -22,11 +22,12 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from dailydialog_gym.env.columns import check_text
 from dailydialog_gym.env.dialogues import Dialogue
 from dailydialog_gym.files import check_file, decode_lines, read_text
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Seed
 from dailydialog_gym.runs.checkpoints import Stateful, write_file, write_text
-from dailydialog_gym.text import space_punctuation
+from dailydialog_gym.text import Spacing, convert_spacing
 
 T = TypeVar("T")
 
@@ -87,11 +88,20 @@ def check_flags(args: Any) -> None:
     write_text(file, json.dumps(flags, indent=2) + "\n")
 
 
-def read_unlabelled(path: Path) -> list[list[str]]:
-    """The utterances of each dialogue in a file of ``{"dialog": [...]}``, in DailyDialog's spacing."""
-    return read_rows(
-        path, lambda row: [space_punctuation(utterance) for utterance in row["dialog"]], '{"dialog": [...]}'
-    )
+def read_unlabelled(path: Path, spacing: Spacing) -> list[list[str]]:
+    """The utterances of each dialogue in a file of ``{"dialog": [...]}`` in ordinary spacing, converted to ``spacing``.
+
+    Dialogues without utterances are left out, and their number is printed to stderr.
+    """
+
+    def parse(row: Any) -> list[str]:
+        return [convert_spacing(check_text(str(path), text), "ordinary", spacing) for text in row["dialog"]]
+
+    rows = read_rows(path, parse, '{"dialog": [...]}')
+    found = [utterances for utterances in rows if utterances]
+    if empty := len(rows) - len(found):
+        print(f"{path}: {empty} of {len(rows)} dialogues left out because they have no utterances", file=sys.stderr)
+    return found
 
 
 def read_rows(path: Path, parse: Callable[[Any], T], expected: str) -> list[T]:
@@ -178,7 +188,7 @@ class Training:
 
         trained = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.dim() > 1]
-        vectors = [p for p in trained if p.dim() == 1]
+        vectors = [p for p in trained if p.dim() <= 1]  # and scalars
         groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from nltk.stem.porter import PorterStemmer
@@ -25,10 +25,43 @@ _CLITIC = re.compile("('(?:[dms]|ll|re|ve)|n't)(?![^ ])")
 _CONTRACTION = re.compile(r"\b(?:cannot|gimme|gonna|gotta|lemme|wanna)\b", re.IGNORECASE)
 _AT_THE_BEGINNING = re.compile(r"""\s|''|\"\"""")  # NLTK treats these differently there
 _CLOSING = re.compile(r"""[])}>"'\xbb\u201d\u2019]*""")  # NLTK splits off a period where only these follow
+_ONE_PERIOD = re.compile(rf"(.*[^.])\.{_CLOSING.pattern}", re.DOTALL)
+# Titles, companies, and what consists of single letters, such as initials, "a.m." and "U.S."
+_ABBREVIATION = re.compile(
+    r"\W*(?:mr|mrs|ms|messrs|dr|prof|st|jr|sr|gen|col|lt|co|corp|inc|ltd|bros|ave|vs|ph\.d|(?:[^\W\d_]\.)*[^\W\d_])",
+    re.IGNORECASE,
+)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, as far as its words depend on them: only ends with a period are found.
+
+    A part between blanks ends a sentence if it ends with one period, which closing quotes and brackets may follow,
+    unless it is a known abbreviation or consists of single letters. A period alone ends none, because it is a word in
+    any case, as the punctuation of DailyDialog's texts is.
+
+    >>> sentences("I am fine. I saw Mr. Lee at 8 a.m. in town. You ? Good . Bye")
+    ['I am fine.', 'I saw Mr. Lee at 8 a.m. in town.', 'You ? Good . Bye']
+    """
+    found, begin = list[str](), 0
+    for part, following in pairwise(re.finditer(r"\S+", text)):
+        if _ends_sentence(part[0]):
+            found.append(text[begin : part.end()])
+            begin = following.start()
+    return [*found, text[begin:]]
+
+
+def _ends_sentence(part: str) -> bool:
+    end = _ONE_PERIOD.fullmatch(part)
+    return end is not None and not _ABBREVIATION.fullmatch(end[1])
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text, equal to those of NLTK's `word_tokenize`.
+    """The words of a text: those that NLTK's tokenizer finds in each of its `sentences`.
+
+    NLTK's `word_tokenize` does the same, but finds sentences by a trained model (punkt), which is a download of its
+    own. The words differ only where the two disagree whether a period ends a sentence, as after "OK.", which punkt
+    takes for an abbreviation. In DailyDialog's spacing they do not depend on sentences.
 
     NLTK's tokenizer applies some 30 regular expressions. Almost all of them look at a part between spaces alone, so the
     words of each distinct part are found once. In DailyDialog's texts all tokens but clitics ("'s", "n't") are already
@@ -36,9 +69,16 @@ def words(text: str) -> tuple[str, ...]:
 
     >>> words("I don't know , it's OK .")
     ('I', 'do', "n't", 'know', ',', 'it', "'s", 'OK', '.')
+    >>> words("I am fine. You?")
+    ('I', 'am', 'fine', '.', 'You', '?')
     """
     found = _words_of_parts(text.split(" "))
-    return tuple(_TOKENIZER.tokenize(text)) if found is None else tuple(word for part in found for word in part)
+    return tuple(word for part in (_words_by_nltk(text) if found is None else found) for word in part)
+
+
+def _words_by_nltk(text: str) -> list[list[str]]:
+    """The words of each sentence of a text."""
+    return [_TOKENIZER.tokenize(sentence) for sentence in sentences(text)]
 
 
 def _words_of_parts(parts: list[str]) -> list[tuple[str, ...]] | None:
@@ -59,7 +99,8 @@ def _part_words(part: str, last: bool) -> tuple[str, ...] | None:
             return tuple(separated.split())
     if _AT_THE_BEGINNING.search(part):
         return None
-    return tuple(_TOKENIZER.tokenize(part) if last else _TOKENIZER.tokenize(f"{part} x")[:-1])
+    ends = last or _ends_sentence(part)
+    return tuple(_TOKENIZER.tokenize(part) if ends else _TOKENIZER.tokenize(f"{part} x")[:-1])
 
 
 STAGES = ("exact", "stem", "synonym")
@@ -143,7 +184,7 @@ class _Reply:
         self._text, parts = text, text[self._begin :].split(" ")
         found = _words_of_parts(parts)
         if found is None:
-            length, some = self._add((0, ()), _TOKENIZER.tokenize(text))
+            length, some = self._add((0, ()), chain.from_iterable(_words_by_nltk(text)))
         else:
             for part, its_words in zip(parts[:-1], found, strict=False):
                 self._before, self._begin = self._add(self._before, its_words), self._begin + len(part) + 1
@@ -170,9 +211,10 @@ def meteor(response: str, reference: str, stages: Sequence[str] = STAGES) -> flo
     """METEOR of one response against one reference, in [0, 1].
 
     The score equals that of NLTK's `single_meteor_score` with alpha 0.9, beta 3 and gamma 0.5, and with exact, stem and
-    synonym matches. The texts are tokenised as in the METEOR of the `evaluate` library (Treebank rules). The synonyms
-    are those of WordNet 3.0, from an embedded table. Like NLTK, it compares the synonyms of a word's stem, so it misses
-    synonyms of words whose stem is not a word ("large" becomes "larg"). An empty response scores 0.
+    synonym matches. The words are those of NLTK's tokenizer in each sentence, as in the METEOR of the `evaluate`
+    library, except that a small rule finds the sentences, see `words`. The synonyms are those of WordNet 3.0, from an
+    embedded table. Like NLTK, it compares the synonyms of a word's stem, so it misses synonyms of words whose stem is
+    not a word ("large" becomes "larg"). An empty response scores 0.
 
     Args:
         response, reference: the texts.

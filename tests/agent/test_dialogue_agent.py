@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GlmConfig
+from huggingface_hub import constants, file_download
+from transformers import AutoModelForCausalLM, AutoTokenizer, GlmConfig, GPT2LMHeadModel, GPT2Model, GPT2PreTrainedModel
 
 from dailydialog_gym.agent import DialogueAgent, save_agent
 from dailydialog_gym.embedded import ASSETS
@@ -141,15 +142,59 @@ def test_a_model_with_too_few_positions_is_refused_and_one_that_names_no_limit_i
     config = SimpleNamespace(max_position_embeddings=positions)
     model = SimpleNamespace(
         config=config,
-        generation_config=SimpleNamespace(eos_token_id=0),
+        can_generate=lambda: False,
         get_input_embeddings=builtin.model.get_input_embeddings,
         get_output_embeddings=builtin.model.get_output_embeddings,
     )
     if not refused:
         DialogueAgent(model, builtin.tokenizer, max_prompt_length=2900, max_new_tokens=100)
         return
-    with pytest.raises(ValueError, match=r"reads 256 tokens, but max_prompt_length 2900 \+ max_new_tokens 100 = 3000"):
+    message = r"max_prompt_length 2900 \+ max_new_tokens 100 = 3000: lower --max-prompt-length or --max-new-tokens$"
+    with pytest.raises(ValueError, match=f"reads 256 tokens, but {message}"):
         DialogueAgent(model, builtin.tokenizer, max_prompt_length=2900, max_new_tokens=100)
+
+
+class WithoutGeneration(GPT2PreTrainedModel):
+    """A GPT-2 without transformers' `GenerationMixin`, as a class of the user's own may be."""
+
+    _tied_weights_keys = GPT2LMHeadModel._tied_weights_keys
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.transformer = GPT2Model(config)
+        self.lm_head = torch.nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    forward = GPT2LMHeadModel.forward
+
+
+def test_a_class_that_cannot_generate_becomes_an_agent_too(tiny_model):
+    agents = [DialogueAgent.load(tiny_model, model_class=each) for each in (WithoutGeneration, GPT2LMHeadModel)]
+    assert [agent.model.can_generate() for agent in agents] == [False, True]
+    replies = [agent.chat("How are you?", min_new_tokens=5) for agent in agents]
+    assert replies[0] == replies[1] != ""
+
+
+def test_a_tokenizer_of_the_hub_is_saved_from_the_cache(tiny_model, tmp_path, monkeypatch):
+    """Otherwise each checkpoint would ask the hub, which may be down by then, or hold another revision."""
+    asked = []
+
+    def ask(url, *args, **kwargs):
+        asked.append(url)
+        raise OSError("the hub was asked")
+
+    cached = tmp_path / "models--someone--talk"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("a" * 40, encoding="utf-8")
+    shutil.copytree(tiny_model, cached / "snapshots" / ("a" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(file_download, "get_hf_file_metadata", ask)
+    save_agent(load_model(tiny_model), "someone/talk", tmp_path / "agent")
+    assert not asked
+    assert DialogueAgent.load(str(tmp_path / "agent")).tokenizer.vocab_size
+    with pytest.raises(ValueError, match=r"cannot save tokenizer 'someone/else': expected .* a hub id that was loaded"):
+        save_agent(load_model(tiny_model), "someone/else", tmp_path / "other")
+    assert not asked
 
 
 def test_a_stream_grows_to_what_chat_answers(builtin):

@@ -107,6 +107,24 @@ def test_rows_with_the_dialogue_so_far_are_joined_by_the_label_of_their_last_utt
     rows = [{"dialog": u[:n], "act_label": a[n - 1]} for u, a in (SHOP, RAIN) for n in range(1, len(u) + 1)]
     file = write(tmp_path / "talk.parquet", rows)
     assert load_dialogues(str(file), "train") == tuple(Dialogue(tuple(u), tuple(a)) for u, a in (SHOP, RAIN))
+    none = {"dialog": [], "act_label": 1}
+    file = write(tmp_path / "talk.jsonl", [none, none, rows[0], none, *rows[1:], none])
+    assert load_dialogues(str(file), "train") == tuple(Dialogue(tuple(u), tuple(a)) for u, a in (SHOP, RAIN))
+
+
+EMPTY = {
+    "no texts": {"dialog": []},
+    "no texts and no acts": {"dialog": [], "act": []},
+    "messages of the system alone": {"messages": messages([])},
+}
+
+
+@pytest.mark.parametrize("row", EMPTY.values(), ids=EMPTY)
+def test_dialogues_without_utterances_are_left_out_and_counted(tmp_path, row, capsys):
+    (column,) = row.keys() - {"act"}
+    file = write(tmp_path / "talk.jsonl", [row, {column: SHOP[0]}, row])
+    assert load_dialogues(str(file), "train", test_share=0) == (Dialogue(tuple(SHOP[0]), (0,) * 4),)
+    assert f"{file}, train: 1 dialogues (2 left out because they have no utterances;" in capsys.readouterr().err
 
 
 def test_a_class_label_counts_by_its_name(tmp_path):

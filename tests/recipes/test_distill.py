@@ -46,7 +46,7 @@ def test_dialogues_begin_as_those_of_the_train_split_and_are_continued(written):
     assert len(dialogues) == 10
     lengths = {dialogue.utterances[0]: len(dialogue.utterances) for dialogue in load_dialogues("builtin", "train")}
     assert all(len(dialogue) <= lengths[dialogue[0]] for dialogue in dialogues)
-    kept = read_unlabelled(written.out / "dialogues.jsonl")
+    kept = read_unlabelled(written.out / "dialogues.jsonl", "spaced")
     assert all(len(dialogue) > 1 for dialogue in kept)
 
 

@@ -15,6 +15,7 @@ from dailydialog_gym.env.samples import format_prompt
 from dailydialog_gym.recipes import intent, teachers
 from dailydialog_gym.recipes.training import check_flags
 from dailydialog_gym.rewards.intent import IntentMatch
+from dailydialog_gym.text import convert_spacing
 
 TOY = {"vocab_size": 1000, "layers": 1, "width": 64, "epochs": 2, "warmup_steps": 10, "soft_weight": 0.0}
 
@@ -164,7 +165,7 @@ def test_the_targets_of_unlabelled_replies_are_the_teachers_predictions(whole, d
     flags = {**TOY, "epochs": 1, "teachers": (str(whole),)}
     path = unlabelled(tmp_path / "nine.jsonl", 9)
     intent.main(intent.Args(out=tmp_path / "out", dataset=dataset, unlabelled=path, unlabelled_replies=9, **flags))
-    drawn = teachers.unlabelled_pairs(path, 9, 1)
+    drawn = teachers.unlabelled_pairs(path, 9, 1, "spaced")
     assert sorted(drawn) == [(f"Here is number {i} .", f"Here is number {i + 1} .") for i in range(9)]
     pairs = teachers.sentence_pairs(load_dialogues(dataset, "train"), 1) + drawn
     targets = taught[0][1]
@@ -208,6 +209,20 @@ def test_the_targets_of_the_policy_s_replies_are_the_teachers_predictions(whole,
     assert all(last in lasts for last, _ in pairs)
     assert len(set(pairs) - set(contexts)) > 20  # written by the policy, and not by the people of the dataset
     torch.testing.assert_close(taught[0][1][-30:], teachers.predictions(str(whole), pairs, amp=False))
+
+
+def test_what_teachers_and_the_policy_get_has_the_spacing_that_they_know(tmp_path):
+    spaced, ordinary = ("Can you help me , Ann ?", "Yes , of course ."), ("Can you help me, Ann?", "Yes, of course.")
+    found = [
+        teachers.predictions("builtin", [pair], False, s) for pair, s in ((spaced, "spaced"), (ordinary, "ordinary"))
+    ]
+    torch.testing.assert_close(*found)
+    for name, pair in ("spaced", spaced), ("ordinary", ordinary):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"dialog": pair}), encoding="utf-8")
+    written = {name: teachers.policy_pairs(str(tmp_path / f"{name}.jsonl"), 1, 1) for name in ("spaced", "ordinary")}
+    assert [(last, convert_spacing(reply, "spaced", "ordinary")) for last, reply in written["spaced"]] == [
+        (spaced[0], reply) for _, reply in written["ordinary"]
+    ]
 
 
 def test_a_resumed_run_does_not_ask_the_teachers_again(whole, dataset, tmp_path):
@@ -275,6 +290,25 @@ def test_a_dataset_without_acts_is_refused(tmp_path):
     file.write_text('{"dialog": ["Hi .", "Hello ."]}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"talk\.jsonl', split 'train': the utterance 'Hi \.' has no act"):
         intent.load_labelled(str(file), "train")
+
+
+def test_sets_of_replies_without_a_new_one_have_no_score_of_new_ones(whole):
+    model, tokenizer = intent.load_classifier(str(whole))
+    args = intent.Args(out=whole)
+    held_out = intent.replies(intent.encode(tokenizer, [Dialogue(("Hi .", "Hello .", "Go on ."), (1, 1, 3))], 20))
+    names = [
+        {*intent.report(model, tokenizer, {"some": held_out}, seen, args)}
+        for seen in ({"Go on ."}, {"Hello .", "Go on ."})
+    ]
+    assert names == [{"some", "some, not in train", "some, cut"}, {"some", "some, cut"}]
+
+
+def test_a_validation_split_without_replies_is_refused(tmp_path):
+    file = tmp_path / "talk.jsonl"
+    rows = [{"dialog": ["Hi ."], "act": [1], "split": "validation"}, {"dialog": ["Hi .", "Go ."], "act": [1, 3]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"talk\.jsonl', split 'validation' contains no reply"):
+        intent.main(intent.Args(out=tmp_path / "out", dataset=str(file), **TOY))
 
 
 def test_scores():

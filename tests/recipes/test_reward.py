@@ -20,6 +20,7 @@ from dailydialog_gym.recipes import reward
 from dailydialog_gym.recipes.reward import Pair, loss_of, read_pairs, scores, split_pairs
 from dailydialog_gym.recipes.training import Training
 from dailydialog_gym.rewards import RewardModel
+from dailydialog_gym.text import join_punctuation
 
 WORDS = ["tea", "rain", "ferry", "kettle", "garden", "letter", "market", "train"]
 FAST = {"epochs": 2, "max_length": 32, "batch_tokens": 512, "learning_rate": 3e-3}
@@ -224,3 +225,15 @@ def test_the_embedded_pairs_are_those_that_their_recipe_makes():
     }
     assert len(rows) > 2000
     assert {text for pair in read_pairs("builtin") for text in pair.context} <= texts  # none of another corpus
+
+
+def test_both_replies_of_a_pair_have_the_spacing_of_the_dataset(tmp_path):
+    """Otherwise a reward model would learn to tell the policy's replies by their spacing."""
+    said = {"spaced": ["Can you help me , Ann ?", "No , sorry ."], "ordinary": ["Can you help me, Ann?", "No, sorry."]}
+    found = {}
+    for spacing, utterances in said.items():
+        file = tmp_path / f"{spacing}.jsonl"
+        file.write_text(json.dumps({"dialog": utterances}), encoding="utf-8")
+        (found[spacing],) = pairs_recipe.make_pairs(pairs_recipe.Args(tmp_path, str(file)), "train")
+    assert found["spaced"]["rejected"] != found["ordinary"]["rejected"]
+    assert {side: join_punctuation(text) for side, text in found["spaced"].items()} == found["ordinary"]

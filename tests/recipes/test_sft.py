@@ -177,7 +177,7 @@ def test_gradients_add_up_to_those_of_one_minibatch(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"context": 256}, "LlamaForCausalLM reads 128 tokens"),
+        ({"context": 256}, "LlamaForCausalLM reads 128 tokens, but context 256: lower --context"),
         ({"layers": 3}, "--layers 3 adds blocks to a GPT-2 of at most as many, but --start is a LlamaForCausalLM of 2"),
     ],
 )
@@ -218,6 +218,23 @@ def test_pretraining_adds_its_epochs_which_do_not_count_for_patience(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[0]["bits_per_character"] == rows[1]["bits_per_character"]  # no better than the epoch before
+
+
+@pytest.mark.parametrize(("said", "text"), [("I am number {}.", "Hello, Ann!"), ("I am number {} .", "Hello , Ann !")])
+def test_pretraining_has_the_spacing_of_the_dataset(said, text, tmp_path, monkeypatch):
+    rows = [json.dumps({"dialog": [said.format(i), said.format(i + 1)]}) for i in range(9)]
+    (tmp_path / "talk.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "more.jsonl").write_text('{"dialog": ["Hello, Ann!"]}\n', encoding="utf-8")
+    seen, encode = [], sft.encode
+
+    def see(tokenizer, dialogues):
+        seen.append(list(dialogues))
+        return encode(tokenizer, seen[-1])
+
+    monkeypatch.setattr(sft, "encode", see)
+    flags = {**TOY, "dataset": str(tmp_path / "talk.jsonl"), "epochs": 1}
+    sft.main(sft.Args(out=tmp_path / "out", pretraining=tmp_path / "more.jsonl", **flags))
+    assert [[text]] in seen
 
 
 def test_a_word_has_the_same_token_in_every_position_of_an_utterance():

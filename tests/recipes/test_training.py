@@ -152,11 +152,19 @@ def test_unlabelled_dialogues_get_the_spacing_of_the_dataset_and_a_bad_line_is_n
     file = tmp_path / "dialogues.jsonl.gz"
     with gzip.open(file, "wt", encoding="utf-8") as lines:
         lines.write('{"dialog": ["Hello!", "Don\'t go."]}\n' * 20)
-    assert read_unlabelled(file) == [["Hello !", "Don't go ."]] * 20
+    assert read_unlabelled(file, "spaced") == [["Hello !", "Don't go ."]] * 20
+    assert read_unlabelled(file, "ordinary") == [["Hello!", "Don't go."]] * 20
     with gzip.open(file, "at", encoding="utf-8") as lines:
         lines.write('{"text": "Hello"}\n')
     with pytest.raises(ValueError, match=r"dialogues.jsonl.gz, line 21: expected {\"dialog\""):
-        read_unlabelled(file)
+        read_unlabelled(file, "spaced")
+
+
+def test_unlabelled_dialogues_without_utterances_are_left_out_and_counted(tmp_path, capsys):
+    file = tmp_path / "dialogues.jsonl"
+    file.write_text('{"dialog": []}\n{"dialog": ["Hello!"]}\n', encoding="utf-8")
+    assert read_unlabelled(file, "ordinary") == [["Hello!"]]
+    assert capsys.readouterr().err == f"{file}: 1 of 2 dialogues left out because they have no utterances\n"
 
 
 @pytest.mark.parametrize(
@@ -205,6 +213,15 @@ def test_a_damaged_state_is_named(tmp_path, content):
     (tmp_path / "training_state.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot resume from .*training_state.pt: remove it to begin anew"):
         Training(TrainingArgs(tmp_path), torch.nn.Linear(1, 1), [1], lambda share: 1.0)
+
+
+def test_every_parameter_is_trained_and_weight_decay_is_for_matrices(tmp_path):
+    model = torch.nn.Module()
+    for name, shape in ("scalar", ()), ("vector", (2,)), ("matrix", (2, 2)):
+        model.register_parameter(name, torch.nn.Parameter(torch.ones(shape)))
+    training = Training(TrainingArgs(tmp_path), model, [1], lambda share: 1.0)
+    decays = {p: group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
+    assert {name: decays.get(p) for name, p in model.named_parameters()} == {"scalar": 0, "vector": 0, "matrix": 0.1}
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "3", "{"])

@@ -11,11 +11,16 @@ from random_episodes import make_episodes
 
 from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.rewards import Meteor
-from dailydialog_gym.rewards.meteor import meteor, words
+from dailydialog_gym.rewards.meteor import meteor, sentences, words
+
+
+def nltk_words(text):
+    """What `word_tokenize` finds if punkt finds our sentences: punkt's model is not part of NLTK."""
+    return [word for sentence in sentences(text) for word in word_tokenize(sentence, preserve_line=True)]
 
 
 def nltk_meteor(response, reference):
-    words, reference_words = (word_tokenize(text, preserve_line=True) for text in (response, reference))
+    words, reference_words = nltk_words(response), nltk_words(reference)
     return single_meteor_score(reference_words, words, stemmer=PorterStemmer(), wordnet=Synonyms())
 
 
@@ -48,7 +53,7 @@ def test_meteor_is_nltks_on_real_replies():
 def test_meteor_of_any_texts_is_nltks_and_a_number_from_0_to_1(response, reference):
     score = meteor(response, reference)
     assert 0.0 <= score <= 1.0
-    assert list(words(response)) == word_tokenize(response, preserve_line=True)
+    assert list(words(response)) == nltk_words(response)
     if response.split() and reference.split():
         assert score == nltk_meteor(response, reference)
 
@@ -86,10 +91,49 @@ def test_meteor_of_words_that_match_in_many_ways_is_nltks(response, reference):
     assert meteor(response, reference) == (nltk_meteor(response, reference) if response and reference else 0)
 
 
-def test_meteor_tokenises_as_word_tokenize():
+def test_spaced_texts_have_the_words_that_nltk_finds_without_sentences():
     texts = [text for dialogue in load_dialogues("builtin", "validation") for text in dialogue.utterances]
     for text in [*texts, "Don't \"quote\" me... I'd pay $5.50, gonna ''go'' (now)? [x] a--b", "é 好的。 👍🏽 ok"]:
         assert list(words(text)) == word_tokenize(text, preserve_line=True)
+
+
+# The words of NLTK's `word_tokenize` with punkt's English model, separated by spaces
+ORDINARY = {
+    "I am fine. You?": "I am fine . You ?",
+    "I'm fine.\nYou? Good.": "I 'm fine . You ? Good .",
+    "I don't. You can't.  It's over.": "I do n't . You ca n't . It 's over .",
+    'He said, "Go home." Then he left.': "He said , `` Go home . '' Then he left .",
+    "It was fun (more or less.) Thanks.": "It was fun ( more or less . ) Thanks .",
+    "It's done.\u201d She smiled.": "It 's done . \u201d She smiled .",
+    "Mr. Lee and Mrs. Hill met Dr. Ann B. Smith.": "Mr. Lee and Mrs. Hill met Dr. Ann B. Smith .",
+    "It opens at 8 a.m. in the U.S. (vs. noon).": "It opens at 8 a.m. in the U.S. ( vs. noon ) .",
+    "We met in 1999. You paid $5.50. Really?": "We met in 1999 . You paid $ 5.50 . Really ?",
+    "Well... I see. Wait.. no. Yes": "Well ... I see . Wait .. no . Yes",
+    "No. I mean yes. He said he'd come.": "No . I mean yes . He said he 'd come .",
+    "See you. 'Bye.' He went.": "See you . ' Bye . ' He went .",
+}
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_texts_have_the_words_of_word_tokenize(text):
+    assert " ".join(words(text)) == ORDINARY[text]
+
+
+ENDS = ["fine.", "Fine.'", 'yes.")', "(yes.)", "1999.", "5%.", "ok?.", "OK.", "etc.", "t.)x.", "don't."]
+NO_ENDS = ["Mr.", "(Mr.", "MRS.", "St.)", '"Dr.', "vs.", "Inc.", "Ph.D.", "A.", "é.", "p.m."]
+NO_ENDS += [".", "..", "x..", "...", '."', "x.y", "x.,", "x?", "x", "'", ")"]
+
+
+@pytest.mark.parametrize("part", ENDS + NO_ENDS)
+def test_a_period_ends_a_sentence_unless_it_is_alone_or_of_an_abbreviation(part):
+    for blank in " ", "  ", "\n", "\u00a0":
+        text = f"I{blank}saw {part}{blank}Then I left"
+        assert sentences(text) == ([f"I{blank}saw {part}", "Then I left"] if part in ENDS else [text])
+
+
+@pytest.mark.parametrize("text", ["", " ", " fine. ", "\n", "fine.", "fine.\n"])
+def test_a_text_with_one_sentence_or_none_stays_whole(text):
+    assert sentences(text) == [text]
 
 
 PIECES = ["I'm", "don't", "N'T", "it's", "Cannot", "wanna", "more'n", "a-b", "5.50", "a.", ".", "..", "...", ",", ":"]
@@ -108,6 +152,9 @@ PIECES += [
     "x's'",
     "\x1c",
     "\ufffd",
+    "Mr.",
+    "a.m.",
+    "it.''",
 ]
 
 
@@ -116,10 +163,12 @@ PIECES += [
 @example(["Cannot", "n't"], "")
 @example(["fine.", '"', ")"], " ")
 @example(["fine.", '"', "a"], " ")
+@example(["fine.", "''", "a"], " ")
+@example(["fine.", "'", "Mr.", "it.''", '"'], " ")
 @example(["x's'", "x's'"], " ")
 def test_words_are_nltks_with_and_without_the_fast_path(pieces, blank):
     text = blank.join(pieces)
-    assert list(words(text)) == word_tokenize(text, preserve_line=True)
+    assert list(words(text)) == nltk_words(text)
 
 
 @settings(deadline=None, max_examples=50)
