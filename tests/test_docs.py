@@ -220,7 +220,11 @@ def test_readme_is_short_and_its_links_lead_somewhere():
     assert len(text.splitlines()) <= 150
     targets = [target for target in re.findall(r"\]\((.*?)\)", text) if not target.startswith("http")]
     assert len(targets) > 10
-    assert not [target for target in targets if not (ROOT / target).exists()]
+    for file, _, anchor in (target.partition("#") for target in targets):
+        assert (ROOT / file).exists(), file
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [heading.lower().replace(" ", "-") for heading in headings], anchor
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
