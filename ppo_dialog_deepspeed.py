@@ -47,7 +47,7 @@ from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Positive, Seed, Share
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_reward_models, load_scorer
 from dailydialog_gym.runs import DataArgs, RandomState, RunArgs, count_contexts, parse_args, settle
-from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
+from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward, replay
 
 
 @dataclass
@@ -75,7 +75,7 @@ class RewardArgs:
     intent_labels: tuple[str, ...] | None = None
     """the acts of the classifier's outputs, in order, if its configuration does not name them"""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """your own reward, as module:callable=weight; may be given several times"""
+    """your own reward, as module:callable=weight; the weight 0 only logs it; may be given several times"""
     reward_model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """a reward model, a sequence classifier, as FOLDER_OR_ID[:label][=WEIGHT]; may be given several times"""
     reward_model_raw: bool = False
@@ -232,7 +232,7 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     drawn, values = decoder.write(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], K, uniform)  # (B, T) each
     # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
     tokens, log_probs = torch.stack([drawn.tokens.double(), drawn.log_probs.double()]).cpu().numpy()
-    obs, _, _, _, infos = envs.replay({"token": tokens.astype(np.int64), "log_prob": log_probs})
+    obs, _, _, _, infos = replay(envs, {"token": tokens.astype(np.int64), "log_prob": log_probs})
     ids, mask = obs["input_ids"], obs["attention_mask"]
     reply_mask, values = torch.from_numpy(mask[:, P:]).to(device).float(), values.float()
     if args.critic == "separate":
