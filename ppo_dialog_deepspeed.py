@@ -311,10 +311,9 @@ def ppo_loss(agent, batch, packed, args, autocast):
 
 if __name__ == "__main__":
     args, resume = parse_args(Args, __doc__, ranks.flags())
-    if args.compile or args.cuda_graphs or args.low_memory:
-        raise ValueError(
-            "--compile, --cuda-graphs: DeepSpeed's hooks stand between the layers; --low-memory: use --zero-stage 3"
-        )
+    for flag, instead in {"compile": "", "cuda_graphs": "", "low_memory": ", and use --zero-stage 3"}.items():
+        if getattr(args, flag):
+            raise ValueError(f"--{flag.replace('_', '-')} does not work with DeepSpeed: leave it out{instead}")
     rank, world, device = ranks.start()
     config = training_config(args, world)
     local = local_args(args, world)  # the share of this rank
