@@ -333,7 +333,7 @@ if __name__ == "__main__":
     samples = envs.unwrapped.samples
     eval_samples = load_samples(split=args.eval_split, **prompts)
     settle(args, samples)  # the spacing, and the intent reward's weight, which is None if the dialogues have no acts
-    kl_target = {"ziegler": 6.0}.get(args.kl_rule, 0.1) if args.kl_target is None else args.kl_target
+    args.kl_target = args.kl_target or {"openrl": 0.1, "ziegler": 6.0}.get(args.kl_rule)
     # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
     agent = Agent(args, samples.tokenizer.vocab_size)
     if args.top_k > agent.vocab_size:
@@ -393,7 +393,7 @@ if __name__ == "__main__":
         num_tokens, kl = ranks.all_reduce_mean(sums).tolist()
         kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / local.num_envs, args.num_envs / 10_000)
         if args.kl_rule != "fixed":
-            kl_coef.value *= 1 + rate * float(np.clip(kl / kl_target - 1, -0.2, 0.2))
+            kl_coef.value *= 1 + rate * float(np.clip(kl / args.kl_target - 1, -0.2, 0.2))
         logged = []
         for _ in range(args.update_epochs):
             minibatches = []  # of packed rows: each context is read once for its K replies
