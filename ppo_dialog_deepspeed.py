@@ -79,7 +79,7 @@ class RewardArgs:
     reward_model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """a reward model, a sequence classifier, as FOLDER_OR_ID[:label][=WEIGHT]; may be given several times"""
     reward_model_raw: bool = False
-    """pay the scores of reward models as they are, not standardized by their running mean and standard deviation"""
+    """use the scores of reward models as they are, not standardized by their running mean and standard deviation"""
     kl_coef: NotNegative = 0.02
     """initial KL coefficient: the weight of the KL penalty, in reward per nat"""
     kl_rule: Literal["openrl", "ziegler", "fixed"] = "openrl"
@@ -146,7 +146,7 @@ class Args(DeepSpeedArgs, RunArgs, PPOArgs, RewardArgs, DataArgs, ModelArgs):  #
 
 
 class Critic(nn.Module):
-    """What the baseline does not predict of the return: a linear head on hidden states, its own or the policy's."""
+    """Predicts the return minus the leave-one-out baseline: a linear head on its own or the policy's hidden states."""
 
     def __init__(self, body: nn.Module | None, width: int):
         super().__init__()
