@@ -113,7 +113,7 @@ class IntentMatch:
         """``(n, 4)``: the same probabilities for texts in the classifier's input format."""
         device = self.classifier.device
         ids = self.tokenizer(list(texts), truncation=True)["input_ids"] if texts else []
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # texts of similar length need little padding
+        order = np.argsort([len(row) for row in ids], kind="stable")  # texts of similar length need little padding
         logits = []
         for start in range(0, len(order), self.batch_size):
             batch = pad([ids[i] for i in order[start : start + self.batch_size]], self.tokenizer, device)

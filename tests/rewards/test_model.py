@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +13,7 @@ from shapes import SHAPES
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dailydialog_gym.rewards import RewardModel, Scores, TokenCredit, add_score, load_reward_models
-from dailydialog_gym.rewards.model import RunningMoments, parse_reward_model
+from dailydialog_gym.rewards.model import RunningMoments, pad, parse_reward_model
 from dailydialog_gym.wrappers.vector import ScoreReward
 
 CONTEXTS = [["Hi , Ann !"], ["Where were you ?", "At home .", "All day ?"], ["I ' m late ."]]
@@ -147,6 +148,12 @@ def test_unusable_models_are_refused_with_what_to_do(reward_model, tiny_model, f
     ]:
         with pytest.raises(ValueError, match=message):
             RewardModel(*arguments)
+
+
+def test_rows_are_padded_on_the_right_even_empty_ones_and_without_a_padding_token():
+    padded = pad([[], [5, 6]], SimpleNamespace(pad_token_id=None), torch.device("cpu"))
+    assert padded["input_ids"].dtype == torch.long and padded["input_ids"].tolist() == [[0, 0], [5, 6]]
+    assert padded["attention_mask"].tolist() == [[0, 0], [1, 1]]
 
 
 def test_a_tokenizer_without_padding_token_is_refused(folder, tmp_path):
