@@ -130,6 +130,8 @@ def test_the_kl_coefficient_adapts_as_the_package_s_does(run, tiny_model, monkey
     rows = run("--model", tiny_model, *SMALL, "--total-episodes", "32", "--learning-rate", "1e-2", *flags)
     assert [row["metric/kl_coef"] for row in rows] == pytest.approx(expected, rel=1e-9)
     assert (len(set(expected)) == 4) == ("fixed" not in flags)
+    target = None if "fixed" in flags else rule.target
+    assert json.loads(Path("runs/test/config.json").read_text(encoding="utf-8"))["kl_target"] == target
 
 
 @pytest.mark.parametrize("raw", [False, True])
