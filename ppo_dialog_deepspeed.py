@@ -47,7 +47,7 @@ from dailydialog_gym.objects import import_object
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Positive, Seed, Share
 from dailydialog_gym.rewards import FixedCoefficient, IntentMatch, KLDivergence, load_reward_models, load_scorer
 from dailydialog_gym.runs import DataArgs, RandomState, RunArgs, count_contexts, parse_args, settle
-from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward
+from dailydialog_gym.wrappers.vector import IntentReward, KLPenalty, MeteorReward, ScoreReward, replay
 
 
 @dataclass
@@ -75,11 +75,11 @@ class RewardArgs:
     intent_labels: tuple[str, ...] | None = None
     """the acts of the classifier's outputs, in order, if its configuration does not name them"""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """your own reward, as module:callable=weight; may be given several times"""
+    """your own reward, as module:callable=weight; the weight 0 only logs it; may be given several times"""
     reward_model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """a reward model, a sequence classifier, as FOLDER_OR_ID[:label][=WEIGHT]; may be given several times"""
     reward_model_raw: bool = False
-    """pay the scores of reward models as they are, not standardized by their running mean and standard deviation"""
+    """use the scores of reward models as they are, not standardized by their running mean and standard deviation"""
     kl_coef: NotNegative = 0.02
     """initial KL coefficient: the weight of the KL penalty, in reward per nat"""
     kl_rule: Literal["openrl", "ziegler", "fixed"] = "openrl"
@@ -146,7 +146,7 @@ class Args(DeepSpeedArgs, RunArgs, PPOArgs, RewardArgs, DataArgs, ModelArgs):  #
 
 
 class Critic(nn.Module):
-    """What the baseline does not predict of the return: a linear head on hidden states, its own or the policy's."""
+    """Predicts the return minus the leave-one-out baseline: a linear head on its own or the policy's hidden states."""
 
     def __init__(self, body: nn.Module | None, width: int):
         super().__init__()
@@ -232,7 +232,7 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     drawn, values = decoder.write(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], K, uniform)  # (B, T) each
     # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
     tokens, log_probs = torch.stack([drawn.tokens.double(), drawn.log_probs.double()]).cpu().numpy()
-    obs, _, _, _, infos = envs.replay({"token": tokens.astype(np.int64), "log_prob": log_probs})
+    obs, _, _, _, infos = replay(envs, {"token": tokens.astype(np.int64), "log_prob": log_probs})
     ids, mask = obs["input_ids"], obs["attention_mask"]
     reply_mask, values = torch.from_numpy(mask[:, P:]).to(device).float(), values.float()
     if args.critic == "separate":
@@ -311,10 +311,9 @@ def ppo_loss(agent, batch, packed, args, autocast):
 
 if __name__ == "__main__":
     args, resume = parse_args(Args, __doc__, ranks.flags())
-    if args.compile or args.cuda_graphs or args.low_memory:
-        raise ValueError(
-            "--compile, --cuda-graphs: DeepSpeed's hooks stand between the layers; --low-memory: use --zero-stage 3"
-        )
+    for flag, instead in {"compile": "", "cuda_graphs": "", "low_memory": ", and use --zero-stage 3"}.items():
+        if getattr(args, flag):
+            raise ValueError(f"--{flag.replace('_', '-')} does not work with DeepSpeed: leave it out{instead}")
     rank, world, device = ranks.start()
     config = training_config(args, world)
     local = local_args(args, world)  # the share of this rank
@@ -334,7 +333,7 @@ if __name__ == "__main__":
     samples = envs.unwrapped.samples
     eval_samples = load_samples(split=args.eval_split, **prompts)
     settle(args, samples)  # the spacing, and the intent reward's weight, which is None if the dialogues have no acts
-    kl_target = {"ziegler": 6.0}.get(args.kl_rule, 0.1) if args.kl_target is None else args.kl_target
+    args.kl_target = args.kl_target or {"openrl": 0.1, "ziegler": 6.0}.get(args.kl_rule)
     # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
     agent = Agent(args, samples.tokenizer.vocab_size)
     if args.top_k > agent.vocab_size:
@@ -394,7 +393,7 @@ if __name__ == "__main__":
         num_tokens, kl = ranks.all_reduce_mean(sums).tolist()
         kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / local.num_envs, args.num_envs / 10_000)
         if args.kl_rule != "fixed":
-            kl_coef.value *= 1 + rate * float(np.clip(kl / kl_target - 1, -0.2, 0.2))
+            kl_coef.value *= 1 + rate * float(np.clip(kl / args.kl_target - 1, -0.2, 0.2))
         logged = []
         for _ in range(args.update_epochs):
             minibatches = []  # of packed rows: each context is read once for its K replies

@@ -1,4 +1,4 @@
-"""Files that a user names, or that come with a model: what is none, or no text, ends in one sentence."""
+"""Read files that a user names or that come with a model. What is not a file, or not text, is a one-line error."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ LARGEST = 2**63 - 1  # the largest whole number of numpy and torch
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from ``least`` to ``most``; with ``exclusive``, ``least`` is none of them."""
+    """The numbers from ``least`` to ``most``; ``exclusive`` leaves ``least`` itself out."""
 
     least: float = -math.inf
     most: float = math.inf

@@ -21,6 +21,7 @@ from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.runs import parse_args
 
 README, PPO = ROOT / "README.md", ROOT / "docs/ppo.md"
+OWN_MODULES = ("my_rewards", "my_metrics", "my_wrappers", "my_models")
 BASH = [block for page in PAGES for block in blocks_of(page) if block.language == "bash"]
 SMALL = ["--num-envs=4", "--replies-per-prompt=2", "--num-minibatches=1", "--total-episodes=8", "--eval-samples=4"]
 
@@ -32,12 +33,16 @@ def train(tiny_model, tiny_intent_model, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     models = ["--model", tiny_model, "--intent-model", tiny_intent_model]
 
-    def train(*flags):
+    def train(*flags, script=ROOT / "ppo_dialog.py"):
         monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *SMALL, *models, *flags])
-        return runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
+        return runpy.run_path(str(script), run_name="__main__")
 
     yield train
-    for name in ("my_rewards", "my_models"):
+    forget_own_modules()
+
+
+def forget_own_modules():
+    for name in OWN_MODULES:
         sys.modules.pop(name, None)
 
 
@@ -64,8 +69,7 @@ def readers_folder(finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield lambda page: write_files(page, tmp_path)
-    for name in ("my_rewards", "my_models"):
-        sys.modules.pop(name, None)
+    forget_own_modules()
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
@@ -87,13 +91,13 @@ def test_python_blocks_run_one_after_the_other(page, readers_folder):
     if page == README:
         assert names["info"]["response"] is not None
     if page.name == "your_own.md":
-        envs = names["QuestionShare"](names["envs"])
+        envs = names["CutShare"](names["envs"])
         envs.reset(seed=0)
         done = False
         while not done:
             *_, terminated, truncated, infos = envs.step(np.full(64, envs.single_action_space.n - 1))
             done = (terminated | truncated).all()
-        assert infos["reward/brevity"].shape == infos["metric/question_share"].shape == (64,)
+        assert infos["reward/brevity"].shape == (64,) and infos["metric/cut_share"].tolist() == [1.0] * 64
 
 
 def check_other(program, arguments):
@@ -159,6 +163,9 @@ def test_commands_run_with_small_models(block, readers_folder, tiny_model, tiny_
             runpy.run_path(kind[0], run_name="__main__")
             if small:
                 assert (tmp_path / "runs/small/agent").is_dir()
+                logged = json.loads((tmp_path / "runs/small/metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+                own = re.findall(r"--reward \S+:(\w+)=", " ".join(arguments))
+                assert {f"reward/{name}" for name in own} <= logged.keys()
                 shutil.rmtree(tmp_path / "runs/small")
 
 
@@ -172,26 +179,38 @@ def test_votes_and_pairs_have_the_columns_that_trl_reads(file, tmp_path):
     assert all(text.endswith("<EOU>") for text in pairs["chosen"])  # so that the policy learns to end its replies
 
 
-def test_a_reward_and_a_metric_of_the_users_own_are_logged(train, tmp_path):
-    """README's scorer through --reward, and a key that a scorer's module adds, in metrics.jsonl and TensorBoard."""
-    write_files(README, tmp_path)
-    rewards = ["--reward", "my_rewards:brevity=0.2", "--reward", "dailydialog_gym.rewards:Meteor=0.1"]
-    script = train("--replies-per-prompt=1", "--intent-model=builtin", *rewards)
+def test_a_reward_and_metrics_of_the_users_own_are_logged(train, tmp_path, monkeypatch):
+    """README's scorer, a scorer with the weight 0, and a wrapper in the script: metrics.jsonl and TensorBoard."""
+    for page in (ROOT / "docs/your_own.md", README):
+        write_files(page, tmp_path)
+    lines = (ROOT / "ppo_dialog.py").read_text(encoding="utf-8").splitlines(keepends=True)
+    (penalty,) = (i for i, line in enumerate(lines) if line.startswith("    envs = KLPenalty("))
+    lines[penalty:penalty] = ["    from my_wrappers import CutShare\n", "    envs = CutShare(envs)\n"]
+    (tmp_path / "own.py").write_text("".join(lines), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("my_rewards:brevity=0.2", "my_metrics:question_share=0", "dailydialog_gym.rewards:Meteor=0.1")
+    rewards = [word for each in own for word in ("--reward", each)]
+    script = train("--replies-per-prompt=1", "--intent-model=builtin", *rewards, script=tmp_path / "own.py")
     rows = [
         json.loads(row) for row in (script["run"].folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     infos = script["batch"].infos
     assert rows[-1]["reward/brevity"] == pytest.approx(infos["reward/brevity"].mean())
     assert rows[-1]["reward/Meteor"] == pytest.approx(rows[-1]["reward/meteor"])
-    paid = (
+    asks = ["?" in response for response in infos["response"]]
+    assert rows[-1]["reward/question_share"] == pytest.approx(np.mean(asks))
+    lengths = script["batch"].reply_mask.sum(1).numpy()
+    assert 0 < rows[-1]["metric/cut_share"] <= (lengths == script["T"]).mean()
+    expected = (
         0.6 * infos["reward/meteor"]
         + script["args"].intent_weight * infos["reward/intent"]
         + 0.2 * infos["reward/brevity"]
     )
-    paid -= infos["metric/kl_coef"] * infos["reward/kl"]
-    np.testing.assert_allclose(infos["token_rewards"].sum(1), paid, atol=1e-9)
+    expected -= infos["metric/kl_coef"] * infos["reward/kl"]
+    np.testing.assert_allclose(infos["token_rewards"].sum(1), expected, atol=1e-9)
     events = EventAccumulator(str(script["run"].folder)).Reload()
     assert [event.step for event in events.Scalars("reward/brevity")] == [4, 8]
+    assert events.Scalars("metric/cut_share")[-1].value == pytest.approx(rows[-1]["metric/cut_share"])
     assert events.Scalars("reward/brevity")[-1].value == pytest.approx(rows[-1]["reward/brevity"], rel=1e-6)
 
 

@@ -130,21 +130,24 @@ def test_the_kl_coefficient_adapts_as_the_package_s_does(run, tiny_model, monkey
     rows = run("--model", tiny_model, *SMALL, "--total-episodes", "32", "--learning-rate", "1e-2", *flags)
     assert [row["metric/kl_coef"] for row in rows] == pytest.approx(expected, rel=1e-9)
     assert (len(set(expected)) == 4) == ("fixed" not in flags)
+    target = None if "fixed" in flags else rule.target
+    assert json.loads(Path("runs/test/config.json").read_text(encoding="utf-8"))["kl_target"] == target
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_reward_model_is_logged_raw_and_paid_standardized_unless_asked_not_to(
+def test_a_reward_model_is_logged_raw_and_rewards_standardized_unless_asked_not_to(
     run, tiny_model, tiny_reward_model, raw
 ):
     others = ("--meteor-weight", "0", "--intent-weight", "0", "--kl-coef", "0")
     flags = ("--reward-model", f"{tiny_reward_model}=0.5", *(("--reward-model-raw",) if raw else ()))
     first = run("--model", tiny_model, *SMALL, *others, *flags)[0]
     assert first["reward/judge"] != pytest.approx(0, abs=1e-4)
-    paid = 0.5 * first["reward/judge"] if raw else 0.0  # the mean of a batch that is standardized by its own moments
-    assert first["charts/episodic_return"] == pytest.approx(paid, abs=1e-6)
+    # Without the flag, the mean of a batch that is standardized by its own moments
+    expected = 0.5 * first["reward/judge"] if raw else 0.0
+    assert first["charts/episodic_return"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_several_reward_models_are_all_paid(run, tiny_model, tiny_reward_model, tiny_intent_model):
+def test_several_reward_models_all_give_rewards(run, tiny_model, tiny_reward_model, tiny_intent_model):
     models = (tiny_reward_model, f"{tiny_intent_model}:question=0.5")
     rows = run("--model", tiny_model, *SMALL, *(word for model in models for word in ("--reward-model", model)))
     assert [key for key in rows[0] if key == "reward/judge" or key.endswith("-question")] != ["reward/judge"]

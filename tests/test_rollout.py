@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 from equality import assert_same
+from gymnasium.vector import VectorWrapper
+from gymnasium.wrappers.vector import TransformReward
 from torch.distributions import Categorical
 
 import dailydialog_gym  # noqa: F401  (registers DailyDialog-v0)
 from dailydialog_gym.models import Decoder, GraphDecoder, MixedPrecision
 from dailydialog_gym.rewards import FixedCoefficient
-from dailydialog_gym.wrappers.vector import KLPenalty, MeteorReward, ScoreReward
+from dailydialog_gym.wrappers.vector import KLPenalty, MeteorReward, ScoreReward, replay
 from ppo_dialog import Agent, Args, candidate_logits, rollout
 
 CPU = torch.device("cpu")
@@ -74,11 +76,30 @@ def surprises(episodes):
     return episodes.log_probs
 
 
-def make_envs(num_envs):
+class QuestionShare(VectorWrapper):
+    """A wrapper of a user, which has no `replay`: a metric, and a reward for the end of a reply."""
+
+    def step(self, actions):
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        if (terminated | truncated).any():
+            infos["metric/question_share"] = np.array([float("?" in text) for text in infos["response"]])
+        return observations, rewards + (terminated | truncated), terminated, truncated, infos
+
+
+def make_envs(num_envs, own_at=None):
+    """The environments, with a user's wrapper around so many of the package's."""
     settings = {"max_prompt_length": P, "max_new_tokens": T}
     envs = gym.make_vec("DailyDialog-v0", num_envs=num_envs, lockstep=True, autoreset_mode="Disabled", **settings)
-    envs = ScoreReward(MeteorReward(envs, by_token=True), waves, 0.5, "waves")
-    return KLPenalty(envs, surprises, FixedCoefficient(0.1))
+    wrappers = [
+        lambda envs: MeteorReward(envs, by_token=True),
+        lambda envs: ScoreReward(envs, waves, 0.5, "waves"),
+        lambda envs: KLPenalty(envs, surprises, FixedCoefficient(0.1)),
+    ]
+    if own_at is not None:
+        wrappers.insert(own_at, QuestionShare)
+    for wrap in wrappers:
+        envs = wrap(envs)
+    return envs
 
 
 @pytest.mark.parametrize(("top_k", "decoder_class"), [(0, Decoder), (5, Decoder), (5, GraphDecoder)])
@@ -115,23 +136,30 @@ def test_it_gives_the_batch_of_one_step_a_token(top_k, decoder_class, fake_graph
                 np.testing.assert_array_equal(batch.infos[key], value, key)
 
 
-def test_replies_that_are_replayed_are_those_that_are_stepped():
-    """Exactly, to the last entry of the infos, whatever follows the end of a reply."""
-    envs = make_envs(16)
+@pytest.mark.parametrize("own_at", [None, 0, 1, 3])
+def test_replies_that_are_replayed_are_those_that_are_stepped(own_at):
+    """Exactly, to the last entry of the infos, whatever follows the end of a reply, and through a user's wrapper."""
+    envs = make_envs(16, own_at)
     samples, rng = envs.unwrapped.samples, np.random.default_rng(0)
     tokens = rng.integers(samples.tokenizer.vocab_size, size=(16, T))
     tokens[rng.random(tokens.shape) < 0.15] = samples.tokenizer.encode(["<EOU>"])[0][0]
     log_probs = -rng.random(tokens.shape)
-    results = []
-    for replay in (True, False):
-        envs.reset(seed=3)
-        for column in range(T):
-            if replay:
-                returned = envs.replay({"token": tokens, "log_prob": log_probs})
-                break
-            returned = envs.step({"token": tokens[:, column], "log_prob": log_probs[:, column]})
-        results.append(returned)
-    assert_same(*results)
+    envs.reset(seed=3)
+    replayed = replay(envs, {"token": tokens, "log_prob": log_probs})
+    envs.reset(seed=3)
+    for column in range(T):
+        stepped = envs.step({"token": tokens[:, column], "log_prob": log_probs[:, column]})
+    assert_same(replayed, stepped)
+    assert ("metric/question_share" in replayed[4]) == (own_at is not None)
+
+
+def test_a_replay_has_the_rewards_that_a_user_s_wrapper_gives_to_single_tokens():
+    envs = gym.make_vec("DailyDialog-v0", num_envs=2, lockstep=True, max_new_tokens=T)
+    envs = ScoreReward(TransformReward(envs, lambda rewards: rewards + 0.25), waves, 0.5, "waves")
+    envs.reset(seed=0)
+    _, rewards, _, _, infos = replay(envs, np.full((2, T), 99))
+    np.testing.assert_allclose(rewards, 0.25 * T + 0.5 * infos["reward/waves"])
+    np.testing.assert_allclose(infos["token_rewards"].sum(1), rewards)
 
 
 def test_replays_that_are_impossible_are_refused():
@@ -139,15 +167,18 @@ def test_replays_that_are_impossible_are_refused():
     free.reset()
     with pytest.raises(ValueError, match="lockstep=True"):
         free.replay(np.zeros((2, T), np.int64))
-    envs = gym.make_vec("DailyDialog-v0", num_envs=2, max_new_tokens=T, lockstep=True)
-    with pytest.raises(gym.error.ResetNeeded, match="reset"):
-        envs.replay(np.zeros((2, T), np.int64))
-    envs.reset()
-    with pytest.raises(ValueError, match=r"\(2, 12\), got an array of shape \(2, 11\)"):
-        envs.replay(np.zeros((2, T - 1), np.int64))
-    envs.step(np.zeros(2, np.int64))
-    with pytest.raises(gym.error.ResetNeeded, match="not at their beginning"):
-        envs.replay(np.zeros((2, T), np.int64))
+    with pytest.raises(ValueError, match="lockstep=True"):
+        replay(QuestionShare(free), np.zeros((2, T), np.int64))
+    for wrap in (lambda envs: envs, QuestionShare):
+        envs = wrap(gym.make_vec("DailyDialog-v0", num_envs=2, max_new_tokens=T, lockstep=True))
+        with pytest.raises(gym.error.ResetNeeded, match="reset"):
+            replay(envs, np.zeros((2, T), np.int64))
+        envs.reset()
+        with pytest.raises(ValueError, match=r"\(2, 12\), got an array of shape \(2, 11\)"):
+            replay(envs, np.zeros((2, T - 1), np.int64))
+        envs.step(np.zeros(2, np.int64))
+        with pytest.raises(gym.error.ResetNeeded, match="not at their beginning"):
+            replay(envs, np.zeros((2, T), np.int64))
     penalty = make_envs(2)
     penalty.reset()
     tokens = np.zeros((2, T), np.int64)

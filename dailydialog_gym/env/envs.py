@@ -403,19 +403,23 @@ class DailyDialogVectorEnv(VectorEnv):
             ValueError: the environment is not in lockstep, or ``actions`` has a wrong shape or type or an action
                 outside the vocabulary. Reset the environment then.
         """
-        mdp, shape = self.mdp, (self.num_envs, self.max_new_tokens)
-        if not mdp.lockstep:
-            raise ValueError("replay() is for environments in lockstep: make this one with lockstep=True")
-        if self._needs_reset.any() or mdp.reply_lengths.any():
-            raise ResetNeeded("the episodes are not at their beginning: call reset() before replay()")
-        actions = np.asarray(actions)
-        if actions.shape != shape:
-            raise ValueError(f"expected the tokens of whole replies, {shape}, got an array of shape {actions.shape}")
+        mdp, actions = self.mdp, np.asarray(actions)
+        self.check_replay(actions.shape)
         for tokens in actions.T:
             terminated, truncated = mdp.step(tokens)
             if not mdp.live.any():
                 break
         return self._after_step(np.arange(0), terminated, truncated)
+
+    def check_replay(self, shape: tuple[int, ...]) -> None:
+        """Raise the errors of `replay`, but for those of single tokens, for actions of this shape."""
+        if not self.mdp.lockstep:
+            raise ValueError("replay() is for environments in lockstep: make this one with lockstep=True")
+        if self._needs_reset.any() or self.mdp.reply_lengths.any():
+            raise ResetNeeded("the episodes are not at their beginning: call reset() before replay()")
+        expected = (self.num_envs, self.max_new_tokens)
+        if shape != expected:
+            raise ValueError(f"expected the tokens of whole replies, {expected}, got an array of shape {shape}")
 
     def _after_step(
         self, rows_to_reset: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
@@ -441,17 +445,6 @@ class DailyDialogVectorEnv(VectorEnv):
         if self.render_mode == "ansi":
             return tuple(self.mdp.transcript(row) for row in range(self.num_envs))
         return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of the rows' random generators, for a checkpoint between episodes."""
-        return {"rngs": [rng.bit_generator.state for rng in self._rngs]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the rows' random generators. Call `reset` without a seed next, which starts new episodes."""
-        self._rngs = [np_random()[0] for _ in range(self.num_envs)]
-        for rng, state in zip(self._rngs, state_dict["rngs"], strict=True):
-            rng.bit_generator.state = state
-        self._needs_reset[:] = True
 
     def _add_final_infos(self, infos: dict[str, Any], rows: np.ndarray) -> None:
         final_info = self.mdp.final_info(rows)

@@ -219,5 +219,5 @@ def _waits(function: Any, args: tuple, kwargs: dict | None, result: Any) -> bool
     if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags):
         return True
     tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
-    # A number of the CPU may stand beside tensors of the GPU, but not be copied
+    # An operation on the GPU may take a single number from the CPU as an argument, but not copy it to the GPU
     return len({tensor.device for tensor in tensors if tensor.ndim or packet in COPIES}) > 1

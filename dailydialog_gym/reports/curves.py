@@ -35,11 +35,9 @@ def targets_of(flags: dict[str, Any]) -> dict[str, float]:
     Args:
         flags: the run's flags, as in its ``config.json``.
     """
-    rules = {"openrl": ("metric/kl_per_token", 0.1), "ziegler": ("reward/kl", 6.0)}
-    if flags.get("kl_rule") not in rules:
-        return {}
-    key, usual = rules[flags["kl_rule"]]
-    return {key: usual if flags.get("kl_target") is None else flags["kl_target"]}
+    key = {"openrl": "metric/kl_per_token", "ziegler": "reward/kl"}.get(flags.get("kl_rule", ""))
+    target = flags.get("kl_target")
+    return {key: target} if key and target else {}
 
 
 def curve_keys(row: dict[str, float]) -> list[str]:

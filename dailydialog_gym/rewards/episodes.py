@@ -107,15 +107,15 @@ class Episodes:
 
 
 class Scores(NamedTuple):
-    """What a scorer returns if it is to be logged on another scale than it is paid, each as `Scorer` describes.
+    """What a scorer returns whose rewards have another scale than what is logged, each as `Scorer` describes.
 
     Attributes:
         raw: the scores that ``reward/<name>`` reports.
-        paid: the scores that the rewards contain, times the weight.
+        scaled: the scores that the rewards contain, times the weight.
     """
 
     raw: np.ndarray
-    paid: np.ndarray
+    scaled: np.ndarray
 
 
 class Scorer(Protocol):
@@ -154,8 +154,8 @@ def add_score(
     """
     mask, last_token = episodes.reply_mask, episodes.reply_mask.sum(1) - 1
     scores = scorer(episodes)
-    raw, paid = scores if isinstance(scores, Scores) else (scores, scores)
-    weighted = weight * by_token(paid, weight, name, episodes)
+    raw, scaled = scores if isinstance(scores, Scores) else (scores, scores)
+    weighted = weight * by_token(scaled, weight, name, episodes)
     token_rewards = np.array(info.get("token_rewards", np.zeros(mask.shape)))
     token_rewards[np.arange(len(episodes)), last_token] += rewards - token_rewards.sum(1)
     token_rewards += weighted

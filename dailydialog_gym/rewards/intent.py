@@ -17,6 +17,7 @@ from dailydialog_gym.env.dialogues import ACTS
 from dailydialog_gym.env.tokenizer import split_prompt
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.rewards.episodes import Episodes
+from dailydialog_gym.rewards.model import pad
 from dailydialog_gym.text import Spacing, convert_spacing, pattern_of, spell_out
 
 
@@ -112,18 +113,12 @@ class IntentMatch:
         """``(n, 4)``: the same probabilities for texts in the classifier's input format."""
         device = self.classifier.device
         ids = self.tokenizer(list(texts), truncation=True)["input_ids"] if texts else []
-        lengths = np.array([len(each) for each in ids], np.int64)
-        order = lengths.argsort(kind="stable")  # texts of similar length need little padding
+        order = np.argsort([len(row) for row in ids], kind="stable")  # texts of similar length need little padding
         logits = []
         for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            # Padded on the right, because left padding would shift the position ids of a causal model
-            mask = np.arange(lengths[rows].max()) < lengths[rows, None]
-            padded = np.full(mask.shape, self.tokenizer.pad_token_id or 0, np.int64)
-            padded[mask] = np.concatenate([ids[row] for row in rows])
-            batch = torch.from_numpy(np.stack([padded, mask])).to(device)
+            batch = pad([ids[i] for i in order[start : start + self.batch_size]], self.tokenizer, device)
             with torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-                logits.append(self.classifier(input_ids=batch[0], attention_mask=batch[1]).logits)
+                logits.append(self.classifier(**batch).logits)
         result = np.empty((len(texts), len(self.acts)))
         if logits:  # a GPU is waited for once
             result[np.ix_(order, self.acts - 1)] = torch.cat(logits).float().softmax(-1).cpu().numpy()

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dailydialog_gym.models.forward import forward_packed
 from dailydialog_gym.models.last_block import head_on_predicting
-from dailydialog_gym.models.loading import load_model
+from dailydialog_gym.models.loading import head_of, load_model
 from dailydialog_gym.models.packing import pack
 from dailydialog_gym.models.precision import MixedPrecision
 from dailydialog_gym.rewards.episodes import Episodes
@@ -37,7 +37,7 @@ class KLDivergence:
         amp_dtype: the dtype for autocast, or None for full precision. The weights of linear layers are stored in it.
 
     Raises:
-        ValueError: the reference's vocabulary is smaller than ``vocab_size``.
+        ValueError: the reference has no language-model head, or its vocabulary is smaller than ``vocab_size``.
     """
 
     def __init__(
@@ -49,9 +49,12 @@ class KLDivergence:
     ):
         if isinstance(model, str):
             model = load_model(model)
-        rows = model.get_output_embeddings().weight.shape[0]
+        rows = head_of(model).weight.shape[0]
         if rows < vocab_size:
-            raise ValueError(f"the reference model has {rows} tokens of vocabulary, but the policy has {vocab_size}")
+            raise ValueError(
+                f"the reference model, a {type(model).__name__}, has {rows} tokens, but the policy has {vocab_size}: "
+                "choose a reference with the same tokenizer, such as the policy before training"
+            )
         self.model = model.to(device).eval().requires_grad_(False)
         self.vocab_size = vocab_size
         self.device = torch.device(device)

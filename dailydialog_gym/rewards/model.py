@@ -136,7 +136,7 @@ class RewardModel:
         model: a Hugging Face sequence classifier by folder or hub id. `dailydialog_gym.recipes.reward` trains some.
         label: the name of the output, for a classifier of several.
         device: the device of the classifier.
-        standardize: pay standardized scores. False: pay the raw scores.
+        standardize: the rewards contain the standardized scores. False: the raw scores.
         amp_dtype: the dtype for autocast, or None for full precision.
         spacing: of the texts that are scored. They are converted to the spacing that the classifier reads.
         batch_size: the number of texts in a forward pass.
@@ -203,9 +203,11 @@ class RewardModel:
 def pad(rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, torch.Tensor]:
     """A classifier's inputs, ``(n, L)`` each, padded on the right: left padding would shift a causal model's positions.
 
-    The attention mask comes from the lengths, because the padding token may also stand inside a text.
+    The attention mask comes from the lengths, because the padding token may also occur inside a text. Without a padding
+    token, the padding is 0.
     """
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=tokenizer.pad_token_id)
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    ids = pad_sequence(tensors, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
     mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
     return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
 

@@ -21,7 +21,7 @@ _MANIFEST = "checkpoint.json"
 
 
 class Stateful(Protocol):
-    """An object that a checkpoint can hold: a torch module or optimizer, the environment, the KL coefficient."""
+    """An object that a checkpoint can hold: a torch module or optimizer, the KL coefficient, a reward model."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -22,7 +22,7 @@ class DataArgs:
     spacing: Spacing | None = None
     """convert the dialogues' punctuation: spaced as in DailyDialog ("Hi , Ann !") or ordinary; by default as it is"""
     full_context: bool = False
-    """train only on replies with at least `context_size` utterances before them, as RL4LMs and OpenRL do"""
+    """use only replies with at least `context_size` utterances before them, as RL4LMs and OpenRL do"""
     context_size: Count = 5
     """maximum number of utterances in a context"""
     max_prompt_length: Count = 128

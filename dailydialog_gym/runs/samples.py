@@ -22,7 +22,7 @@ def rewards_of(envs: Any, samples: Samples, ids: np.ndarray, evaluations: Sequen
     Each scorer gets all replies in one call, so that a reward model standardizes all of them alike.
 
     Args:
-        envs: the run's environments with their reward wrappers.
+        envs: the run's environments with their reward wrappers. Other wrappers among them have no scorer to ask.
         samples, ids: the evaluated samples, and which of them.
         evaluations: the evaluations, all of the same samples.
     """
@@ -31,8 +31,8 @@ def rewards_of(envs: Any, samples: Samples, ids: np.ndarray, evaluations: Sequen
     texts = (evaluations[0].prompts * copies, replies, evaluations[0].references * copies)
     episodes = Episodes.from_texts(samples, *texts, np.tile(samples.acts[ids], copies))
     rewards = np.zeros(len(replies))
-    while isinstance(envs, ScoreReward):
-        if not isinstance(envs, KLPenalty):
+    while envs is not envs.unwrapped:
+        if isinstance(envs, ScoreReward) and not isinstance(envs, KLPenalty):
             # The credits of a reply's tokens sum to its score
             scorer = envs.scorer.scorer if isinstance(envs.scorer, TokenCredit) else envs.scorer
             rewards = add_score(scorer, envs.weight, envs.name, episodes, rewards, {})[0]

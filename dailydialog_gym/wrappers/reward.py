@@ -60,8 +60,8 @@ class ScoreReward(gym.Wrapper[Any, Any, Any, Any]):
         Raises:
             ValueError: the scores are no finite numbers, see `dailydialog_gym.rewards.add_score`.
         """
-        observation, paid, terminated, truncated, info = self.env.step(action)
-        reward = float(paid)
+        observation, earned, terminated, truncated, info = self.env.step(action)
+        reward = float(earned)
         if terminated or truncated or "response" in info:
             batched = {key: [value] for key, value in info.items()}
             tokens = observation if isinstance(observation, dict) else info  # the observation may be a text
@@ -161,7 +161,7 @@ class KLPenalty(ScoreReward):
         self.action_space = add_log_prob(env.action_space)
 
     def step(self, action: dict[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """The environment's `step` with the action's token; the last step pays the penalty of the whole reply.
+        """The environment's `step` with the action's token; the last step has the penalty of the whole reply.
 
         Args:
             action: ``{"token": token, "log_prob": log_prob}``, an integer and a number of at most 0.

@@ -1,4 +1,4 @@
-"""The text environment pays a reply what the token environment pays the tokens of this reply."""
+"""The text environment gives a reply the reward that the token environment gives the tokens of this reply."""
 
 import pickle
 import warnings

@@ -1,4 +1,4 @@
-"""Several turns in the text environment: a partner answers, and each reply is paid."""
+"""Several turns in the text environment: a partner answers, and each reply has a reward."""
 
 import json
 import pickle

@@ -57,8 +57,9 @@ def test_curves_have_a_panel_for_each_key_and_the_mean_over_the_runs(seeds):
 def test_runs_of_different_lengths_are_compared_and_a_target_is_marked():
     runs = [[ROW | {"episodes": 8 * i} for i in range(1, length)] for length in (5, 9)]
     del runs[1][0]["reward/meteor"]
-    targets = targets_of({"kl_rule": "openrl", "kl_target": None})
+    targets = targets_of({"kl_rule": "openrl", "kl_target": 0.1})
     assert targets == {"metric/kl_per_token": 0.1} and targets_of({"kl_rule": "fixed", "kl_target": 1.0}) == {}
+    assert targets_of({"kl_rule": "openrl", "kl_target": None}) == targets_of({}) == {}  # no target is known
     assert targets_of({"kl_rule": "ziegler", "kl_target": 3.0}) == {"reward/kl": 3.0}
     groups = {"a": [runs[0]], "b": [runs[1]]}
     (panel,) = plot_curves(groups, ["reward/meteor"], {"reward/meteor": 0.3}).axes

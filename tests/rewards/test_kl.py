@@ -141,8 +141,10 @@ def test_larger_reference_vocabulary_is_cut(ragged):
 
 
 def test_smaller_reference_vocabulary_is_an_error():
-    with pytest.raises(ValueError, match="reference model has 50 tokens of vocabulary, but the policy has 51"):
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel, has 50 tokens, .* policy has 51: choose .* same tokenizer"):
         KLDivergence(make_model("gpt2"), 51)
+    with pytest.raises(ValueError, match="GPT2Model has no language-model head"):
+        KLDivergence(make_model("gpt2").transformer, 50)
 
 
 def test_kl_needs_log_probs():

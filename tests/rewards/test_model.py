@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +13,7 @@ from shapes import SHAPES
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dailydialog_gym.rewards import RewardModel, Scores, TokenCredit, add_score, load_reward_models
-from dailydialog_gym.rewards.model import RunningMoments, parse_reward_model
+from dailydialog_gym.rewards.model import RunningMoments, pad, parse_reward_model
 from dailydialog_gym.wrappers.vector import ScoreReward
 
 CONTEXTS = [["Hi , Ann !"], ["Where were you ?", "At home .", "All day ?"], ["I ' m late ."]]
@@ -149,6 +150,12 @@ def test_unusable_models_are_refused_with_what_to_do(reward_model, tiny_model, f
             RewardModel(*arguments)
 
 
+def test_rows_are_padded_on_the_right_even_empty_ones_and_without_a_padding_token():
+    padded = pad([[], [5, 6]], SimpleNamespace(pad_token_id=None), torch.device("cpu"))
+    assert padded["input_ids"].dtype == torch.long and padded["input_ids"].tolist() == [[0, 0], [5, 6]]
+    assert padded["attention_mask"].tolist() == [[0, 0], [1, 1]]
+
+
 def test_a_tokenizer_without_padding_token_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     config = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -178,13 +185,13 @@ def test_the_raw_score_is_logged_and_the_standardized_one_is_paid(folder, standa
     for _ in range(2):  # the moments of the same scores twice are those of once
         rewards, info = add_score(model, 0.5, "judge", episodes, np.zeros(3), {})
         np.testing.assert_allclose(info["reward/judge"], raw, atol=1e-6)
-        paid = (raw - raw.mean()) / raw.std() if standardize else raw
-        np.testing.assert_allclose(rewards, 0.5 * paid, rtol=1e-4, atol=1e-6)
+        scaled = (raw - raw.mean()) / raw.std() if standardize else raw
+        np.testing.assert_allclose(rewards, 0.5 * scaled, rtol=1e-4, atol=1e-6)
         assert (info["token_rewards"].astype(bool).sum(1) == 1).all()
 
 
 def test_processes_share_their_moments(folder):
-    """Two processes, with half of the episodes each, pay what one process pays."""
+    """Two processes, with half of the episodes each, give the rewards that one process gives."""
     models = [RewardModel(folder) for _ in range(3)]
     halves = [
         make_episodes([1] * 2, prompts=prompts_of(CONTEXTS[i : i + 2]), responses=REPLIES[i : i + 2]) for i in (0, 1)
@@ -195,11 +202,11 @@ def test_processes_share_their_moments(folder):
         model.all_reduce_sum = lambda tensor: sums.append(tensor) or tensor
         model(half)
     both = sums[0] + sums[1]
-    paid = []
+    scaled = []
     for model, half in zip(models, halves, strict=False):
         model.all_reduce_sum, model.moments = lambda _: both, RunningMoments()
-        paid += model(half).paid.tolist()
-    np.testing.assert_allclose(paid, models[2](whole).paid, atol=1e-5)
+        scaled += model(half).scaled.tolist()
+    np.testing.assert_allclose(scaled, models[2](whole).scaled, atol=1e-5)
     assert models[0].state_dict() == pytest.approx(models[2].state_dict())
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from paths import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dailydialog_gym.env import load_samples
 from dailydialog_gym.runs.data import DataArgs
 from dailydialog_gym.runs.run import Run, RunArgs
 
@@ -184,6 +184,7 @@ def test_a_process_other_than_the_main_one_writes_and_prints_nothing(tmp_path, m
     assert [check(run, float("nan"), 1.0) for _ in range(2)] == [False, False]
     with pytest.raises(SystemExit, match=r"^1$"):  # together with the main process, which prints the message
         check(run, float("nan"), 1.0)
-    run.finish(None, load_samples(split="validation"), None)
+    envs = gym.make_vec("DailyDialog-v0", num_envs=2, split="validation")
+    run.finish(None, envs.unwrapped.samples, envs)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")

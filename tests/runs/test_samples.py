@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorWrapper
 
 import dailydialog_gym  # noqa: F401
 from dailydialog_gym.env.tokenizer import split_prompt
@@ -35,12 +36,15 @@ def test_samples_are_different_contexts_spread_over_all():
 
 
 def test_evaluated_replies_get_the_run_s_rewards_but_for_the_kl_penalty(tiny_reward_model):
-    """Those of the wrappers: METEOR by token, an own scorer, a reward model that is standardized over all replies."""
+    """Those of the wrappers: METEOR by token, an own scorer, a reward model that is standardized over all replies.
+
+    Wrappers of the user's own are among them.
+    """
     envs = gym.make_vec("DailyDialog-v0", num_envs=2, lockstep=True, split="validation")
     samples = envs.unwrapped.samples
     judge = RewardModel(tiny_reward_model)
-    envs = ScoreReward(MeteorReward(envs, 0.5, by_token=True), token_count, -0.01, "length")
-    envs = KLPenalty(ScoreReward(envs, judge, 2.0, "judge"), lambda episodes: 1 / 0)
+    envs = ScoreReward(VectorWrapper(MeteorReward(envs, 0.5, by_token=True)), token_count, -0.01, "length")
+    envs = VectorWrapper(KLPenalty(ScoreReward(envs, judge, 2.0, "judge"), lambda episodes: 1 / 0))
     ids, replies = np.array([1, 4, 7]), ["Yes , of course .", "", "I see ."]
     texts = {"prompts": [samples.prompts[i] for i in ids], "references": [samples.references[i] for i in ids]}
     evaluations = [SimpleNamespace(**texts, replies=each) for each in (replies, replies[::-1])]

@@ -1,5 +1,5 @@
 """Reward wrappers for `DailyDialogVectorEnv`, with the same class names as in `dailydialog_gym.wrappers`."""
 
-from dailydialog_gym.wrappers.vector.reward import IntentReward, KLPenalty, MeteorReward, ScoreReward
+from dailydialog_gym.wrappers.vector.reward import IntentReward, KLPenalty, MeteorReward, ScoreReward, replay
 
-__all__ = ["IntentReward", "KLPenalty", "MeteorReward", "ScoreReward"]
+__all__ = ["IntentReward", "KLPenalty", "MeteorReward", "ScoreReward", "replay"]

@@ -44,8 +44,7 @@ class ScoreReward(VectorWrapper):
 
     def replay(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`step` for whole replies, see `dailydialog_gym.env.DailyDialogVectorEnv.replay`."""
-        env: Any = self.env  # the environment, or a wrapper of this kind
-        return self._add_rewards(*env.replay(actions))
+        return self._add_rewards(*replay(self.env, actions))
 
     def _add_rewards(
         self,
@@ -122,7 +121,7 @@ class KLPenalty(ScoreReward):
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
     def step(self, actions: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """The environment's `step` with the tokens; the last step of a reply pays the penalty of all of its tokens.
+        """The environment's `step` with the tokens; the last step of a reply has the penalty of all of its tokens.
 
         Args:
             actions: ``{"token": tokens, "log_prob": log_probs}``, two arrays of shape ``(num_envs,)``.
@@ -133,10 +132,47 @@ class KLPenalty(ScoreReward):
         return super().step(self.tracker.record(self._base.mdp, actions))
 
     def replay(self, actions: dict[str, Any]) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """`step` for whole replies, whose log-probabilities stand beside their tokens."""
+        """`step` for whole replies.
+
+        Args:
+            actions: ``{"token": tokens, "log_prob": log_probs}``, two arrays of shape ``(num_envs, max_new_tokens)``.
+
+        Raises:
+            ValueError: as `step` and `dailydialog_gym.env.DailyDialogVectorEnv.replay`.
+        """
         return super().replay(self.tracker.record_replies(actions))
 
     def _add_score(
         self, rows: np.ndarray, episodes: Episodes, rewards: np.ndarray, info: dict[str, Any]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return self.tracker.add_penalty(rows, episodes, rewards, info)
+
+
+def replay(
+    envs: VectorEnv[Any, Any, Any], actions: Any
+) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """Whole replies in one call, in lockstep, through any wrappers. Those that are not of this package get each token.
+
+    Args:
+        envs: a `DailyDialogVectorEnv`, or wrappers around one.
+        actions: ``(num_envs, max_new_tokens)`` integers, the tokens; with a `KLPenalty` among the wrappers,
+            ``{"token": tokens, "log_prob": log_probs}``, two arrays of this shape.
+
+    Returns:
+        What `step` returns for the token that ends the last reply, but with the rewards of all tokens.
+
+    Raises:
+        gymnasium.error.ResetNeeded, ValueError: see `dailydialog_gym.env.DailyDialogVectorEnv.replay`.
+    """
+    if isinstance(envs, DailyDialogVectorEnv | ScoreReward):
+        return envs.replay(actions)
+    base: Any = envs.unwrapped
+    base.check_replay(np.shape(actions["token"] if isinstance(actions, dict) else actions))
+    total = np.zeros(envs.num_envs)
+    for t in range(base.max_new_tokens):
+        token = {name: part[:, t] for name, part in actions.items()} if isinstance(actions, dict) else actions[:, t]
+        observations, rewards, terminated, truncated, infos = envs.step(token)
+        total = total + rewards
+        if (terminated | truncated).all():
+            break
+    return observations, total, terminated, truncated, infos
