@@ -57,7 +57,7 @@ def main(args: Args) -> None:
     sample_ids = evenly_spread(samples, args.contexts).repeat(args.replies)
     episodes = finished_episodes(samples, DialogueAgent.load(args.model), sample_ids, top_k=20, seed=args.seed)
     scorers = {
-        "METEOR, paid to the last token": Meteor(),
+        "METEOR, given to the last token": Meteor(),
         "METEOR, by token": TokenCredit(Meteor(), samples.tokenizer),
         "intent, 0 or 1": IntentMatch(),
         "intent, probability": IntentMatch(probability=True),

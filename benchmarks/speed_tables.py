@@ -12,6 +12,12 @@ import re
 import sys
 from pathlib import Path
 
+XS = {  # of each sweep of `scaling.py`: the key of what it changes, and the title of its panel
+    "replies": ("replies", "replies an iteration"),
+    "prompts": ("prompt", "tokens of a prompt"),
+    "lengths": ("reply", "tokens of a reply"),
+    "models": (None, "model"),
+}
 MARKED = re.compile(r"(<!-- speed: (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -87,12 +93,14 @@ def scaling_figure(measured: dict, path: Path) -> None:
     figure = Figure(figsize=(3.2 * len(sweeps), 3), layout="constrained")
     for sweep, axes in zip(sweeps, figure.subplots(1, len(sweeps), squeeze=False)[0], strict=True):
         some = [row for row in rows if row["sweep"] == sweep]
-        key = {"replies": "replies", "prompts": "prompt", "lengths": "reply"}.get(sweep)
+        key, title = XS[sweep]
         places = [str(row[key]) if key else "\n".join([row["model"], *row["flags"]]) for row in some]
         axes.plot(places, [row["limit_fps"] for row in some], "o--", color="gray", label="limit")
         axes.plot(places, [row["fps"] for row in some], "o-", label="measured")
-        axes.set(title=sweep, yscale="log", ylabel="tokens of replies a second" if sweep == sweeps[0] else "")
-        axes.tick_params(axis="x", labelsize=7)
+        axes.set(title=title, yscale="log", ylabel="tokens of replies a second" if sweep == sweeps[0] else "")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(which="both", labelsize=7)
     axes.legend()
     figure.savefig(path, dpi=120)
 
