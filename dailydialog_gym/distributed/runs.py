@@ -21,6 +21,7 @@ from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.engines import gathered
 from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.evaluate import Evaluation
+from dailydialog_gym.models.memory import return_freed_memory
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful
 from dailydialog_gym.runs.run import Run
@@ -122,6 +123,9 @@ class DistributedRun(Run):
 
     def __init__(self, args: Any, total_episodes: int, resume: Path | None = None):
         super().__init__(args, total_episodes, resume, is_main=distributed.get_rank() == 0)
+
+    def _set_allocator(self) -> None:
+        return_freed_memory()  # ZeRO saves memory only if what a partition frees is returned
 
     def _broadcast(self, value: Any) -> Any:
         return ranks.broadcast(value)

@@ -228,7 +228,7 @@ class Run:
 
     def start(self, before: Evaluation | None) -> None:
         """Open the logs and the progress bar. From now on a signal to stop takes effect after an iteration."""
-        return_freed_memory() if self.args.low_memory else keep_freed_memory()
+        self._set_allocator()
         if sys.excepthook is not sys.__excepthook__:  # without --traceback, see `parse_args`
             report_in_one_line(OSError)  # from here on a ValueError is not a mistake in the flags
         self.before = before
@@ -258,6 +258,9 @@ class Run:
         )
         if not self._training:
             self._bar.close()
+
+    def _set_allocator(self) -> None:
+        return_freed_memory() if self.args.low_memory else keep_freed_memory()
 
     def check_step(self, part: str, *numbers: torch.Tensor, loss_scale: float) -> bool:
         """Whether the optimizer may take a step: the loss and the gradient norms are all finite.
