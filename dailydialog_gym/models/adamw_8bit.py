@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 BLOCK = 256  # numbers that share a scale
-CHUNK = 2**22  # numbers that are updated at a time; a step needs memory for their float32 copies
+# Numbers that are updated at a time, of which a step makes some ten float32 copies. On a processor these stay in its
+# cache, and are so small that the C library keeps their memory; a GPU is faster the more it gets at once.
+CHUNKS = {"cpu": 2**17, "cuda": 2**22}
 NOISE = 2**16  # rounding at random distinguishes so many numbers, as many as float32 has between two of bfloat16
 
 
@@ -58,9 +60,10 @@ class AdamW8bit(torch.optim.Optimizer):
         state["step"] += 1
         state["moments"] = state["moments"].to(torch.uint8)
         step, (beta1, beta2) = state["step"], group["betas"]
-        for start in range(0, weights.numel(), CHUNK):
-            some, grad = weights[start : start + CHUNK], gradient[start : start + CHUNK].float()
-            first, second = state["moments"][:, start // BLOCK : (start + CHUNK) // BLOCK]
+        chunk = CHUNKS[weights.device.type]
+        for start in range(0, weights.numel(), chunk):
+            some, grad = weights[start : start + chunk], gradient[start : start + chunk].float()
+            first, second = state["moments"][:, start // BLOCK : (start + chunk) // BLOCK]
             mean = _decode(first, 2)[: len(grad)].lerp_(grad, 1 - beta1)
             square = _decode(second, 4)[: len(grad)].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
             # A weight and its moments are rounded by the same number: on a processor, drawing takes most of the time

@@ -401,7 +401,14 @@ def test_the_intent_model_reads_the_reply_after_the_message(agents, intent, monk
 def make_run(folder, finished=True, model="builtin"):
     (folder / "agent").mkdir(parents=True)
     save_agent(load_model("builtin"), "builtin", folder / "agent")
-    flags = {"model": model, "context_size": 3, "max_prompt_length": 64, "max_new_tokens": 12, "kl_rule": "openrl", "kl_target": 0.1}
+    flags = {
+        "model": model,
+        "context_size": 3,
+        "max_prompt_length": 64,
+        "max_new_tokens": 12,
+        "kl_rule": "openrl",
+        "kl_target": 0.1,
+    }
     (folder / "config.json").write_text(json.dumps(flags), encoding="utf-8")
     rows = [{"episodes": 64 * i, "charts/episodic_return": 0.1 * i, "reward/meteor": 0.1} for i in range(1, 4)]
     rows = [row | {"metric/kl_per_token": 0.01} for row in rows]
