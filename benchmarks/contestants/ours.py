@@ -1,5 +1,6 @@
 """Runs the real ppo_dialog.py for `ppo_speed.py`, with prompts of the benchmark's choice and its phases timed."""
 
+import json
 import resource
 import runpy
 import sys
@@ -73,5 +74,11 @@ if __name__ == "__main__":
     sys.argv = ["ppo_dialog.py", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
     sys.argv += [flag for name, flag in (("amp", "--use-amp"), ("compile", "--compile")) if job[name]]
     sys.argv += job["flags"]
-    runpy.run_path(str(Path(__file__).parents[2] / "ppo_dialog.py"), run_name="__main__")
-    meter.report(job)
+    try:
+        runpy.run_path(str(Path(__file__).parents[2] / "ppo_dialog.py"), run_name="__main__")
+        meter.report(job)
+    except (MemoryError, RuntimeError) as error:  # numpy's and torch's
+        if not job["memory_gb"] or "allocate" not in str(error):
+            raise
+        failed = {"failed": f"more than {job['memory_gb']:g} GB"}
+        Path(job["result"]).write_text(json.dumps(failed), encoding="utf-8")
