@@ -60,8 +60,8 @@ def open_page(browser: Browser, url: str, width: int, height: int, dark: bool = 
 def say(page: Page, text: str) -> None:
     page.get_by_role("textbox", name="Your message").first.fill(text)
     page.keyboard.press("Enter")
-    page.get_by_role("button", name="Stop").wait_for()
-    page.get_by_role("button", name="Send").first.wait_for()
+    page.get_by_role("button", name="Stop", exact=True).wait_for()
+    page.get_by_role("button", name="Send", exact=True).first.wait_for()
     page.wait_for_timeout(SETTLE)
 
 

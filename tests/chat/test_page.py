@@ -100,8 +100,8 @@ def send(page: Page, text: str) -> None:
 
 
 def wait_for_reply(page: Page) -> str:
-    expect(page.get_by_role("button", name="Retry")).to_be_visible(timeout=20_000)
-    expect(page.get_by_role("button", name="Send").locator("visible=true")).to_be_visible()
+    expect(page.get_by_role("button", name="Retry", exact=True)).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("button", name="Send", exact=True).locator("visible=true")).to_be_visible()
     return replies(page).last.inner_text()
 
 
@@ -124,7 +124,7 @@ def test_a_message_is_answered_token_by_token(served, open_page):
     served.delay = 0.1
     send(page, "How are you?")
     grown = set()
-    while page.get_by_role("button", name="Stop").count() or len(grown) < 2:
+    while page.get_by_role("button", name="Stop", exact=True).count() or len(grown) < 2:
         grown.add(replies(page).inner_text() if replies(page).count() else "")
         time.sleep(0.03)
     *growing, whole = served.agent.chat_stream("How are you?", seed=7, min_new_tokens=8, **DRAWN)
@@ -163,19 +163,19 @@ def test_openers_retry_edit_undo_and_clear(served, open_page):
     seen = {wait_for_reply(page)}
     for _ in range(3):
         press(page, "Retry")
-        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        expect(page.get_by_role("button", name="Stop", exact=True)).to_be_visible()
         seen.add(wait_for_reply(page))
     assert len(seen) > 1  # the seed is empty, so a new one is chosen for each reply
     expect(replies(page)).to_have_count(2)
 
-    page.get_by_role("button", name="Edit").last.click()
+    page.get_by_role("button", name="Edit", exact=True).last.click()
     page.locator("textarea.edit-textarea").fill("Where do you <live>?")
     page.get_by_role("button", name="Submit", exact=True).click()
     expect(page.locator("[data-testid=user]").last).to_have_text("Where do you <\u200clive>?")
     wait_for_reply(page)
     expect(replies(page)).to_have_count(2)
 
-    page.get_by_role("button", name="Undo").last.click()
+    page.get_by_role("button", name="Undo", exact=True).last.click()
     expect(replies(page)).to_have_count(1)
     expect(message_box(page)).to_have_value("Where do you <live>?")
     press(page, "Clear")
@@ -194,13 +194,13 @@ def test_what_is_cleared_while_it_is_written_stays_cleared(served, open_page):
     expect(page.get_by_text("That did not work: a reply is being written.")).to_be_visible()
     expect(message_box(page)).to_have_value("Are you there?")
     press(page, "Clear")
-    expect(page.get_by_role("button", name="Send").locator("visible=true")).to_be_visible()
+    expect(page.get_by_role("button", name="Send", exact=True).locator("visible=true")).to_be_visible()
     expect(replies(page)).to_have_count(0)
     page.get_by_role("tab", name="Compare").click()
     cards = compare(page, "Tell me a story.")
     expect(cards.first).not_to_be_empty()
     press(page, "Clear")
-    expect(page.get_by_role("button", name="Send").locator("visible=true")).to_be_visible()
+    expect(page.get_by_role("button", name="Send", exact=True).locator("visible=true")).to_be_visible()
     expect(cards).to_have_count(0)
     expect(page.locator("[data-testid=user]").locator("visible=true")).to_have_count(0)
     expect(message_box(page, "Your message to both")).to_be_enabled()
