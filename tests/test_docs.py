@@ -246,6 +246,19 @@ def test_readme_is_short_and_its_links_lead_somewhere():
             assert anchor in [heading.lower().replace(" ", "-") for heading in headings], anchor
 
 
+def test_the_table_of_flags_has_the_defaults_of_the_script():
+    script = ROOT / "ppo_dialog.py"
+    defaults = vars(runpy.run_path(str(script))["Args"]())
+    defaults["kl_target"] = float(re.search(r'"openrl": ([\d.]+)', script.read_text(encoding="utf-8"))[1])
+    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|", (ROOT / "docs/ppo.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 8
+    for flags, values in rows:
+        found = [defaults[flag.replace("-", "_")] for flag in re.findall(r"`--([\w-]+)`", flags)]
+        assert [
+            type(default)(value.replace(",", "")) for default, value in zip(found, values.split(", "), strict=True)
+        ] == found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_functions_that_a_page_names_exist(page):
     for path, name in re.findall(r"`([\w/]+\.(?:py|yaml|ipynb))(?:::(\w+))?`", page.read_text(encoding="utf-8")):

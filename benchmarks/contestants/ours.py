@@ -77,8 +77,9 @@ if __name__ == "__main__":
     try:
         runpy.run_path(str(Path(__file__).parents[2] / "ppo_dialog.py"), run_name="__main__")
         meter.report(job)
-    except (MemoryError, RuntimeError) as error:  # numpy's and torch's
-        if not job["memory_gb"] or "allocate" not in str(error):
+    except (MemoryError, RuntimeError) as error:  # torch raises a RuntimeError
+        lacks_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        if not (job["memory_gb"] and lacks_memory):
             raise
         failed = {"failed": f"more than {job['memory_gb']:g} GB"}
         Path(job["result"]).write_text(json.dumps(failed), encoding="utf-8")

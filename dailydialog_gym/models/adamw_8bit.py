@@ -9,7 +9,7 @@ import torch
 
 BLOCK = 256  # numbers that share a scale
 # Numbers that are updated at a time, of which a step makes some ten float32 copies. On a processor these stay in its
-# cache, and are so small that the C library keeps their memory; a GPU is faster the more it gets at once.
+# cache, and are so small that the C library keeps their memory. On a GPU each operation on a chunk is a launch.
 CHUNKS = {"cpu": 2**17, "cuda": 2**22}
 NOISE = 2**16  # rounding at random distinguishes so many numbers, as many as float32 has between two of bfloat16
 
@@ -66,7 +66,7 @@ class AdamW8bit(torch.optim.Optimizer):
             first, second = state["moments"][:, start // BLOCK : (start + chunk) // BLOCK]
             mean = _decode(first, 2)[: len(grad)].lerp_(grad, 1 - beta1)
             square = _decode(second, 4)[: len(grad)].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            # A weight and its moments are rounded by the same number: on a processor, drawing takes most of the time
+            # A weight and its moments are rounded by the same number: on a processor no other operation takes longer
             noise = torch.randint(NOISE, (len(first) * BLOCK,), dtype=torch.int32, device=grad.device)
             _encode(mean, first, 2, noise)
             _encode(square, second, 4, noise)

@@ -260,7 +260,10 @@ class Run:
             self._bar.close()
 
     def _set_allocator(self) -> None:
-        return_freed_memory() if self.args.low_memory else keep_freed_memory()
+        if self.args.low_memory:
+            return_freed_memory()
+        else:
+            keep_freed_memory()
 
     def check_step(self, part: str, *numbers: torch.Tensor, loss_scale: float) -> bool:
         """Whether the optimizer may take a step: the loss and the gradient norms are all finite.
