@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 LARGEST = 2**63 - 1  # the largest whole number of numpy and torch
@@ -33,6 +34,16 @@ Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 Port = Annotated[int, Range(1, 65535)]
 Seed = Annotated[int, Range(0, LARGEST)]
+
+
+def check_count(name: str, value: int) -> None:
+    """Check the argument ``name`` of a public function.
+
+    Raises:
+        ValueError: it is not an integer, or below 1. The message names it.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def check_numbers(args: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from numbers import Real
 
 from dailydialog_gym.env.columns import ACTS, SPLITS, Notes, Row
 from dailydialog_gym.env.formats import Source, open_source
@@ -61,8 +62,8 @@ def load_dialogues(
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-    if not 0 <= test_share < 0.5:
-        raise ValueError(f"test_share must be at least 0 and below 0.5, got {test_share}")
+    if not isinstance(test_share, Real) or not 0 <= test_share < 0.5:
+        raise ValueError(f"test_share must be a number of at least 0 and below 0.5, got {test_share!r}")
     source, notes = open_source(dataset), Notes()
     rows = _rows_of_split(source, split, test_share, notes)
     if rows is None:

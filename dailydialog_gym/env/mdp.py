@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.env.tokenizer import EOU, split_prompt
+from dailydialog_gym.ranges import check_count
 
 _ONE = np.array([1])  # numpy needs about a microsecond to convert a Python number to an array
 
@@ -35,14 +36,12 @@ class TokenMDP:
         sample_ids: ``(num_envs,)`` int64, the sample of each row.
 
     Raises:
-        ValueError: ``num_envs`` or ``max_new_tokens`` is below 1.
+        ValueError: ``num_envs`` or ``max_new_tokens`` is not an integer of at least 1.
     """
 
     def __init__(self, samples: Samples, num_envs: int, max_new_tokens: int, lockstep: bool = False):
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        check_count("num_envs", num_envs)
+        check_count("max_new_tokens", max_new_tokens)
         self.samples = samples
         self.lockstep = lockstep
         self.prompt_columns = samples.prompt_ids.shape[1]

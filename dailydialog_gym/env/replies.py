@@ -12,6 +12,7 @@ from gymnasium.spaces import Text
 from dailydialog_gym.env.mdp import TokenMDP
 from dailydialog_gym.env.samples import Samples, left_pad
 from dailydialog_gym.env.tokenizer import format_prompt, split_prompt
+from dailydialog_gym.ranges import check_count
 
 # From the utterances so far, the oldest first, to the next one
 Partner = Callable[[Sequence[str]], str]
@@ -35,15 +36,14 @@ class ReplyMDP(TokenMDP):
         replied: the infos of their replies, as `final_info` returns them.
 
     Raises:
-        ValueError: ``turns`` is below 1, the partner cannot be called, or there is one although ``turns`` is 1.
+        ValueError: ``turns`` is not an integer of at least 1, the partner cannot be called, or there is one although ``turns`` is 1.
     """
 
     def __init__(
         self, samples: Samples, num_envs: int, max_new_tokens: int, turns: int = 1, partner: Partner | None = None
     ):
         super().__init__(samples, num_envs, max_new_tokens)
-        if turns < 1:
-            raise ValueError(f"turns must be at least 1, got {turns}")
+        check_count("turns", turns)
         if partner and not callable(partner):
             raise ValueError(f"a partner is a function of the utterances so far, or a DialogueAgent, got {partner!r}")
         if partner and turns == 1:

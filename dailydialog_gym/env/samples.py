@@ -12,6 +12,7 @@ import numpy as np
 
 from dailydialog_gym.env.dialogues import TEST_SHARE, load_dialogues
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, format_prompt, load_tokenizer
+from dailydialog_gym.ranges import check_count
 from dailydialog_gym.text import Spacing, convert_spacing, spacing_of
 
 
@@ -91,8 +92,7 @@ def load_samples(
         ValueError: an argument is out of range, no sample is left, or `load_dialogues` or `load_tokenizer` fails.
     """
     for name, value in (("context_size", context_size), ("max_prompt_length", max_prompt_length)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        check_count(name, value)
     if spacing not in (None, "spaced", "ordinary"):
         raise ValueError(f"unknown spacing {spacing!r}: expected 'spaced', 'ordinary' or None")
     reply_tokenizer = load_tokenizer(tokenizer, chat_template=chat_template)

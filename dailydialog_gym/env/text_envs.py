@@ -115,9 +115,9 @@ class DailyDialogTextVectorEnv(DailyDialogVectorEnv):
 
     def __init__(self, *args: Any, turns: int = 1, partner: Partner | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.mdp = ReplyMDP(self.samples, self.num_envs, self.max_new_tokens, turns, partner)
         if turns > 1 and self.autoreset_mode == AutoresetMode.SAME_STEP:
             raise ValueError("several turns need autoreset_mode NextStep or Disabled")
-        self.mdp = ReplyMDP(self.samples, self.num_envs, self.max_new_tokens, turns, partner)
         self.single_observation_space, self.single_action_space = self.mdp.observation_space, self.mdp.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

@@ -36,7 +36,7 @@ def bootstrap_means(
         columns: ``(n,)`` or ``(n, k)`` each. NaN is left out of a mean.
         groups: ``n`` names, the same for the rows of a group.
         resamples: the number of samples.
-        seed: of the drawing.
+        seed: of the samples.
 
     Returns: for each column ``(resamples,)`` or ``(resamples, k)``, NaN where a sample has no numbers of it.
 

@@ -285,9 +285,12 @@ def test_human_prints_the_dialogue_once(capsys):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"max_prompt_length": 0}, "max_prompt_length must be at least 1, got 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"context_size": 0}, "context_size must be at least 1, got 0"),
+        ({"max_prompt_length": 0}, "max_prompt_length must be an integer of at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, got 0"),
+        ({"max_new_tokens": "20"}, "max_new_tokens must be an integer of at least 1, got '20'"),
+        ({"context_size": 0}, "context_size must be an integer of at least 1, got 0"),
+        ({"context_size": 2.5}, "context_size must be an integer of at least 1, got 2.5"),
+        ({"test_share": "0.1"}, "test_share must be a number of at least 0 and below 0.5, got '0.1'"),
         ({"dataset": "nowhere"}, "no such file or folder: 'nowhere': expected 'builtin'; a folder"),
         ({"split": "dev"}, "unknown split 'dev': expected one of train, validation, test"),
         ({"render_mode": "rgb_array"}, "unknown render_mode 'rgb_array': expected None, 'ansi' or 'human'"),

@@ -194,7 +194,10 @@ def test_action_of_an_ended_row_may_be_anything(action, lockstep):
 
 @pytest.mark.parametrize(
     ("num_envs", "max_new_tokens", "message"),
-    [(0, 4, "num_envs must be at least 1, got 0"), (1, 0, "max_new_tokens must be at least 1, got 0")],
+    [
+        (0, 4, "num_envs must be an integer of at least 1, got 0"),
+        (1, 0, "max_new_tokens must be an integer of at least 1, got 0"),
+    ],
 )
 def test_nothing_to_write_is_an_error(num_envs, max_new_tokens, message):
     with pytest.raises(ValueError, match=message):

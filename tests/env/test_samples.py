@@ -81,9 +81,9 @@ def test_a_split_of_dialogues_too_short_for_full_context_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["context_size", "max_prompt_length"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_sizes_below_one_are_errors_naming_the_argument(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
+@pytest.mark.parametrize("value", [0, -1, 2.5, "3", True, None])
+def test_sizes_that_are_no_positive_integers_are_errors_naming_the_argument(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {value!r}"):
         load_samples(**{name: value})
 
 

@@ -172,7 +172,9 @@ def test_an_agent_is_a_partner(make, tiny_model):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"turns": 0}, "turns must be at least 1, got 0"),
+        ({"turns": 0}, "turns must be an integer of at least 1, got 0"),
+        ({"turns": 2.5}, "turns must be an integer of at least 1, got 2.5"),
+        ({"turns": "3"}, "turns must be an integer of at least 1, got '3'"),
         ({"partner": echo}, "a partner answers only if there are several turns"),
         ({"turns": 2, "partner": "builtin"}, "a partner is a function .* or a DialogueAgent, got 'builtin'"),
     ],

@@ -547,8 +547,8 @@ def test_step_after_the_end_names_the_rows():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
-        ({"num_envs": -1}, "num_envs must be at least 1, got -1"),
+        ({"num_envs": 0}, "num_envs must be an integer of at least 1, got 0"),
+        ({"num_envs": -1}, "num_envs must be an integer of at least 1, got -1"),
         ({"mode": "Sometimes"}, "'Sometimes' is not a valid AutoresetMode"),
     ],
     ids=str,
