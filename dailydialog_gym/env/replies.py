@@ -36,7 +36,8 @@ class ReplyMDP(TokenMDP):
         replied: the infos of their replies, as `final_info` returns them.
 
     Raises:
-        ValueError: ``turns`` is not an integer of at least 1, the partner cannot be called, or there is one although ``turns`` is 1.
+        ValueError: ``turns`` is not an integer of at least 1, the partner cannot be called, or there is one although
+            ``turns`` is 1.
     """
 
     def __init__(
