@@ -125,6 +125,11 @@ def contestants(args: Args) -> list[Contestant]:
     return found
 
 
+def absolute(name: str) -> str:
+    """Contestants run in another folder, so a path is made absolute; other names, as those of the hub, stay."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
 def describe_job(args: Args, model: str) -> dict:
     """What all contestants are told, in terms that need nothing of this project."""
     samples = load_samples(args.dataset, "train", model, args.context_size)
@@ -133,14 +138,14 @@ def describe_job(args: Args, model: str) -> dict:
     stop_ids = samples.tokenizer.encode([" <EOU>"])[0]
     if any(name.startswith("trl") for name in args.contestants) and len(stop_ids) > 1:
         raise SystemExit(f"{model}: TRL stops at one token, but <EOU> is {len(stop_ids)}; leave trl out")
-    settings = {key: getattr(args, key) for key in ("dataset", "context_size", "num_envs", "num_minibatches")}
+    settings = {key: getattr(args, key) for key in ("context_size", "num_envs", "num_minibatches", "iterations")}
     return {
         **settings,
-        "iterations": args.iterations,
         "epochs": args.epochs,
-        "intent_model": args.intent_model,
-        "model": model,
-        "model_folder": resolve(model),
+        "dataset": absolute(args.dataset),
+        "intent_model": absolute(args.intent_model),
+        "model": absolute(model),
+        "model_folder": absolute(resolve(model)),
         "sample_ids": sample_ids.tolist(),
         "prompts": [samples.prompt_ids[i, samples.prompt_mask[i]].tolist() for i in sample_ids],
         "stop_id": stop_ids[0],

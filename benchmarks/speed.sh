@@ -7,11 +7,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p docs/speed
 
-# This revision against an older one, in turns
-for model in builtin gpt2-small; do
+# This revision against an older one, in turns, with the same weights: "builtin" was another model then
+for model in dailydialog_gym/assets/policy gpt2-small; do
     python benchmarks/ppo_speed.py --models "$model" --contestants ours --critics shared --replies-per-prompt 8 \
         --precisions fp32 amp --num-envs 64 --num-minibatches 2 --epochs 1 --iterations 4 --rounds 3 \
-        --revisions "$1" --out "docs/speed/revisions-$model.json"
+        --revisions "$1" --out "docs/speed/revisions-$(basename "$model").json"
 done
 
 # Against TRL's trainers of today and against its PPO, with one epoch and with five
@@ -24,7 +24,8 @@ done
 
 # The tutorial's setting, beside a per-token loop and TRL's PPO
 python benchmarks/ppo_speed.py --dataset daily_dialog --models gpt2-small --num-envs 16 --num-minibatches 2 \
-    --iterations 2 --trl-python "${TRL_PYTHON:-python}" --precisions fp32 amp --compiled --out docs/speed/gpt2-small.json
+    --iterations 3 --trl-python "${TRL_PYTHON:-python}" --precisions fp32 amp --replies-per-prompt 1 8 --compiled \
+    --out docs/speed/gpt2-small.json
 python benchmarks/ppo_speed.py --dataset daily_dialog --num-envs 64 --num-minibatches 2 --iterations 4 \
     --trl-python "${TRL_PYTHON:-python}" --precisions fp32 amp --compiled --rollouts 8 16 32 64 \
     --out docs/speed/builtin.json

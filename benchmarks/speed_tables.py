@@ -21,6 +21,11 @@ XS = {  # of each sweep of `scaling.py`: the key of what it changes, and the tit
 MARKED = re.compile(r"(<!-- speed: (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
+def fps(row: dict) -> str:
+    digits = 1 if row["fps"] >= 10 else 2
+    return f"{row['fps']:.{digits}f} ± {row['spread']:.{digits}f}"
+
+
 def speed_table(rows: list[dict]) -> str:
     """A line for each contestant; times are relative to the first of its kind.
 
@@ -41,7 +46,7 @@ def speed_table(rows: list[dict]) -> str:
             work = ("", *work[1:])
         cells = [
             row["label"],
-            f"{row['fps']:.1f} ± {row['spread']:.1f}",
+            fps(row),
             f"{row['fps'] / rows[0]['fps']:.2f}",
             *([f"{row['fps'] / first['trl_ppo.py']:.2f}"] if has_trl else []),
             f"{work[0]:.2f}" if work[0] else "",
@@ -76,7 +81,7 @@ def scaling_tables(measured: dict, file: str) -> list[str]:
             if "failed" in row:
                 cells += [row["failed"], *[""] * 6]
             else:
-                cells += [f"{row['fps']:.1f} ± {row['spread']:.1f}", f"{row['limit_fps']:.0f}"]
+                cells += [fps(row), f"{row['limit_fps']:.0f}"]
                 cells += [f"{row['fps'] / row['limit_fps']:.0%}", *(f"{share:.0%}" for share in row["shares"])]
                 cells += [f"{row['peak_gb']:.1f}"]
             lines.append(f"| {' | '.join(map(str, cells))} |")
