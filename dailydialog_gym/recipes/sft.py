@@ -49,7 +49,7 @@ from dailydialog_gym.models.last_block import head_on_predicting
 from dailydialog_gym.models.loading import check_positions, load_model, resolve
 from dailydialog_gym.models.packing import pack_windows
 from dailydialog_gym.models.precision import MixedPrecision, choose_kernels
-from dailydialog_gym.ranges import Count, NotNegative, Share
+from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Share
 from dailydialog_gym.recipes.training import DialogueTrainingArgs, Training, check_flags, read_unlabelled, train_bpe
 from dailydialog_gym.text import spacing_of
 
@@ -76,6 +76,8 @@ class Args(DialogueTrainingArgs):
     converted to the dataset's spacing"""
     pretraining_epochs: Count = 1
     """passes over that file"""
+    dataset_copies: CountOrZero = 0
+    """copies of the dataset's dialogues that are mixed into each pass over that file"""
     layers: Count | None = None
     """transformer blocks: by default 4 for a new model; with `--start` of a GPT-2, blocks that begin as the identity
     are added up to this number"""
@@ -289,6 +291,8 @@ def validate(
 
 
 def main(args: Args) -> None:
+    if args.dataset_copies and args.pretraining is None:
+        raise ValueError("--dataset-copies are mixed into the dialogues of --pretraining FILE, which is not given")
     check_flags(args)
     default = {name: values[args.start is not None] for name, values in DEFAULTS.items() if getattr(args, name) is None}
     args = replace(args, **default)
@@ -318,7 +322,8 @@ def main(args: Args) -> None:
     bos = load_tokenizer(str(args.out)).bos_ids
     train_ids = encode(tokenizer, (dialogue.utterances for dialogue in train))
     first = args.pretraining_epochs if args.pretraining else 0  # its epochs do not count for --patience
-    epochs = [encode(tokenizer, pretraining)] * first + [train_ids] * args.epochs
+    mixed = encode(tokenizer, pretraining) + train_ids * args.dataset_copies
+    epochs = [mixed] * first + [train_ids] * args.epochs
     held_out = encode(tokenizer, (dialogue.utterances for dialogue in validation))
     held_out = batches(windows(held_out, args.context, None, bos), args.batch_tokens)
     characters = sum(len(utterance) for dialogue in validation for utterance in dialogue.utterances)

@@ -237,6 +237,26 @@ def test_pretraining_has_the_spacing_of_the_dataset(said, text, tmp_path, monkey
     assert [[text]] in seen
 
 
+def test_copies_of_the_dataset_are_mixed_into_the_pretraining(tmp_path, monkeypatch):
+    file = tmp_path / "dialogues.jsonl"
+    file.write_text('{"dialog": ["Hello!", "Hello, Ann!"]}\n' * 5, encoding="utf-8")
+    sizes, windows = [], sft.windows
+
+    def count(encoded, *others):
+        sizes.append(len(encoded))
+        return windows(encoded, *others)
+
+    monkeypatch.setattr(sft, "windows", count)
+    sft.main(sft.Args(out=tmp_path / "out", **TOY | {"epochs": 1}, pretraining=file, dataset_copies=2))
+    (held_out, mixed, own), rest = sizes[:3], sizes[3:]
+    assert (held_out, own) == tuple(len(load_dialogues("builtin", split)) for split in ("validation", "train"))
+    assert mixed == 5 + 2 * own
+    assert rest == [mixed, own]  # the first ones were for the schedule
+    with pytest.raises(ValueError, match="--dataset-copies are mixed into the dialogues of --pretraining FILE"):
+        sft.main(sft.Args(out=tmp_path / "other", dataset="builtin", dataset_copies=2))
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_word_has_the_same_token_in_every_position_of_an_utterance():
     dialogues = load_dialogues("builtin", "train")
     tokenizer = sft.train_tokenizer(dialogues, 4096)
