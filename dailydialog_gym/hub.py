@@ -31,6 +31,19 @@ def refuse_pointer(path: Path) -> None:
             raise ValueError(f"{path} is a pointer of Git LFS, not the data itself: run git lfs pull in its folder")
 
 
+def why(error: Exception) -> str:
+    """What an error of transformers says. If Python code of a model would have to run, it is how to allow that.
+
+    transformers names an argument there, which a command does not have.
+    """
+    if "trust_remote_code" not in str(error):
+        return str(error)
+    return (
+        "it needs Python code that comes with it. Only an agent's may run: chat_app.py --trust-remote-code, or "
+        "trust_remote_code=True of DialogueAgent.load"
+    )
+
+
 def only_local_files(name: str) -> bool:
     """Whether a model or tokenizer must be read from the disk: it is a folder, or the hub is off."""
     return Path(name).is_dir() or hub_is_off()

@@ -1,6 +1,8 @@
 """Embedded files: each is what the manifest says, and a damaged one is named."""
 
 import pytest
+from shapes import SHAPES
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dailydialog_gym import embedded
 from dailydialog_gym.agent import DialogueAgent
@@ -10,8 +12,17 @@ from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.evaluate import evenly_spread
 from dailydialog_gym.models.loading import load_model
+from dailydialog_gym.recipes import smollm2
 from dailydialog_gym.recipes.reward import read_pairs
-from dailydialog_gym.rewards import synonyms
+from dailydialog_gym.rewards import IntentMatch, synonyms
+
+
+def tiny_llama():
+    """A model with the layers that the adapter changes, and a tokenizer."""
+    config, shape = SHAPES["llama"]
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "policy")
+    return AutoModelForCausalLM.from_config(config(vocab_size=len(tokenizer), **shape)), tokenizer
+
 
 FILES = sorted(str(path.relative_to(ASSETS)) for path in ASSETS.rglob("*") if path.is_file())
 # Each without its cache.
@@ -20,6 +31,14 @@ LOADERS = {
     "policy/tokenizer_config.json": lambda: load_tokenizer.__wrapped__("builtin"),
     "policy/config.json": lambda: load_model("builtin"),
     "policy/model.safetensors": lambda: load_model("builtin"),
+    **dict.fromkeys(
+        [f"intent/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")],
+        lambda: IntentMatch("builtin"),
+    ),
+    **dict.fromkeys(
+        [f"{smollm2.ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")],
+        lambda: smollm2.fine_tuned(*tiny_llama()),
+    ),
     "dialogues.jsonl": lambda: load_dialogues.__wrapped__("builtin", "train"),
     "pairs.jsonl.gz": lambda: read_pairs("builtin"),
     "synonyms.txt.gz": lambda: synonyms._table.__wrapped__(),

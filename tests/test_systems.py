@@ -3,6 +3,7 @@
 import ast
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from dailydialog_gym.runs.run import stop_signals, terminal_signals
 CODE = [*sorted((ROOT / "dailydialog_gym").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
 FILES = [*CODE, *sorted(ROOT.glob("benchmarks/*.py")), *sorted(ROOT.glob("tests/**/*.py"))]
 SCRIPTS = [path for path in CODE if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def calls(path):
@@ -114,6 +119,12 @@ def test_a_reply_of_any_characters_can_be_printed(monkeypatch):
     assert file.buffer.getvalue().decode("cp1252").strip() == "é \\u4f60"
 
 
-def test_the_versions_of_python_are_named_once():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["requires-python"] == ">=3.11"
+def test_the_oldest_python_is_the_same_everywhere():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    oldest = pyproject["project"]["requires-python"].removeprefix(">=")
+    assert pyproject["tool"]["mypy"]["python_version"] == oldest
+    newest = re.search(rf"^for version in {oldest} .*(3\.\d+); do$", read(".ci/pythons"), re.MULTILINE)[1]
+    assert f"Python {oldest} or newer" in read("README.md")
+    assert f"every Python from {oldest} to {newest} that is installed" in read(".ci/pythons")
+    promised = " ".join(read("docs/reliability.md").split())
+    assert f"the fast tests under every Python from {oldest} to {newest} that it finds" in promised

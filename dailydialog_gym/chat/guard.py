@@ -10,6 +10,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 MAX_BODY = 1_000_000  # bytes; the longest conversation that the page sends is far smaller
 SLOW = 1.0  # seconds that a wrong password takes, for each address that guesses one at a time
@@ -138,6 +141,15 @@ class Guard:
         task = asyncio.ensure_future(self._give_up(**what))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+
+async def refuse_body(request: Request, error: Exception) -> PlainTextResponse:
+    """The answer to a body that is not what an endpoint expects.
+
+    FastAPI's own answer repeats the body. Where that fails, as for bytes that are no UTF-8 and for NaN, the server
+    would log the whole body with a traceback.
+    """
+    return PlainTextResponse("The body of this request is not what the page expects.", 422)
 
 
 async def _read(receive: Receive) -> bytes | None:

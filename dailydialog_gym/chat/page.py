@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
 from dailydialog_gym.agent import DialogueAgent
@@ -34,7 +35,7 @@ from dailydialog_gym.chat.conversation import (
     reply_turn,
     turns_before,
 )
-from dailydialog_gym.chat.guard import LOCAL, Guard
+from dailydialog_gym.chat.guard import LOCAL, Guard, refuse_body
 from dailydialog_gym.chat.rollouts import MEASURES, last_iteration, read_rollouts, rollouts_page
 from dailydialog_gym.chat.trained import ORDERS, TrainedAgent, results_page, samples_page
 from dailydialog_gym.chat.votes import SIDES, Votes
@@ -722,7 +723,7 @@ def launch(
         auth=(name, password) if auth else None,
         max_threads=2 * MAX_REPLIES,
         root_path=root_path,
-        app_kwargs={"middleware": [guard]},
+        app_kwargs={"middleware": [guard], "exception_handlers": {RequestValidationError: refuse_body}},
         theme=make_theme(),
         css=(STATIC / "style.css").read_text(encoding="utf-8"),
         footer_links=[],

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.extras import need
 from dailydialog_gym.files import check_folder
-from dailydialog_gym.hub import only_local_files
+from dailydialog_gym.hub import only_local_files, why
 from dailydialog_gym.templates import render_apart
 from dailydialog_gym.text import pattern_of, spell_out
 
@@ -256,7 +256,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bo
     except Exception as error:  # damaged files raise many types, those of `tokenizers` the plain one
         raise ValueError(
             f"cannot load tokenizer {name!r}: expected 'builtin', a folder with a Hugging Face tokenizer, or a hub "
-            f"id ({error})"
+            f"id ({why(error)})"
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(

@@ -22,7 +22,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from dailydialog_gym.embedded import ASSETS, asset
 from dailydialog_gym.files import check_folder
-from dailydialog_gym.hub import only_local_files
+from dailydialog_gym.hub import only_local_files, why
 from dailydialog_gym.models.masks import check_supported
 from dailydialog_gym.models.untrusted import check_files
 
@@ -70,7 +70,7 @@ def load_model(
     except LOADING_ERRORS as error:
         raise ValueError(
             f"cannot load model {name!r}: expected 'builtin', a folder with config.json and model.safetensors, or a "
-            f"hub id ({error})"
+            f"hub id ({why(error)})"
         ) from error
     check_supported(model)
     # GPT-2's activation is eight operations, each with a pass over memory; this is the same function in one
@@ -186,15 +186,23 @@ def load_classifier(
     try:
         check_files(model, AutoModelForSequenceClassification)
         classifier, report = _from_pretrained(
-            AutoModelForSequenceClassification, model, local_files_only, ignore_mismatched_sizes=new_head, **config
+            AutoModelForSequenceClassification,
+            model,
+            local_files_only,
+            trust_remote_code=False,  # without it transformers would ask on the terminal
+            ignore_mismatched_sizes=new_head,
+            **config,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", local_files_only=local_files_only)
+        tokenizer = AutoTokenizer.from_pretrained(
+            model, truncation_side="left", local_files_only=local_files_only, trust_remote_code=False
+        )
         if report["missing_keys"] and not new_head:  # transformers would initialise them at random
             raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys']))}")
         _check_weights(classifier)
     except Exception as error:  # damaged files raise many types, those of `tokenizers` the plain one
         raise ValueError(
-            f"cannot load {kind} {model!r}: expected 'builtin', a folder or a hub id of a sequence classifier ({error})"
+            f"cannot load {kind} {model!r}: expected 'builtin', a folder or a hub id of a sequence classifier "
+            f"({why(error)})"
         ) from error
     positions = getattr(classifier.config, "max_position_embeddings", None)
     if positions is not None:

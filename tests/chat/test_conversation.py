@@ -1,8 +1,10 @@
 import asyncio
+import io
 import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,11 +12,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
+import gradio
+import httpx
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_code import add_code
 from paths import ROOT
 from served import chat_of
 
@@ -170,6 +175,10 @@ def test_leaving_a_stream_frees_the_worker(chat):
 
     reply = asyncio.run(leave())
     assert reply.cancelled and len(reply.ids) < 32
+    deadline = time.monotonic() + 5
+    while chat.worker.load:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.mark.usefixtures("slow")
@@ -521,3 +530,75 @@ def test_an_agent_that_is_not_there_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["chat_app.py", "--agent", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"^error: cannot load model"):
         runpy.run_path(str(ROOT / "chat_app.py"), run_name="__main__")
+
+
+@pytest.fixture
+def app(monkeypatch):
+    """Runs chat_app.py in this process with some flags and lines that are typed."""
+
+    def app(*flags: str, typed: str = "") -> None:
+        monkeypatch.setattr(sys, "argv", ["chat_app.py", *flags])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        runpy.run_path(str(ROOT / "chat_app.py"), run_name="__main__")
+
+    return app
+
+
+def said(output: str) -> list[str]:
+    return [line.removeprefix("> Agent: ") for line in output.splitlines() if line.startswith("> Agent: ")]
+
+
+def test_the_greedy_terminal_always_takes_the_likeliest_token(app, capsys):
+    app("--agent", "builtin", "--terminal", "--greedy", typed="Hi!\nHow are you?\n")
+    builtin = DialogueAgent.load("builtin")
+    first = builtin.chat("Hi!")
+    assert said(capsys.readouterr().out) == [first, builtin.chat("How are you?", ["Hi!", first])]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "own"])
+def test_python_code_of_an_agent_runs_only_where_it_is_trusted(app, model_type, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(ASSETS / "policy", tmp_path / "agent")
+    mark = add_code(folder, tmp_path, monkeypatch, model_type=model_type)
+    talk = ("--agent", str(folder), "--terminal", "--seed", "1")
+    if model_type == "own":
+        with pytest.raises(
+            SystemExit, match=r"^error: cannot load model .*Only an agent's may run: chat_app.py --trust-remote-code"
+        ):
+            app(*talk, typed="Hi!\n")
+    else:
+        app(*talk, typed="Hi!\n")
+    assert not mark.exists()
+    app(*talk, "--trust-remote-code", typed="Hi!\n")
+    assert mark.exists()
+    builtin = DialogueAgent.load("builtin")
+    how = {"sample": True, "temperature": USUAL.temperature, "top_k": USUAL.top_k, "seed": 1}
+    assert said(capsys.readouterr().out)[-1] == builtin.chat("Hi!", **how)
+
+
+def test_the_page_of_the_command_line(app, tiny_intent_model, tmp_path, monkeypatch):
+    """All but the wait at the end: the default address, the flags of `launch`, and where votes go."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs/a")
+    served, chats, find = [], [], Chat.open
+    monkeypatch.setattr(Chat, "open", lambda *args: chats.append(find(*args)) or chats[0])
+    monkeypatch.setattr(gradio.Blocks, "block_thread", lambda page: served.append(page))
+    proxy, acts = "https://talk.example.org/chat", ("question", "inform", "directive", "commissive")
+    judge = ("--intent-model", tiny_intent_model, "--intent-labels", *acts)
+    try:
+        app("--root-path", proxy, "--auth", "me:secret", *judge)
+        (page,) = served
+        assert page.server_name == "127.0.0.1" and 7860 <= page.server_port < 7960 and not page.share
+        assert chats[0].intent.acts.tolist() == [2, 1, 3, 4]
+        with httpx.Client(base_url=f"http://127.0.0.1:{page.server_port}/") as client:
+            assert client.get("config").status_code == 401
+            client.post("login", data={"username": "me", "password": "secret"})
+            assert client.get("config").json()["root"].startswith(proxy)
+            talk = ["Hi!", [], True, 1.0, 20, 1.0, 4, 1]  # and the settings
+            answer = client.post("gradio_api/run/compare", json={"data": talk}).json()
+            ticket = answer["data"][0]["ticket"]
+            count = client.post("gradio_api/run/vote", json={"data": [ticket, "start"]}).json()["data"]
+    finally:
+        for each in served:
+            each.close()
+    assert count == [1]
+    assert json.loads((tmp_path / "runs/a/votes.jsonl").read_text(encoding="utf-8"))["preferred"] == "start"

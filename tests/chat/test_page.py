@@ -8,6 +8,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import gradio
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -382,6 +383,25 @@ def test_the_training_tab_shows_the_run_as_text(open_page):
     expect(page.get_by_role("img", name="Return: from 0.5 to 0.5")).to_be_visible()
     expect(page.get_by_text("A<b>: from 1 to 1")).to_be_visible()
     expect(page.get_by_text("has not written evaluation.json yet")).to_be_visible()
+
+
+def test_the_training_tab_is_drawn_again_until_the_run_ends(served, request):
+    """What the browser's timer calls, and what it tells the timer."""
+    (timer,) = [block for block in served.page.blocks.values() if isinstance(block, gradio.Timer)]
+    show = {each.fn.__name__: each for each in served.page.fns.values() if (timer._id, "tick") in each.targets}
+    assert timer.active and show.keys() == {"show_results", "show_samples"}
+    metrics = served.votes.with_name("metrics.jsonl")
+    before = metrics.read_text(encoding="utf-8")
+    request.addfinalizer(lambda: metrics.write_text(before, encoding="utf-8"))
+    later = json.loads(before) | {"episodes": 128, "charts/episodic_return": 0.75}
+    metrics.write_text(f"{before}\n{json.dumps(later)}", encoding="utf-8")
+    found, now = show["show_results"].fn("demo <i>", [])
+    assert "Return: from 0.5 to 0.75" in found and now.active
+    write_results(served, request)
+    found, now = show["show_results"].fn("demo <i>", [])
+    assert "has not written evaluation.json yet" not in found and not now.active
+    assert not show["show_results"].fn("its start", [])[1].active  # which is of no run
+    assert "Yes ." in show["show_samples"].fn("demo <i>", "")[1]
 
 
 @browser_test

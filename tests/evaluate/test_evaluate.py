@@ -1,7 +1,9 @@
 """Measures of replies, and the command that prints them."""
 
+import itertools
 import json
 import os
+import re
 import runpy
 import socket
 import sys
@@ -11,10 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import sacrebleu
+from dialogue_files import DIALOGUES, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
-from nltk.tokenize import NLTKWordTokenizer
+from nltk.tokenize import NLTKWordTokenizer, word_tokenize
 from nltk.translate.meteor_score import single_meteor_score
+from nltk_synonyms import Synonyms
 from paths import ROOT
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
@@ -26,7 +30,7 @@ from dailydialog_gym.evaluate import __main__ as evaluate
 from dailydialog_gym.evaluate import change_intervals, evenly_spread
 from dailydialog_gym.evaluate.metrics import UnicodeTokenizer, bleu, judge_with_marker, score_replies, summary
 from dailydialog_gym.reports.tables import score_cells
-from dailydialog_gym.rewards.meteor import meteor
+from dailydialog_gym.rewards import IntentMatch
 
 REPLIES = ["I like green tea .", "No , thanks .", "No , thanks .", ""]
 REFERENCES = ["I like black tea .", "No , thank you .", "See you at six .", "Why ?"]
@@ -35,13 +39,22 @@ REFERENCES = ["I like black tea .", "No , thank you .", "See you at six .", "Why
 def test_scores_are_the_libraries_own():
     scores = score_replies(REPLIES, REFERENCES)
     pairs = list(zip(REPLIES, REFERENCES, strict=True))
-    rouge = RougeScorer(["rouge1"], use_stemmer=True)
-    assert scores["rouge1"] == pytest.approx(sum(rouge.score(b, a)["rouge1"].fmeasure for a, b in pairs) / 4)
-    assert scores["meteor"] == pytest.approx(sum(meteor(*pair) for pair in pairs) / 4)
+    rouge = RougeScorer(["rouge1", "rougeLsum"], use_stemmer=True)
+    for name in ("rouge1", "rougeLsum"):
+        assert scores[name] == pytest.approx(sum(rouge.score(b, a)[name].fmeasure for a, b in pairs) / 4)
+    split = [[word_tokenize(text, preserve_line=True) for text in (b, a)] for a, b in pairs]
+    expected = sum(single_meteor_score(*pair, wordnet=Synonyms()) for pair in split) / 4
+    assert scores["meteor"] == pytest.approx(expected)
     assert scores["sacrebleu"] == pytest.approx(sacrebleu.corpus_bleu(REPLIES, [REFERENCES]).score)
     assert scores["length"] == pytest.approx(13 / 4)
     assert scores["unique"] == pytest.approx(3 / 4)
     assert scores["distinct1"] == pytest.approx(8 / 13)
+    assert scores["distinct2"] == pytest.approx(7 / 10)
+
+
+def test_the_longest_common_subsequence_is_that_of_a_summary():
+    """ROUGE-Lsum takes it line by line, so the order of the lines does not count; ROUGE-L does not know lines."""
+    assert score_replies(["one two\nthree four"], ["three four\none two"])["rougeLsum"] == 1
 
 
 def test_perfect_and_disjoint_replies_bound_the_scores():
@@ -74,6 +87,31 @@ def test_command_compares_an_agent_with_its_baseline(tiny_model, tmp_path, capsy
     assert "| 95% from " in output
     assert "12 replies to 12 contexts of builtin, test; sampled, top-k 20" in output
     assert rows["builtin"]["meteor"] > rows[tiny_model]["meteor"]
+
+
+def test_the_classifiers_outputs_are_what_the_flag_says(tiny_model, tiny_intent_model, tmp_path):
+    acts = ("question", "inform", "directive", "commissive")
+    judge = {"intent_model": tiny_intent_model, "intent_labels": acts, "json": tmp_path / "e.json"}
+    evaluate.main(evaluate.Args(agent=tiny_model, samples=40, **judge))
+    samples, agent = load_samples(split="test"), DialogueAgent.load(tiny_model)
+    ids = evenly_spread(samples, 40)
+    prompts, wanted = [samples.prompts[i] for i in ids], samples.acts[ids]
+    found = [
+        IntentMatch(tiny_intent_model, labels=labels).match(prompts, agent.reply(prompts), wanted).mean()
+        for labels in (acts, None)
+    ]
+    (row,) = json.loads((tmp_path / "e.json").read_text(encoding="utf-8")).values()
+    assert row["intent"] == found[0] != found[1]
+
+
+def test_the_flags_of_the_split_choose_the_replies(tiny_model, tmp_path, capsys):
+    data = {"dataset": write_jsonl(tmp_path, DIALOGUES), "split": "train", "context_size": 2}
+    counts = {}
+    for raw, full in itertools.product((False, True), repeat=2):
+        evaluate.main(evaluate.Args(agent=tiny_model, max_new_tokens=2, raw_split=raw, full_context=full, **data))
+        counts[raw, full] = int(re.search(r"(\d+) replies to", capsys.readouterr().out)[1])
+    # Without copies of other splits SHOP alone is left, of 4 utterances; with them RAIN of 3, and two of 2
+    assert counts == {(False, False): 3, (False, True): 2, (True, False): 7, (True, True): 3}
 
 
 def test_an_agent_that_is_not_supported_ends_the_command_with_one_line(tmp_path, monkeypatch):

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_code import add_code
 from safetensors.torch import load_file, save_file
 
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.models.loading import load_classifier, load_model
+from dailydialog_gym.rewards import IntentMatch, RewardModel
 
 LOADED = []
 
@@ -170,3 +172,42 @@ def test_a_good_model_in_several_files_loads(folder, tmp_path):
 def test_plain_names_of_attention_are_allowed(folder):
     configure(attn_implementation="eager")(folder)
     assert load_model(str(folder)).config._attn_implementation == "eager"
+
+
+CODE = {
+    "an architecture of transformers": {},
+    "an architecture of its own": {"model_type": "own"},
+    "quantised weights": {"model_type": "own", "quantization_config": {"quant_method": "bitsandbytes"}},
+}
+LOADS = {
+    "model": ("policy", load_model),
+    "tokenizer": ("policy", load_tokenizer),
+    "intent classifier": ("intent", IntentMatch),
+    "reward model": ("intent", lambda folder: RewardModel(folder, "question")),
+}
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("what", LOADS)
+def test_python_code_in_a_folder_never_runs(tmp_path, monkeypatch, what, code):
+    """transformers asks on the terminal whether it should run where nobody has said that it must not."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    assets, load = LOADS[what]
+    folder = Path(shutil.copytree(ASSETS / assets, tmp_path / "model"))
+    mark = add_code(folder, tmp_path, monkeypatch, **CODE[code])
+    if code == "an architecture of transformers":
+        load(str(folder))
+    else:
+        cure = f"^cannot load {what} '{folder}'.*needs Python code that comes with it.*chat_app.py --trust-remote-code"
+        with pytest.raises(ValueError, match=cure):
+            load(str(folder))
+    assert not mark.exists()
+
+
+def test_python_code_in_a_folder_runs_where_it_is_trusted(folder, tmp_path, monkeypatch):
+    """So the test above would notice it."""
+    mark = add_code(folder, tmp_path, monkeypatch, model_type="own")
+    load_tokenizer(str(folder), trust_remote_code=True)
+    assert mark.exists()
+    mark.unlink()
+    assert type(load_model(str(folder), trust_remote_code=True)).__name__ == "Model"

@@ -188,3 +188,24 @@ def test_a_process_other_than_the_main_one_writes_and_prints_nothing(tmp_path, m
     run.finish(None, envs.unwrapped.samples, envs)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "capabilities", "warned"),
+    [
+        ("cpu", {"avx2": True, "avx512_bf16": False, "architecture": "x86_64"}, True),
+        ("cpu", {"avx2": True, "avx512_bf16": True}, False),
+        ("cpu", {"amx_bf16": True}, False),
+        ("cpu", {"bf16": True}, False),  # ARM's
+        ("cuda", {}, False),
+    ],
+)
+def test_a_processor_that_only_emulates_bfloat16_is_warned_of(run, monkeypatch, capsys, kind, capabilities, warned):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    args = {"intent_weight": None, "meteor_weight": 0.5, "reward": (), "critic": "shared", "spacing": "spaced"}
+    args |= {"kl_rule": "fixed", "kl_coef": 0.1}
+    run.args = SimpleNamespace(**vars(run.args) | args)
+    run.print_setup(torch.nn.Linear(1, 1), [], [], torch.device(kind), torch.bfloat16)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("device")]
+    assert "torch.bfloat16 mixed precision" in line
+    assert ("slower than float32 here: this processor has no bfloat16 instructions" in line) == warned
