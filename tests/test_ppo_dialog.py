@@ -25,12 +25,13 @@ SCRIPT = ROOT / "ppo_dialog.py"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tiny_intent_model, tmp_path, monkeypatch, no_curves):
     """Runs the script with some flags in an empty folder, in this process: torch need not be imported again."""
     monkeypatch.chdir(tmp_path)
 
     def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", "--run-name", "test", *flags])
+        usual = () if "--resume" in flags else ("--run-name", "test", "--intent-model", tiny_intent_model)
+        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *usual, *flags])
         script = runpy.run_path(str(SCRIPT), run_name="__main__")
         rows = (script["run"].folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(row) for row in rows]
