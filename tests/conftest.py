@@ -4,6 +4,7 @@ import os
 # inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import huggingface_hub.constants
 import pytest
 import torch
 from forks import Server, without_curves
@@ -127,6 +128,12 @@ def server(tiny_model):
     server = Server(ROOT / "ppo_dialog.py", tiny_model)
     yield server
     server.close()
+
+
+@pytest.fixture
+def offline(monkeypatch) -> None:
+    """The Hugging Face hub is switched off in this process, so what a test sees does not depend on the network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture

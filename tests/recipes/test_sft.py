@@ -40,6 +40,14 @@ TOY = {
 
 
 @pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """The folder of a toy model after one epoch."""
+    folder = tmp_path_factory.mktemp("toy")
+    sft.main(sft.Args(out=folder, **{**TOY, "epochs": 1}))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def encoded():
     dialogues = load_dialogues("builtin", "validation")
     return sft.encode(sft.train_tokenizer(dialogues, 400), (dialogue.utterances for dialogue in dialogues))
@@ -194,9 +202,8 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path):
         sft.load_start(str(tiny_llama(tmp_path, tokenizer=tokenizer)))
 
 
-def test_a_deepened_model_begins_as_the_one_it_came_from(tmp_path):
-    sft.main(sft.Args(out=tmp_path / "one", **{**TOY, "epochs": 1}))
-    shallow = load_model(str(tmp_path / "one"))
+def test_a_deepened_model_begins_as_the_one_it_came_from(toy, tmp_path):
+    shallow = load_model(str(toy))
     deep = sft.deepen(shallow, 3, 0.2).eval()
     assert deep.config.embd_pdrop == deep.config.resid_pdrop == deep.transformer.h[2].mlp.dropout.p == 0.2
     assert deep.config.n_layer == 3
@@ -205,7 +212,7 @@ def test_a_deepened_model_begins_as_the_one_it_came_from(tmp_path):
     with pytest.raises(ValueError, match="--layers 0 adds blocks to a GPT-2 of at most as many"):
         sft.deepen(shallow, 0, 0.1)
     flags = {**FINE_TUNING, "dataset": "builtin", "layers": 2}
-    sft.main(sft.Args(out=tmp_path / "two", start=str(tmp_path / "one"), **flags))
+    sft.main(sft.Args(out=tmp_path / "two", start=str(toy), **flags))
     assert load_model(str(tmp_path / "two")).config.n_layer == 2
 
 
@@ -243,10 +250,9 @@ def test_a_word_has_the_same_token_in_every_position_of_an_utterance():
     assert tokenizer("the <EOU> the the<EOU>the")["input_ids"].count(tokenizer("the")["input_ids"][0]) == 4
 
 
-def test_the_result_is_a_float16_folder_that_transformers_loads(tmp_path):
-    sft.main(sft.Args(out=tmp_path, **{**TOY, "epochs": 1}))
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+def test_the_result_is_a_float16_folder_that_transformers_loads(toy):
+    model = AutoModelForCausalLM.from_pretrained(toy, dtype="auto")
     assert model.dtype.itemsize == 2
     parameters = sum(p.numel() for p in model.parameters())
-    assert (tmp_path / "model.safetensors").stat().st_size < 2 * parameters + 10_000  # tied weights are saved once
-    assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<EOU>"
+    assert (toy / "model.safetensors").stat().st_size < 2 * parameters + 10_000  # tied weights are saved once
+    assert AutoTokenizer.from_pretrained(toy).eos_token == "<EOU>"
