@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import subprocess
 import sys
 import threading
 import time
