@@ -4,9 +4,11 @@ import os
 # inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import huggingface_hub.constants
 import pytest
 import torch
-from forks import Server
+from forks import Server, without_curves
+from hypothesis import settings
 from paths import ROOT
 from shapes import SHAPES
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -19,6 +21,32 @@ from transformers import (
 
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.dialogues import ACTS, load_dialogues
+
+settings.register_profile("tests", deadline=None)  # the workers share the cores, so any example may take long
+settings.load_profile("tests")
+
+# The files that take longest. What starts last should be short, or the other workers wait for it in the end.
+LONGEST = (
+    "distributed/test_deepspeed.py",
+    "chat/test_page.py",
+    "test_first_steps.py",
+    "test_ppo_dialog.py",
+    "test_docs.py",
+    "chat/test_guard.py",
+    "recipes/test_training.py",
+    "test_mistakes.py",
+    "test_benchmarks.py",
+    "test_docs_site.py",
+    "runs/test_checkpoints.py",
+    "test_ppo_equivalence.py",
+    "test_own_data.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first, in the same order in every worker. Within a file nothing changes."""
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +128,18 @@ def server(tiny_model):
     server = Server(ROOT / "ppo_dialog.py", tiny_model)
     yield server
     server.close()
+
+
+@pytest.fixture
+def offline(monkeypatch) -> None:
+    """The Hugging Face hub is switched off in this process, so what a test sees does not depend on the network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def no_curves(monkeypatch) -> None:
+    """Runs in this process save an empty figure."""
+    without_curves(monkeypatch.setattr)
 
 
 @pytest.fixture

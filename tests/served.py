@@ -37,7 +37,7 @@ class Served:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.page = build_page(chat, votes)
-        launch(self.page, host, port, prevent_thread_lock=True, quiet=True, **options)
+        port = launch(self.page, host, port, prevent_thread_lock=True, quiet=True, **options)
         self.url = f"http://127.0.0.1:{port}/"
 
     async def _open_slowed_reply(self, title: str, utterances: Sequence[str], decoding: Decoding) -> Reply:

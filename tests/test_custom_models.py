@@ -19,7 +19,7 @@ YOUR_OWN = ROOT / "docs/your_own.md"
 
 
 @pytest.fixture
-def train(tmp_path, tiny_intent_model, monkeypatch):
+def train(tmp_path, tiny_intent_model, monkeypatch, no_curves):
     """Runs the script with some flags in an empty folder; gives the run's folder."""
     monkeypatch.chdir(tmp_path)
 

@@ -33,6 +33,7 @@ def test_a_dependency_has_one_lower_bound():
     assert len(names) == len(set(names))
 
 
+@pytest.mark.packaging
 def test_the_lower_bounds_can_be_installed_together():
     command = [find_uv_bin(), "pip", "compile", "-q", "--resolution=lowest-direct", "--extra=dev", "pyproject.toml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -27,7 +27,7 @@ SMALL = ["--num-envs=4", "--replies-per-prompt=2", "--num-minibatches=1", "--tot
 
 
 @pytest.fixture
-def train(tiny_model, tiny_intent_model, tmp_path, monkeypatch):
+def train(tiny_model, tiny_intent_model, tmp_path, monkeypatch, no_curves):
     """Runs ppo_dialog.py on tiny models in an empty folder; returns the script's names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -59,7 +59,7 @@ def finished_run(tiny_model, tiny_intent_model, tmp_path_factory):
 
 
 @pytest.fixture
-def readers_folder(finished_run, tmp_path, monkeypatch):
+def readers_folder(finished_run, tmp_path, monkeypatch, no_curves):
     """What a reader of a page has around: a finished run, the repository, the files that the page says to save."""
     shutil.copytree(finished_run, tmp_path / "runs/NAME")
     for name in ("benchmarks", "configs", "constraints.txt", "dailydialog_gym"):
@@ -121,10 +121,10 @@ def test_flags_of_commands_are_read_by_their_own_parsers(block, readers_folder, 
     readers_folder(block.page)
     for program, *arguments in block.commands:
         with monkeypatch.context() as patch:
-            if program == "python":
-                parse(arguments, patch)
-            else:
+            if program != "python":
                 check_other(program, arguments)
+            elif block.why_not_run:  # the others are read below, where they run
+                parse(arguments, patch)
 
 
 # How a command becomes a small one: its models are tiny, its replies few.

@@ -36,16 +36,23 @@ def site(tmp_path_factory):
         server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium")
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
-def test_pages_ask_nothing_of_other_hosts_and_fit_the_screen(site, width, scheme):
+def test_pages_ask_nothing_of_other_hosts_and_fit_the_screen(site, browser, width, scheme):
     folder, url = site
     pages = sorted(path.relative_to(folder) for path in folder.rglob("*.html") if path.name != "404.html")
     assert len(pages) >= 13
     wrong = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+    with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
+        page = context.new_page()
         page.on("console", lambda message: message.type == "error" and wrong.append((page.url, message.text)))
         page.on("pageerror", lambda error: wrong.append((page.url, str(error))))
         page.on("request", lambda request: request.url.startswith((url, "data:", "blob:")) or wrong.append(request.url))
@@ -54,5 +61,4 @@ def test_pages_ask_nothing_of_other_hosts_and_fit_the_screen(site, width, scheme
             page.locator("h1").first.wait_for()
             if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
                 wrong.append(f"{path} is wider than the screen of {width} pixels")
-        browser.close()
     assert wrong == []

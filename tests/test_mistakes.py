@@ -132,8 +132,8 @@ def test_traceback_shows_where_a_mistake_was_found(here):
     assert "folder.py" in log
 
 
-def test_the_name_of_a_run_that_exists(script):
-    assert script("--run-name", "run")[0] == 0
+def test_the_name_of_a_run_that_exists(script, finished, tmp_path):
+    shutil.copytree(finished / "runs", tmp_path / "runs")
     assert "runs/run exists (locked by process" in error_line(*script("--run-name", "run"))
 
 
@@ -216,8 +216,8 @@ def test_a_run_is_not_resumed_with_another_model_unless_it_is_meant(script, tmp_
     assert "warning: since runs/run/checkpoints/000002 changed: the model's config.json" in log
 
 
-def test_another_number_of_threads_is_a_warning(script):
-    assert script("--run-name", "run")[0] == 0
+def test_another_number_of_threads_is_a_warning(script, finished, tmp_path):
+    shutil.copytree(finished / "runs", tmp_path / "runs")
     code, log = script("--resume", "runs/run", before="import torch; torch.get_num_threads = lambda: 2")
     assert code == 0, log
     assert "changed: 2 threads instead of 1" in log

@@ -17,12 +17,12 @@ from dailydialog_gym.text import join_punctuation
 
 
 @pytest.fixture
-def train(tmp_path, tiny_model, monkeypatch):
+def train(tmp_path, tiny_model, monkeypatch, no_curves):
     """Runs ppo_dialog.py with a tiny model in an empty folder, and returns the run's folder."""
     monkeypatch.chdir(tmp_path)
 
-    def train(*flags, model=tiny_model, episodes=16, **kwargs):
-        small = ["--num-envs=8", f"--total-episodes={episodes}", "--replies-per-prompt=4", "--num-minibatches=2"]
+    def train(*flags, model=tiny_model):
+        small = ["--num-envs=8", "--total-episodes=16", "--replies-per-prompt=4", "--num-minibatches=2"]
         small += ["--eval-samples=4", "--run-name=mine", "--max-new-tokens=8", "--model", model]
         monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *small, *flags])
         runpy.run_path(str(ROOT / "ppo_dialog.py"), run_name="__main__")
@@ -80,7 +80,7 @@ def test_the_page_shows_what_is_printed_about_its_chats(tmp_path, monkeypatch, c
 @pytest.mark.parametrize("write", [write_lines, write_parquet, write_clone])
 def test_dialogues_without_acts_and_splits_train_an_agent(train, tmp_path, write, capsys):
     source = write(tmp_path)
-    run = train("--dataset", str(source), episodes=256)
+    run = train("--dataset", str(source))
     output, notes = capsys.readouterr()
     assert notes.count(f"{source}, train: ") == notes.count(f"{source}, test: ") == 1
     assert "; no intent reward, because the dialogues have no acts" in output and "ordinary text" in output
@@ -88,7 +88,7 @@ def test_dialogues_without_acts_and_splits_train_an_agent(train, tmp_path, write
     scores = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     assert "intent" not in scores["before"] and scores["before"].keys() == scores["after"].keys()
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert rows[-1]["episodes"] == 256 and "reward/intent" not in rows[-1] and "reward/meteor" in rows[-1]
+    assert rows[-1]["episodes"] == 16 and "reward/intent" not in rows[-1] and "reward/meteor" in rows[-1]
     record = AgentRecord(dataset=str(source), max_new_tokens=8, spacing="ordinary")
     assert find_agent_folder(str(run)) == (str(run / "agent"), record)
 

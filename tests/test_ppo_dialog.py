@@ -4,7 +4,6 @@ import json
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,12 +24,13 @@ SCRIPT = ROOT / "ppo_dialog.py"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tiny_intent_model, tmp_path, monkeypatch, no_curves):
     """Runs the script with some flags in an empty folder, in this process: torch need not be imported again."""
     monkeypatch.chdir(tmp_path)
 
     def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", "--run-name", "test", *flags])
+        usual = () if "--resume" in flags else ("--run-name", "test", "--intent-model", tiny_intent_model)
+        monkeypatch.setattr(sys, "argv", ["ppo_dialog.py", *usual, *flags])
         script = runpy.run_path(str(SCRIPT), run_name="__main__")
         rows = (script["run"].folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(row) for row in rows]
@@ -75,9 +75,16 @@ def test_without_learning_the_ratio_is_one_and_the_divergence_zero(
         assert abs(row["reward/kl"]) < 1e-4
 
 
-def test_a_run_leaves_an_agent_that_plain_transformers_loads(tiny_model, tmp_path):
-    command = [sys.executable, str(SCRIPT), "--run-name", "test", "--model", tiny_model, *SMALL]
-    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+DRAWN = (
+    "from dailydialog_gym.reports.curves import plot_curves; import dailydialog_gym.runs.run as run\n"
+    "run.plot_curves = plot_curves"
+)
+
+
+def test_a_run_leaves_an_agent_that_plain_transformers_loads(server, tiny_model, tmp_path):
+    server.start(tmp_path, SCRIPT, "--run-name", "test", "--model", tiny_model, *SMALL, before=DRAWN)
+    code, output = server.wait(), (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert code == 0, output
     folder = tmp_path / "runs/test"
     agent = AutoModelForCausalLM.from_pretrained(folder / "agent")
     start = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -261,15 +268,6 @@ def test_in_little_memory_a_resumed_run_ends_as_the_uninterrupted_one(run, tiny_
     agents = [(path / "agent/model.safetensors").read_bytes() for path in (folder, whole)]
     assert agents[0] == agents[1]
     assert isinstance(DialogueAgent.load(str(folder), max_new_tokens=2).chat("Hello ."), str)
-
-
-def test_wandb_logs_offline_without_a_login(run, tiny_model, monkeypatch, tmp_path, capsys):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-login"))
-    run("--model", tiny_model, "--track", *SMALL)
-    assert "logged offline" in capsys.readouterr().out
-    assert list((tmp_path / "runs/wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_cuda_graphs_are_refused_without_a_gpu(run):

@@ -167,14 +167,19 @@ def lively_model(tiny_model, tmp_path_factory):
     return str(folder)
 
 
-def run_script(tmp_path, monkeypatch, **flags):
-    """The script's global variables at its end."""
-    flags = {key.replace("_", "-"): value for key, value in (FLAGS | flags).items()}
-    switches = {True: "--{}", False: "--no-{}"}
-    arguments = [switches[v].format(k) if isinstance(v, bool) else f"--{k}={v}" for k, v in flags.items()]
+@pytest.fixture
+def run_script(tiny_intent_model, tmp_path, monkeypatch, no_curves):
+    """Runs the script with some flags; returns its global variables at its end."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-    return runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    def run_script(**flags):
+        flags = {key.replace("_", "-"): value for key, value in (FLAGS | flags).items()}
+        switches = {True: "--{}", False: "--no-{}"}
+        arguments = [switches[v].format(k) if isinstance(v, bool) else f"--{k}={v}" for k, v in flags.items()]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--intent-model", tiny_intent_model, *arguments])
+        return runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    return run_script
 
 
 def slow_update(run, critic, flags):
@@ -259,12 +264,12 @@ def slow_update(run, critic, flags):
     ],
 )
 def test_an_iteration_equals_the_slow_reference(
-    critic, K, top_k, group_baseline, parts, seed, lively_model, tmp_path, monkeypatch
+    critic, K, top_k, group_baseline, parts, seed, lively_model, run_script
 ):
     flags = FLAGS | {"model": lively_model, "critic": critic, "replies_per_prompt": K, "top_k": top_k}
     flags |= {"seed": seed, "gradient_accumulation_steps": parts}
     flags |= {"group_baseline": bool(group_baseline), "normalize_groups": group_baseline == "normalized"}
-    run = run_script(tmp_path, monkeypatch, **flags)
+    run = run_script(**flags)
     batch = run["batch"]
     there = batch.reply_mask.bool()
     assert len(set(there.sum(1).tolist())) > 1  # replies of several lengths
@@ -294,9 +299,9 @@ def test_an_iteration_equals_the_slow_reference(
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_in_amp_rollout_and_update_are_near_the_slow_reference(copies, lively_model, tmp_path, monkeypatch):
+def test_in_amp_rollout_and_update_are_near_the_slow_reference(copies, lively_model, run_script):
     still = {"learning_rate": 0, "critic_learning_rate": 0, "replies_per_prompt": copies, "top_k": 0}
-    run = run_script(tmp_path, monkeypatch, model=lively_model, use_amp=True, **still)
+    run = run_script(model=lively_model, use_amp=True, **still)
     batch, metrics = run["batch"], run["run"].history[-1]
     there = batch.reply_mask.bool()
     agent = Agent(Args(model=lively_model, critic="separate"), run["agent"].vocab_size).double()
@@ -313,8 +318,8 @@ def test_in_amp_rollout_and_update_are_near_the_slow_reference(copies, lively_mo
     assert abs(batch.infos["reward/kl"]).max() < 0.05
 
 
-def test_every_reward_of_the_stack_is_in_the_token_rewards(tmp_path, monkeypatch):
-    infos = run_script(tmp_path, monkeypatch)["batch"].infos
+def test_every_reward_of_the_stack_is_in_the_token_rewards(run_script):
+    infos = run_script()["batch"].infos
     total = 0.5 * infos["reward/meteor"] + 0.3 * infos["reward/intent"] + 0.5 * infos["reward/waves"]
     total -= 0.02 * infos["reward/kl"]
     np.testing.assert_allclose(infos["token_rewards"].sum(1), total, atol=1e-6)

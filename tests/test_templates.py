@@ -49,9 +49,9 @@ def render(template):
     ],
 )
 def test_a_template_without_an_end_is_refused(monkeypatch, template):
-    monkeypatch.setattr(templates, "SECONDS", 1.5)
+    monkeypatch.setattr(templates, "SECONDS", 0.5)
     start = time.monotonic()
-    fault = "(does not end within 1.5 seconds|writes more than 1,000,000 characters)"
+    fault = "(does not end within 0.5 seconds|writes more than 1,000,000 characters)"
     with pytest.raises(ValueError, match=rf"^the chat template of tokenizer 'a' {fault}: .* \(no --chat-template;"):
         render(template)
     assert time.monotonic() - start < 20
@@ -146,10 +146,10 @@ except ValueError as error:
 def test_a_model_whose_template_has_no_end_is_refused(tiny_instruct_model, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny_instruct_model, tmp_path / "model")
     (folder / "chat_template.jinja").write_text(NESTED + ENDS, encoding="utf-8")
-    monkeypatch.setattr(templates, "SECONDS", 1.5)
+    monkeypatch.setattr(templates, "SECONDS", 0.5)
     for load in partial(load_tokenizer, chat_template=True), DialogueAgent.load:
         with pytest.raises(
-            ValueError, match=f"^the chat template of tokenizer '{folder}' does not end within 1.5 seconds"
+            ValueError, match=f"^the chat template of tokenizer '{folder}' does not end within 0.5 seconds"
         ):
             load(str(folder))
 

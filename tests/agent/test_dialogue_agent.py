@@ -197,10 +197,10 @@ def test_a_tokenizer_of_the_hub_is_saved_from_the_cache(tiny_model, tmp_path, mo
     assert not asked
 
 
-def test_a_stream_grows_to_what_chat_answers(builtin):
-    how = {"sample": True, "seed": 1, "min_new_tokens": 4}
-    texts = list(builtin.chat_stream("How are you?", **how))
-    assert len(set(texts)) > 3 and texts[-1] == builtin.chat("How are you?", **how)
+def test_a_stream_grows_to_what_chat_answers(tiny_model):
+    agent, how = DialogueAgent.load(tiny_model), {"sample": True, "seed": 1, "min_new_tokens": 8}
+    texts = list(agent.chat_stream("How are you?", **how))
+    assert len(set(texts)) > 3 and texts[-1] == agent.chat("How are you?", **how)
 
 
 def test_incomplete_characters_and_ends_of_utterance_are_not_shown(builtin, tiny_model):
@@ -306,8 +306,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("damage", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_agent_folder_is_a_clear_error(tmp_path, damage, message):
-    folder = shutil.copytree(ASSETS / "policy", tmp_path / "agent")
+def test_a_broken_agent_folder_is_a_clear_error(tiny_model, tmp_path, damage, message):
+    folder = shutil.copytree(tiny_model, tmp_path / "agent")
     damage(folder)
     with pytest.raises(ValueError, match=message.replace("FOLDER", str(folder))):
         DialogueAgent.load(str(folder))

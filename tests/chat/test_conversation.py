@@ -241,7 +241,7 @@ def test_while_an_agent_is_loaded_the_others_answer(agents, monkeypatch, slow, w
 
     def load_slowly():
         begun.set()
-        late.append(not released.wait(2))
+        late.append(not released.wait(30))
 
     def load(choice):
         if (choice.title, slow) == ("slow", "agent"):
@@ -264,7 +264,7 @@ def test_while_an_agent_is_loaded_the_others_answer(agents, monkeypatch, slow, w
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(wait, chat, "slow")
-        assert begun.wait(2)
+        assert begun.wait(30)
         asyncio.run(answer())
         released.set()
         waiting.result()
@@ -276,7 +276,7 @@ def test_many_who_wait_for_an_agent_leave_the_others_their_threads(agents):
 
     def load(choice):
         if choice.title == "slow":
-            late.append(not released.wait(2))
+            late.append(not released.wait(30))
         return agents[0]
 
     async def visit_both():

@@ -152,7 +152,8 @@ def test_a_broken_body_is_not_logged_at_length(served, logged, content, kind):
     assert logged() < 10_000
 
 
-def test_a_password_cannot_be_guessed_quickly(agent, tmp_path):
+def test_a_password_cannot_be_guessed_quickly(agent, tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "SLOW", 0.25)
     served = Served(chat_of(agent), tmp_path / "votes.jsonl", auth="me:sec:ret")
 
     async def guess() -> list[int]:
@@ -165,7 +166,8 @@ def test_a_password_cannot_be_guessed_quickly(agent, tmp_path):
         start = time.perf_counter()
         assert asyncio.run(guess()) == [400] * 4
         assert time.perf_counter() - start > 4 * guard.SLOW
-        assert Client(served.url, auth=("me", "sec:ret"), verbose=False).predict("Hi", api_name="/chat")
+        client = Client(served.url, auth=("me", "sec:ret"), verbose=False)
+        assert client.predict("Hi", longest=15, sample=False, api_name="/chat") == agent.chat("Hi", max_new_tokens=15)
     finally:
         served.page.close()
 

@@ -28,6 +28,7 @@ CHROMIUM = shutil.which("chromium")
 browser_test = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium"
 )
+expect.set_options(timeout=20_000)  # as open_page's for actions: the workers share the cores
 DRAWN = {"sample": True, "temperature": USUAL.temperature, "top_k": 20}  # a reply with the usual settings
 TABS = ("Chat", "Compare", "Training", "Rollouts")
 NASTY = "<img src=x onerror=alert(1)> <b>bold</b> **stars** ${alert(2)} {{value}} $x^2$ \u202eback"
@@ -124,9 +125,10 @@ def test_a_message_is_answered_token_by_token(served, open_page):
     choose_seed(page, 7)
     served.delay = 0.1
     send(page, "How are you?")
-    grown = set()
+    grown, deadline = set(), time.monotonic() + 60
     while page.get_by_role("button", name="Stop", exact=True).count() or len(grown) < 2:
         grown.add(replies(page).inner_text() if replies(page).count() else "")
+        assert time.monotonic() < deadline, grown
         time.sleep(0.03)
     *growing, whole = served.agent.chat_stream("How are you?", seed=7, min_new_tokens=8, **DRAWN)
     assert wait_for_reply(page) == whole
@@ -297,7 +299,7 @@ def test_settings_change_the_replies(served, open_page):
 
 
 @browser_test
-def test_the_agent_can_be_switched(served, open_page):
+def test_the_agent_can_be_switched(offline, served, open_page):
     page = open_page()
     expect(page.locator(".about-line")).to_contain_text("million parameters · from")
     page.get_by_label("About this agent").click()
@@ -608,6 +610,7 @@ def test_a_name_and_a_password_are_asked_for_where_wanted(served):
     try:
         assert httpx.get(guarded.url + "config").status_code == 401
         assert httpx.post(guarded.url + "gradio_api/call/chat", json={"data": ["Hi"]}).status_code == 401
-        assert Client(guarded.url, auth=("me", "secret"), verbose=False).predict("Hi", api_name="/chat")
+        client = Client(guarded.url, auth=("me", "secret"), verbose=False)
+        assert client.predict("Hi", seed=1, api_name="/chat") == served.agent.chat("Hi", seed=1, **DRAWN)
     finally:
         guarded.page.close()

@@ -1,5 +1,3 @@
-import socket
-
 import pytest
 
 
@@ -10,11 +8,9 @@ def lone_job():
 
     from dailydialog_gym.distributed import ranks
 
-    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    # Port 0: the store of the ranks takes a free one itself
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in alone.items():
             patch.setenv(name, str(value))
         ranks.start()

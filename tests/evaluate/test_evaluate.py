@@ -164,7 +164,7 @@ def test_drawn_replies_depend_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("name", ["no/such-model-anywhere", "./nowhere"])
-def test_a_missing_agent_is_named(name):
+def test_a_missing_agent_is_named(offline, name):
     with pytest.raises(ValueError, match=name):
         DialogueAgent.load(name)
 

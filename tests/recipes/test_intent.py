@@ -128,7 +128,7 @@ def test_a_teacher_s_predictions_are_those_of_the_joined_texts(whole, dataset):
         ({"teachers": ("nowhere",)}, "cannot load intent classifier 'nowhere'"),
     ],
 )
-def test_a_wrong_flag_is_named_and_can_be_corrected(flags, message, dataset, tmp_path, monkeypatch):
+def test_a_wrong_flag_is_named_and_can_be_corrected(offline, flags, message, dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     unlabelled(tmp_path / "nine.jsonl", 9)
     with pytest.raises(ValueError, match=message):

@@ -39,6 +39,14 @@ TOY = {
 
 
 @pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """The folder of a toy model after one epoch."""
+    folder = tmp_path_factory.mktemp("toy")
+    sft.main(sft.Args(out=folder, **{**TOY, "epochs": 1}))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def encoded():
     dialogues = load_dialogues("builtin", "validation")
     return sft.encode(sft.train_tokenizer(dialogues, 400), (dialogue.utterances for dialogue in dialogues))
@@ -151,16 +159,11 @@ def test_a_model_of_any_kind_learns_dialogues_and_becomes_an_agent(flags, datase
     assert agent.tokenizer.vocab_size == 401
     assert find_agent_folder(str(tmp_path / "out"))[1] == AgentRecord(dataset=dataset)
     assert isinstance(agent.chat("Hello !"), str)
-
-
-def test_lora_trains_adapters_and_the_embedding_of_eou_alone(dataset, tmp_path):
-    model, tokenizer = sft.load_start(str(tiny_llama(tmp_path / "start")))
-    eou = tokenizer.eos_token_id
-    sft.main(sft.Args(out=tmp_path / "out", start=str(tmp_path / "start"), lora_rank=4, dataset=dataset, **FINE_TUNING))
-    tuned = load_model(str(tmp_path / "out"))
-    same = (tuned.get_input_embeddings().weight - model.get_input_embeddings().weight).abs().amax(1) < 1e-3
-    assert same[:eou].all() and not same[eou]
-    assert not torch.equal(tuned.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
+    if "lora_rank" in flags:  # adapters and the embedding of EOU alone have learned
+        eou = tokenizer.eos_token_id
+        same = (tuned.get_input_embeddings().weight - model.get_input_embeddings().weight).abs().amax(1) < 1e-3
+        assert same[:eou].all() and not same[eou]
+        assert not torch.equal(tuned.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
 
 
 class Stopped(Exception):  # noqa: N818
@@ -204,9 +207,8 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path):
         sft.load_start(str(tiny_llama(tmp_path, tokenizer=tokenizer)))
 
 
-def test_a_deepened_model_begins_as_the_one_it_came_from(tmp_path):
-    sft.main(sft.Args(out=tmp_path / "one", **{**TOY, "epochs": 1}))
-    shallow = load_model(str(tmp_path / "one"))
+def test_a_deepened_model_begins_as_the_one_it_came_from(toy, tmp_path):
+    shallow = load_model(str(toy))
     deep = sft.deepen(shallow, 3, 0.2).eval()
     assert deep.config.embd_pdrop == deep.config.resid_pdrop == deep.transformer.h[2].mlp.dropout.p == 0.2
     assert deep.config.n_layer == 3
@@ -215,7 +217,7 @@ def test_a_deepened_model_begins_as_the_one_it_came_from(tmp_path):
     with pytest.raises(ValueError, match="--layers 0 adds blocks to a GPT-2 of at most as many"):
         sft.deepen(shallow, 0, 0.1)
     flags = {**FINE_TUNING, "dataset": "builtin", "layers": 2}
-    sft.main(sft.Args(out=tmp_path / "two", start=str(tmp_path / "one"), **flags))
+    sft.main(sft.Args(out=tmp_path / "two", start=str(toy), **flags))
     assert load_model(str(tmp_path / "two")).config.n_layer == 2
 
 
@@ -273,10 +275,9 @@ def test_a_word_has_the_same_token_in_every_position_of_an_utterance():
     assert tokenizer("the <EOU> the the<EOU>the")["input_ids"].count(tokenizer("the")["input_ids"][0]) == 4
 
 
-def test_the_result_is_a_float16_folder_that_transformers_loads(tmp_path):
-    sft.main(sft.Args(out=tmp_path, **{**TOY, "epochs": 1}))
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+def test_the_result_is_a_float16_folder_that_transformers_loads(toy):
+    model = AutoModelForCausalLM.from_pretrained(toy, dtype="auto")
     assert model.dtype.itemsize == 2
     parameters = sum(p.numel() for p in model.parameters())
-    assert (tmp_path / "model.safetensors").stat().st_size < 2 * parameters + 10_000  # tied weights are saved once
-    assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<EOU>"
+    assert (toy / "model.safetensors").stat().st_size < 2 * parameters + 10_000  # tied weights are saved once
+    assert AutoTokenizer.from_pretrained(toy).eos_token == "<EOU>"

