@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from dailydialog_gym.agent.record import ANY_CLASS, AgentRecord, find_agent_folder
 from dailydialog_gym.env.samples import left_pad
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, as_messages, format_prompt, load_tokenizer, split_prompt
+from dailydialog_gym.hub import why
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.models.loading import check_positions, check_vocabulary, load_model, resolve
 from dailydialog_gym.templates import InTime
@@ -29,14 +30,19 @@ def save_agent(model: PreTrainedModel, tokenizer: str, folder: Path, record: Age
         record: what the agent was trained with, by default the environment's defaults.
 
     Raises:
-        ValueError: there is no such tokenizer on the disk.
+        ValueError: there is no such tokenizer on the disk, or it needs Python code that comes with it.
     """
     record = record or AgentRecord()
     try:
-        trained_tokenizer = AutoTokenizer.from_pretrained(resolve(tokenizer), local_files_only=True)
-    except OSError as error:
+        trained_tokenizer = AutoTokenizer.from_pretrained(
+            resolve(tokenizer),
+            local_files_only=True,
+            trust_remote_code=False,  # without it transformers would ask on the terminal
+        )
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"cannot save tokenizer {tokenizer!r}: expected 'builtin', a folder, or a hub id that was loaded before"
+            f"cannot save tokenizer {tokenizer!r}: expected 'builtin', a folder, or a hub id that was loaded before "
+            f"({why(error)})"
         ) from error
     model.save_pretrained(folder)
     if not record.chat_template:

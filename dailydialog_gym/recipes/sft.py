@@ -135,7 +135,9 @@ def load_start(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model = load_model(name)
     load_tokenizer(name)  # refuses what the environment could not use
     source = resolve(name)
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=only_local_files(source))
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, local_files_only=only_local_files(source), trust_remote_code=False
+    )
     end_by_eou(model, tokenizer)
     return model, tokenizer
 

@@ -12,6 +12,7 @@ import torch
 from own_code import add_code
 from safetensors.torch import load_file, save_file
 
+from dailydialog_gym.agent import save_agent
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.models.loading import load_classifier, load_model
@@ -201,6 +202,18 @@ def test_python_code_in_a_folder_never_runs(tmp_path, monkeypatch, what, code):
         cure = f"^cannot load {what} '{folder}'.*needs Python code that comes with it.*chat_app.py --trust-remote-code"
         with pytest.raises(ValueError, match=cure):
             load(str(folder))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_python_code_of_a_tokenizer_never_runs_when_an_agent_is_saved(folder, tmp_path, monkeypatch, code):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    model, mark = load_model(str(folder)), add_code(folder, tmp_path, monkeypatch, **CODE[code])
+    if "model_type" in CODE[code]:
+        with pytest.raises(ValueError, match=r"^cannot save tokenizer .*needs Python code that comes with it"):
+            save_agent(model, str(folder), tmp_path / "agent")
+    else:
+        save_agent(model, str(folder), tmp_path / "agent")
     assert not mark.exists()
 
 
