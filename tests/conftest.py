@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import huggingface_hub.constants
 import pytest
 import torch
+from chromium import CHROMIUM
 from forks import Server, without_curves
 from hypothesis import settings
 from paths import ROOT
@@ -128,6 +129,17 @@ def server(tiny_model):
     server = Server(ROOT / "ppo_dialog.py", tiny_model)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window, for tests with the mark `browser_test`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -2,17 +2,13 @@
 
 import functools
 import http.server
-import os
-import shutil
 import subprocess
 import sys
 import threading
 
 import pytest
+from chromium import browser_test
 from paths import ROOT
-from playwright.sync_api import sync_playwright
-
-CHROMIUM = shutil.which("chromium")
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -36,15 +32,7 @@ def site(tmp_path_factory):
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium")
+@browser_test
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
 def test_pages_ask_nothing_of_other_hosts_and_fit_the_screen(site, browser, width, scheme):
     folder, url = site

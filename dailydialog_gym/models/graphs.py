@@ -34,8 +34,8 @@ def bucket(rows: int, live: int) -> int:
 class GraphDecoder(Decoder):
     """A `Decoder` for a GPU that records a step as a CUDA graph and then replays it, with one launch for each token.
 
-    A step is the forward of one token, sampling the next one, the automaton that detects the end of a reply, and
-    the records of what was drawn. A graph uses the same addresses at each replay, so whatever a step reads and writes
+    A step is the forward of one token, sampling the next one, the automaton that detects the end of a reply, and the
+    records of what was drawn. A graph uses the same addresses at each replay, so whatever a step reads and writes
     stays where it is: the cache is a `FixedCache`, the random numbers are drawn before, and the weights are cast as
     `KeptCasts` does it. A graph also has a fixed number of rows. When at most half of the replies go on, their rows are
     moved to the first ones, and a graph of half as many takes over, see `bucket`.

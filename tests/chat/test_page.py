@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,9 +10,10 @@ import gradio
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from chromium import browser_test
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from rollout_files import write_rollouts
 from served import Served, chat_of
 
@@ -24,10 +23,6 @@ from dailydialog_gym.chat.trained import TrainedAgent
 from dailydialog_gym.reports.tables import LABELS
 from dailydialog_gym.text import escape_invisible
 
-CHROMIUM = shutil.which("chromium")
-browser_test = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium: apt-get install chromium"
-)
 expect.set_options(timeout=20_000)  # as open_page's for actions: the workers share the cores
 DRAWN = {"sample": True, "temperature": USUAL.temperature, "top_k": 20}  # a reply with the usual settings
 TABS = ("Chat", "Compare", "Training", "Rollouts")
@@ -50,14 +45,6 @@ def served(tiny_model, intent, tmp_path_factory):
     served = Served(chat, run / "votes.jsonl")
     yield served
     served.page.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
