@@ -348,7 +348,7 @@ if __name__ == "__main__":
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     autocast = MixedPrecision(device, amp_dtype, P + K * T)
     decoding = agent.next_token, samples.tokenizer.transitions, T, autocast, device, args.top_k
-    decoder = GraphDecoder(*decoding) if args.cuda_graphs else Decoder(*decoding, fixed_cache)
+    decoder = GraphDecoder(*decoding) if args.cuda_graphs else Decoder(*decoding, fixed_cache, agent.policy)
     run = Run(args, num_iterations * args.num_envs, resume)
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype)
     state = {"agent": agent, "optimizer": optimizer, "scaler": scaler, "kl_coef": kl_coef, "rng": RandomState(rng)}

@@ -10,7 +10,6 @@ import datetime
 import os
 import sys
 import warnings
-from contextlib import nullcontext
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -24,6 +23,7 @@ from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.models.forward import Decoder, forward_cached, forward_packed
 from dailydialog_gym.models.masks import check_supported
 from dailydialog_gym.models.packing import pack
+from dailydialog_gym.models.precision import MixedPrecision
 from dailydialog_gym.rewards.episodes import Episodes
 from dailydialog_gym.rewards.kl import KLDivergence
 
@@ -152,7 +152,8 @@ def differences(model: PreTrainedModel) -> dict[str, float]:
 
     ends = np.zeros((2, VOCAB), np.int64)
     ends[:, END] = 1
-    decoder = Decoder(next_token, ends, LONGEST, nullcontext(), device)
+    precision = MixedPrecision(device, None, WIDTH + REPLIES * LONGEST)
+    decoder = Decoder(next_token, ends, LONGEST, precision, device, network=model)
     rollout = torch.zeros(live.shape, device=device)
     outputs = decoder.prefill(ids[::REPLIES, :WIDTH], mask[::REPLIES, :WIDTH], copies=REPLIES)
     while outputs:

@@ -34,3 +34,22 @@ def tiny_model(kind: str, **changes) -> PreTrainedModel:
     config, sizes = SHAPES[kind]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config(vocab_size=50, **sizes | changes)).eval()
+
+
+ARCHITECTURES = [  # for `benchmarks.architectures.tiny_config`
+    "gpt2",
+    "gptj",  # eager attention
+    "opt",
+    "llama",
+    "mistral",  # a sliding window in all layers
+    "mixtral",
+    "phi3",
+    "qwen2",  # in some layers
+    "gemma2",  # eager attention and sliding windows
+    "gemma3_text",
+    "gpt_oss",
+    "modernbert-decoder",
+    "llama4_text",  # chunks
+    "deepseek_v3",  # keys and values of different widths
+    "hrm_text",  # runs its layers several times
+]

@@ -102,8 +102,8 @@ def make_envs(num_envs, own_at=None):
     return envs
 
 
-@pytest.mark.parametrize(("top_k", "decoder_class"), [(0, Decoder), (5, Decoder), (5, GraphDecoder)])
-def test_it_gives_the_batch_of_one_step_a_token(top_k, decoder_class, fake_graphs, monkeypatch):
+@pytest.mark.parametrize(("top_k", "cuda_graphs"), [(0, False), (5, False), (5, True)])
+def test_it_gives_the_batch_of_one_step_a_token(top_k, cuda_graphs, fake_graphs, monkeypatch):
     args = Args(num_envs=CONTEXTS * K, replies_per_prompt=K, top_k=top_k)
     args.max_prompt_length, args.max_new_tokens = P, T
     envs = make_envs(args.num_envs)
@@ -111,7 +111,8 @@ def test_it_gives_the_batch_of_one_step_a_token(top_k, decoder_class, fake_graph
     agent = Agent(args, tokenizer.vocab_size)
     torch.nn.init.normal_(agent.critic.value_head.weight)
     autocast = MixedPrecision(CPU, None, P + K * T)
-    decoder = decoder_class(agent.next_token, tokenizer.transitions, T, autocast, CPU, top_k)
+    settings = agent.next_token, tokenizer.transitions, T, autocast, CPU, top_k
+    decoder = GraphDecoder(*settings) if cuda_graphs else Decoder(*settings, network=agent.policy)
     for seed in range(2):  # the second batch reuses the decoder and the environment
         sample_ids = np.arange(CONTEXTS) + seed
         torch.manual_seed(seed)

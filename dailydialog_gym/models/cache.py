@@ -16,7 +16,7 @@ ROOM = 32  # columns
 MOST_GROUPS = 4  # more save less padding than their small matrices cost
 
 
-class _RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):
     """A `DynamicLayer` that copies what it holds every 32nd token, not at every one.
 
     `keys` and `values` have columns for tokens to come, which hold zeros, and attention gets them all, so its mask must
@@ -53,7 +53,7 @@ class _RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self.keys, self.values = self.keys[indices], self.values[indices]
 
-    def append_rows(self, other: _RoomyLayer) -> None:
+    def append_rows(self, other: RoomyLayer) -> None:
         columns = max(self.held, other.held)
 
         def stack(*parts: tuple[torch.Tensor, int]) -> torch.Tensor:
@@ -82,7 +82,7 @@ class RoomyCache(Cache):
     """
 
     def __init__(self):
-        super().__init__(layer_class_to_replicate=_RoomyLayer)
+        super().__init__(layer_class_to_replicate=RoomyLayer)
 
     def append_rows(self, other: RoomyCache) -> None:
         """Add another cache's rows below; the columns of the narrower one are padded on the left."""

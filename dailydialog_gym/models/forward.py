@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
-from dailydialog_gym.models.cache import FixedCache, read_prompts
+from dailydialog_gym.models.cache import FixedCache, RoomyCache, read_prompts
+from dailydialog_gym.models.groups import GroupedCache
 from dailydialog_gym.models.last_block import only_tail_is_read
+from dailydialog_gym.models.linear import packed_weights
 from dailydialog_gym.models.masks import attention_masks
 from dailydialog_gym.models.packing import Packed
+from dailydialog_gym.models.precision import MixedPrecision
 from dailydialog_gym.models.sampling import Drawn, draw
 
 DROP_BELOW = 0.8  # dropping rows copies the cache, which costs more than it saves while more rows than this are live
@@ -82,6 +85,22 @@ def forward_cached(
     )
 
 
+@torch.no_grad()
+def _takes_groups(model: PreTrainedModel, autocast: AbstractContextManager) -> bool:
+    """Whether a model passes what a `GroupedCache` returns on to attention. Some do something else with it first.
+
+    A trial tells: two replies to a prompt of one token.
+    """
+    cache, one = RoomyCache(), torch.ones(2, 1, dtype=torch.long, device=model.device)
+    with autocast:
+        forward_cached(model, one[:1], one[:1], 0 * one[:1], cache)
+        try:
+            forward_cached(model, one, one.expand(2, 2), one, GroupedCache(cache, copies=2))
+        except (AttributeError, TypeError):  # it took `Grouped` for a tensor
+            return False
+    return True
+
+
 def _network(model: nn.Module) -> PreTrainedModel:
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
@@ -120,6 +139,8 @@ class Decoder:
         device: where the network is.
         top_k: for `write`: draw each token from so many likeliest ones; 0 draws from all.
         fixed_cache: what `compile_decoding` returns, or None for a cache that grows.
+        network: the model that `forward` runs. With a `MixedPrecision` for ``autocast``, `write` may then use
+            `packed_weights`, and the replies to a prompt a `GroupedCache`.
 
     Attributes:
         rows: ``(n,)`` int64 on the device, the rows of the batch that the last outputs belong to.
@@ -135,9 +156,14 @@ class Decoder:
         device: torch.device,
         top_k: int = 0,
         fixed_cache: FixedCache | None = None,
+        network: PreTrainedModel | None = None,
     ):
         self._forward, self._longest, self._autocast, self._device = forward, max_new_tokens, autocast, device
         self._top_k, self._fixed_cache = top_k, fixed_cache
+        network = network if fixed_cache is None else None  # a compiled forward is left alone
+        self._network = network
+        masked = isinstance(autocast, MixedPrecision) and autocast.masked_steps
+        self._groups = network is not None and masked and _takes_groups(network, autocast)
         self._end = len(transitions) - 1
         self._transitions = torch.tensor(transitions, device=device)
         self._transitions[self._end] = self._end  # what has ended stays so
@@ -162,7 +188,10 @@ class Decoder:
         records = list[torch.Tensor | None]()
         # Autocast caches the cast weights until its outermost block ends. With this block around the others, they are
         # cast once for all tokens.
-        with torch.autocast(self._device.type, enabled=False):
+        with torch.autocast(self._device.type, enabled=False), ExitStack() as stack:
+            if self._network is not None:
+                with self._autocast:  # which says whether there is anything to pack
+                    stack.enter_context(packed_weights(self._network, len(uniform)))
             outputs: tuple[torch.Tensor, ...] | None = self.prefill(input_ids, attention_mask, copies)
             while outputs:  # until all replies have ended
                 logits, values = outputs
@@ -187,7 +216,10 @@ class Decoder:
         columns = attention_mask.shape[1]
         with self._autocast:
             outputs, cache = read_prompts(self._read, input_ids[:, first:], attention_mask[:, first:])
-        cache.batch_repeat_interleave(copies)
+        if copies > 1 and self._groups:
+            cache = GroupedCache(cache, copies)
+        else:
+            cache.batch_repeat_interleave(copies)
         self._cache = self._fixed_cache.hold(cache, first) if self._fixed_cache else cache
         self._first = 0 if self._fixed_cache else first
         there = torch.from_numpy(attention_mask).to(self._device).repeat_interleave(copies, dim=0)

@@ -23,6 +23,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from dailydialog_gym.embedded import ASSETS, asset
 from dailydialog_gym.files import check_folder
 from dailydialog_gym.hub import only_local_files, why
+from dailydialog_gym.models.linear import use_onednn
 from dailydialog_gym.models.masks import check_supported
 from dailydialog_gym.models.untrusted import check_files
 
@@ -78,6 +79,7 @@ def load_model(
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
+    use_onednn(model)
     if with_head:
         return model.eval()
     if model.base_model is model:
@@ -92,7 +94,7 @@ def _from_pretrained(
     model_class: Any, name: str, local_files_only: bool, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model in float32, from a folder by safetensors alone, and transformers' report of missing weights."""
-    return model_class.from_pretrained(
+    model, report = model_class.from_pretrained(
         name,
         output_loading_info=True,
         dtype=torch.float32,
@@ -101,6 +103,8 @@ def _from_pretrained(
         adapter_kwargs={"local_files_only": local_files_only},  # where peft is installed, it looks for adapters too
         **options,
     )
+    use_onednn(model)
+    return model, report
 
 
 def _check_kind(name: str, local_files_only: bool) -> None:

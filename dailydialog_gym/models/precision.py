@@ -8,6 +8,7 @@ import torch
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dailydialog_gym.models.groups import Grouped
 from dailydialog_gym.models.memory import limit_onednn_cache
 
 LONGEST = 512  # columns
@@ -34,32 +35,43 @@ def choose_kernels(device: torch.device) -> None:
 
 
 class MixedPrecision:
-    """`torch.autocast`, in which models with PyTorch's attention ("sdpa") attend on the CPU by `masked_attention`.
+    """`torch.autocast`, in which models with PyTorch's attention ("sdpa") attend by other kernels on a CPU.
 
-    What PyTorch's fused kernel saves is the memory of the scores, which grows with the square of the columns: where
-    those are more than 512 it stays.
+    In mixed precision they attend by `masked_attention`. What PyTorch's fused kernel saves is the memory of the scores,
+    which grows with the square of the columns: where those are more than 512, and in full precision, only
+    single tokens are read without it.
 
     Args:
         device: where the models run.
         dtype: of matmuls, or None for full precision.
         columns: of the longest context with its replies; a packed row can be wider.
+
+    Attributes:
+        masked_steps: whether single tokens are read by `masked_attention`.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None, columns: int):
         self._autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
-        self._unfused = dtype is not None and device.type == "cpu" and columns <= LONGEST
+        self.masked_steps = device.type == "cpu"
+        always = dtype is not None and columns <= LONGEST
+        self._attention = masked_attention if always else _attention_of_any_length
         self._blocks: list[ExitStack] = []
 
     def __enter__(self) -> None:
         with ExitStack() as block:
-            if self._unfused:
+            if self.masked_steps:
                 block.callback(ALL_ATTENTION_FUNCTIONS.__setitem__, "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
-                ALL_ATTENTION_FUNCTIONS["sdpa"] = masked_attention
+                ALL_ATTENTION_FUNCTIONS["sdpa"] = self._attention
             block.enter_context(self._autocast)
             self._blocks.append(block.pop_all())
 
     def __exit__(self, *error) -> None:
         self._blocks.pop().__exit__(*error)
+
+
+def _attention_of_any_length(module, query, *args, **kwargs):
+    attend = masked_attention if query.shape[2] == 1 else sdpa_attention_forward
+    return attend(module, query, *args, **kwargs)
 
 
 def masked_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
@@ -71,7 +83,7 @@ def masked_attention(module, query, key, value, attention_mask, dropout=0.0, sca
 
     Args:
         query: ``(B, heads, L, d)``.
-        key, value: ``(B, heads or fewer, S, d)``.
+        key, value: ``(B, heads or fewer, S, d)``, or `Grouped`.
         attention_mask: boolean ``(B, 1, L, S)``, true where a query sees a key; what a query that sees none gets means
             nothing, but is finite.
 
@@ -79,13 +91,19 @@ def masked_attention(module, query, key, value, attention_mask, dropout=0.0, sca
         ``(B, L, heads, d)`` and None, as transformers' attention functions do.
     """
     plain = attention_mask is not None and attention_mask.dtype == torch.bool
+    grouped = isinstance(key, Grouped)
     if not plain or dropout or kwargs.keys() & {"softcap", "position_bias"}:
+        key, value = (key.whole(), value.whole()) if grouped else (key, value)
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query * scaling @ key.transpose(2, 3)
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if grouped:
+        scores = key.scores(query)
+    else:
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        scores = query @ key.transpose(2, 3)
     unseen = torch.zeros_like(attention_mask, dtype=scores.dtype)
     unseen.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
     weights = scores.add_(unseen).softmax(-1)
-    return (weights @ value).transpose(1, 2).contiguous(), None
+    outputs = value.average(weights) if grouped else weights @ value
+    return outputs.transpose(1, 2).contiguous(), None

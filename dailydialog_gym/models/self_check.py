@@ -13,6 +13,7 @@ from dailydialog_gym.models.forward import Decoder
 from dailydialog_gym.models.graphs import GraphDecoder
 from dailydialog_gym.models.loading import check_positions, check_vocabulary
 from dailydialog_gym.models.packing import pack
+from dailydialog_gym.models.precision import MixedPrecision
 
 TOLERANCE = 1e-3  # relative to values above 1; float32 gives 1e-6 to 1e-4, and a wrong mask 1e-2 or more
 CONTEXTS, REPLIES = 2, 2  # two replies to each of two contexts
@@ -89,7 +90,8 @@ def _compare_with_single_rows(agent: Any, vocab_size: int, width: int, longest: 
 
     ends = np.zeros((2, vocab_size), np.int64)
     ends[:, END] = 1
-    decoder = Decoder(agent.next_token, ends, longest, nullcontext(), device)
+    precision = MixedPrecision(device, None, width + REPLIES * longest)
+    decoder = Decoder(agent.next_token, ends, longest, precision, device, network=model)
     found_log_probs, found_values = torch.zeros(2, *tokens.shape, device=device)
     outputs = decoder.prefill(input_ids[::REPLIES, :width], attention_mask[::REPLIES, :width], copies=REPLIES)
     while outputs:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from dailydialog_gym.env.columns import check_text
 from dailydialog_gym.env.dialogues import Dialogue
 from dailydialog_gym.files import check_file, decode_lines, read_text
+from dailydialog_gym.models.linear import use_onednn
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Seed
 from dailydialog_gym.runs.checkpoints import Stateful, write_file, write_text
 from dailydialog_gym.text import Spacing, convert_spacing
@@ -186,6 +187,7 @@ class Training:
         def schedule(step: int) -> float:
             return decay(min(1.0, step / sum(steps))) * min(1.0, (step + 1) / args.warmup_steps)
 
+        use_onednn(model)  # a new model's layers, or adapters
         trained = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.dim() > 1]
         vectors = [p for p in trained if p.dim() <= 1]  # and scalars

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from shapes import ARCHITECTURES
 from transformers import AutoModelForCausalLM, BartConfig, GPT2LMHeadModel, T5Config
 
 from benchmarks.architectures import LONGEST, TOLERANCE, VOCAB, WIDTH, WINDOW, differences, tiny_config, tiny_model
@@ -16,23 +17,6 @@ from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.models.masks import attention_masks, check_supported
 from dailydialog_gym.models.self_check import self_check
 
-RIGHT = [
-    "gpt2",
-    "gptj",  # eager attention
-    "opt",
-    "llama",
-    "mistral",  # a sliding window in all layers
-    "mixtral",
-    "phi3",
-    "qwen2",  # in some layers
-    "gemma2",  # eager attention and sliding windows
-    "gemma3_text",
-    "gpt_oss",
-    "modernbert-decoder",
-    "llama4_text",  # chunks
-    "deepseek_v3",  # keys and values of different widths
-    "hrm_text",  # runs its layers several times
-]
 REFUSED = {
     "bloom": "takes no position_ids",
     "mpt": "takes no position_ids",
@@ -49,7 +33,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("kind", RIGHT)
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_part_equals_single_rows(kind):
     for part, difference in differences(tiny_model(tiny_config(kind))).items():
         assert difference < TOLERANCE, part
@@ -88,7 +72,7 @@ def test_what_would_be_wrong_is_refused_at_load(kind, tmp_path):
         load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", RIGHT)
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_separate_critic_gets_hidden_states_or_is_refused(kind, tmp_path):
     model = tiny_model(tiny_config(kind))
     model.save_pretrained(tmp_path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from shapes import SHAPES, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dailydialog_gym.models.precision import MixedPrecision, choose_amp_dtype, choose_kernels, masked_attention
@@ -44,6 +45,17 @@ def test_attention_is_unfused_in_bfloat16_up_to_512_columns(columns, enabled, fu
         attends(block, model)
         assert (flash in attends(nullcontext(), model)) == fused  # the inner block's end isn't the outer one's
     assert flash in attends(nullcontext(), model)
+
+
+@pytest.mark.parametrize(("columns", "enabled"), [(513, True), (512, False)])
+@torch.no_grad()
+def test_single_tokens_are_always_read_unfused(columns, enabled):
+    model, mask = tiny_model("gpt2"), torch.ones(2, 1, 1, 4, dtype=torch.bool)
+    cache = DynamicCache()
+    model(torch.ones(2, 3, dtype=torch.long), past_key_values=cache)
+    with MixedPrecision(CPU, torch.bfloat16 if enabled else None, columns), Operations() as operations:
+        model(torch.ones(2, 1, dtype=torch.long), attention_mask=mask, past_key_values=cache)
+    assert "_scaled_dot_product_flash_attention_for_cpu.default" not in operations.names
 
 
 def some_attention(heads, key_heads, queries, keys, dtype=torch.float64):
