@@ -197,7 +197,7 @@ def run(contestant: Contestant, job: dict, args: Args, folder: Path) -> dict | N
 
 
 def summary(results: list[dict]) -> dict:
-    """FPS, shares of the time, and the update's rate against a matmul's, over all iterations but each process's first.
+    """FPS, shares of the time, and rates against that of a matmul, over all iterations but each process's first.
 
     Args:
         results: of a contestant, what each of its processes wrote.
@@ -207,6 +207,7 @@ def summary(results: list[dict]) -> dict:
     total = sum(seconds.values())
     flops = {phase: sum(iteration["flops"][phase] for iteration in timed) for phase in PHASES}
     tokens = sum(iteration["tokens"] for iteration in timed)
+    matmul = statistics.mean(result["matmul_flops"] for result in results)
     each = [iteration["tokens"] / sum(iteration["seconds"].values()) for iteration in timed]
     return {
         "fps": tokens / total,
@@ -214,7 +215,8 @@ def summary(results: list[dict]) -> dict:
         "shares": [seconds[phase] / total for phase in PHASES],
         "gflop_a_token": sum(flops.values()) / tokens / 1e9,
         "update_gflops": flops["update"] / seconds["update"] / 1e9,
-        "of_matmul": flops["update"] / seconds["update"] / statistics.mean(r["matmul_flops"] for r in results),
+        "of_matmul": flops["update"] / seconds["update"] / matmul,
+        "rollout_of_matmul": flops["rollout"] / seconds["rollout"] / matmul,
         "peak_gb": max(result["peak_bytes"] for result in results) / 1e9,
     }
 

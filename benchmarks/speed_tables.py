@@ -36,7 +36,8 @@ def speed_table(rows: list[dict]) -> str:
     for row in rows:
         first.setdefault(row["script"], row["fps"])
     columns = ["", "FPS", "times the first", "GFLOP a token", "rollout", "rewards", "update", "update's GFLOP/s"]
-    columns += ["of a matmul's", "peak GB"]
+    with_rollout = any("rollout_of_matmul" in row for row in rows)  # older files lack it
+    columns += ["of a matmul's", *(["rollout's"] if with_rollout else []), "peak GB"]
     if has_trl := "trl_ppo.py" in first:
         columns.insert(3, "times TRL")
     lines = [f"| {' | '.join(columns)} |", f"| --- {'| ---: ' * (len(columns) - 1)}|"]
@@ -53,6 +54,7 @@ def speed_table(rows: list[dict]) -> str:
             *(f"{share:.0%}" for share in row["shares"]),
             f"{work[1]:.0f}" if work[1] else "",
             f"{work[2]:.0%}" if work[2] else "",
+            *([f"{row['rollout_of_matmul']:.0%}" if work[2] else ""] if with_rollout else []),
             f"{row['peak_gb']:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

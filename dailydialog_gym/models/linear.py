@@ -95,39 +95,43 @@ class _Product(torch.autograd.Function):
 def packed_weights(network: nn.Module, rows: int) -> Iterator[None]:
     """Within this context the linear layers of a network multiply faster, but compute no gradients.
 
-    oneDNN multiplies bfloat16 matrices by blocks of the weight. It makes them of a plain weight at every call, which
-    for the few rows of a step of decoding takes up to as long as the product. Here it makes them once, so no weight
-    may change before the end of the context. They replace the bfloat16 copy that autocast keeps, so they need no more
-    memory. Without bfloat16 autocast on a CPU, and for weights that are not float32, nothing changes.
+    oneDNN multiplies by blocks of a weight. It makes them of a plain weight at every call, which for the few rows of a
+    step of decoding takes up to as long as the product. Here it makes them once, so no weight may change before the end
+    of the context. With bfloat16 autocast they replace the copies that autocast keeps. In float32, which is for
+    the layers of `use_onednn`, they take as much memory as the weights. Nothing changes for weights of other types than
+    float32, and where neither is the case.
 
     Args:
         network: its layers of the classes `torch.nn.Linear`, `transformers.pytorch_utils.Conv1D`, and those of this
             module are meant.
         rows: how many rows they will multiply, for which the blocks are chosen; others give the same.
     """
-    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    pays = autocast and torch.backends.mkldnn.is_available() and mkldnn._is_mkldnn_bf16_supported()
+    dtype, kinds = torch.float32, set(FASTER.values())
+    if torch.is_autocast_enabled("cpu"):
+        dtype, kinds = torch.get_autocast_dtype("cpu"), set()
+        if dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and mkldnn._is_mkldnn_bf16_supported():
+            kinds = {*FASTER, *FASTER.values()}
     layers = [
         module
-        for module in (network.modules() if pays else ())
-        if type(module) in {*FASTER, *FASTER.values()}
-        and module.weight.dtype == torch.float32
-        and module.weight.device.type == "cpu"
+        for module in network.modules()
+        if type(module) in kinds and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
     ]
     try:
         for layer in layers:
-            weight, bias = layer.weight.detach().to(torch.bfloat16), layer.bias
-            blocks = mkldnn._reorder_linear_weight(weight.t() if isinstance(layer, Conv1D) else weight, rows)
-            bias = None if bias is None else bias.detach().to(torch.bfloat16)
-            layer.forward = partial(_multiply_bfloat16, weight=blocks, bias=bias)
+            weight = layer.weight.detach().t() if isinstance(layer, Conv1D) else layer.weight.detach()
+            blocks = mkldnn._reorder_linear_weight(weight.to(dtype), rows)
+            bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+            layer.forward = partial(_multiply_packed, dtype=dtype, weight=blocks, bias=bias)
         yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
 
 
-def _multiply_bfloat16(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return _multiply(states.to(torch.bfloat16), weight, bias)
+def _multiply_packed(
+    states: torch.Tensor, dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return _multiply(states.to(dtype), weight, bias)
 
 
 def _multiply(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
