@@ -96,7 +96,9 @@ def _takes_groups(model: PreTrainedModel, autocast: AbstractContextManager) -> b
         forward_cached(model, one[:1], one[:1], 0 * one[:1], cache)
         try:
             forward_cached(model, one, one.expand(2, 2), one, GroupedCache(cache, copies=2))
-        except (AttributeError, TypeError):  # it took `Grouped` for a tensor
+        except (
+            Exception
+        ):  # whatever a model raises that takes `Grouped` for a tensor; the first forward showed it right
             return False
     return True
 
@@ -139,8 +141,8 @@ class Decoder:
         device: where the network is.
         top_k: for `write`: draw each token from so many likeliest ones; 0 draws from all.
         fixed_cache: what `compile_decoding` returns, or None for a cache that grows.
-        network: the model that `forward` runs. With a `MixedPrecision` for ``autocast``, `write` may then use
-            `packed_weights`, and the replies to a prompt a `GroupedCache`.
+        network: the model that ``forward`` runs. If it is given, `write` may use `packed_weights`, and with a
+            `MixedPrecision` for ``autocast`` the replies to a prompt may share a `GroupedCache`.
 
     Attributes:
         rows: ``(n,)`` int64 on the device, the rows of the batch that the last outputs belong to.

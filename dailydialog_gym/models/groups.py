@@ -38,6 +38,23 @@ class Groups:
         return slots if len(slots) == len(self.prompts) else slots[self._slots]
 
 
+def scores_of(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """The products of queries and keys, ``(rows, H, L, columns)``. Each head of keys is for H / heads heads of queries.
+
+    Args:
+        query: ``(rows, H, L, d)``.
+        key: ``(rows, heads, columns, d)``.
+    """
+    rows, heads, columns, width = key.shape
+    return (query.reshape(rows, heads, -1, width) @ key.transpose(2, 3)).view(*query.shape[:3], columns)
+
+
+def average_of(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The averages of ``(rows, heads, columns, d)`` values by ``(rows, H, L, columns)`` weights, ``(rows, H, L, d)``."""
+    rows, heads, columns, width = value.shape
+    return (weights.reshape(rows, heads, -1, columns) @ value).view(*weights.shape[:3], width)
+
+
 @dataclass
 class Grouped:
     """Keys or values of some rows: those of their prompts, and those of the tokens after them.
@@ -54,17 +71,14 @@ class Grouped:
 
     def scores(self, query: torch.Tensor) -> torch.Tensor:
         """The products of ``(rows, H, 1, d)`` queries with these keys, ``(rows, H, 1, P + columns)``."""
-        all_heads, heads = query.shape[1], self.own.shape[1]
-        shared = self.groups.gather(query, heads) @ self.shared.transpose(2, 3)
-        own = query.reshape(len(query), heads, -1, query.shape[-1]) @ self.own.transpose(2, 3)
-        return torch.cat([self.groups.scatter(shared, all_heads), own.view(len(query), all_heads, 1, -1)], -1)
+        shared = self.groups.gather(query, self.own.shape[1]) @ self.shared.transpose(2, 3)
+        return torch.cat([self.groups.scatter(shared, query.shape[1]), scores_of(query, self.own)], -1)
 
     def average(self, weights: torch.Tensor) -> torch.Tensor:
         """The averages of these values by ``(rows, H, 1, P + columns)`` weights, ``(rows, H, 1, d)``."""
-        all_heads, heads, prompt = weights.shape[1], self.own.shape[1], self.shared.shape[2]
-        shared = self.groups.gather(weights[..., :prompt], heads) @ self.shared
-        own = weights[..., prompt:].reshape(len(weights), heads, -1, self.own.shape[2]) @ self.own
-        return self.groups.scatter(shared, all_heads) + own.view(len(weights), all_heads, 1, -1)
+        prompt = self.shared.shape[2]
+        shared = self.groups.gather(weights[..., :prompt], self.own.shape[1]) @ self.shared
+        return self.groups.scatter(shared, weights.shape[1]) + average_of(weights[..., prompt:], self.own)
 
     def whole(self) -> torch.Tensor:
         """``(rows, heads, P + columns, d)``"""
@@ -76,7 +90,7 @@ class _GroupedLayer(RoomyLayer):
 
     def __init__(self, prompts: RoomyLayer, groups: Groups):
         super().__init__()
-        self.shared = tuple(states[..., : prompts.held, :] for states in (prompts.keys, prompts.values))
+        self.shared = tuple(states[..., : prompts.held, :].contiguous() for states in (prompts.keys, prompts.values))
         self.groups = groups
 
     def update(self, *args, **kwargs) -> tuple[Grouped, Grouped]:
@@ -104,6 +118,8 @@ class GroupedCache(Cache):
         prompts: holds prompts alone.
         copies: how many consecutive rows each of them gets.
     """
+
+    is_initialized = True  # it holds the prompts; transformers looks at the first layer, which may have no token yet
 
     def __init__(self, prompts: RoomyCache, copies: int):
         device, count = prompts.layers[0].keys.device, len(prompts.layers[0].keys)

@@ -12,6 +12,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from dailydialog_gym.models.memory import limit_onednn_cache
+
 mkldnn = torch.ops.mkldnn  # oneDNN under its former name; torch.compile uses these operations on a CPU
 
 
@@ -30,65 +32,71 @@ def mkl_is_slow() -> bool:
 def use_onednn(model: nn.Module) -> None:
     """Have the linear layers of a model multiply float32 matrices by oneDNN, on processors where `mkl_is_slow`.
 
-    Their weights, names and results stay what they are, beyond rounding. With autocast or other types, on a GPU, and in
-    what `torch.compile` compiles, they call PyTorch's operations.
+    Their class becomes `OneDNNLinear` or `OneDNNConv1D`, subclasses of what it was. Their weights, names and results
+    stay what they are, beyond rounding, but they have no second derivatives. With autocast or other types, on a GPU, and
+    in what `torch.compile` compiles, they call PyTorch's operations.
     """
-    for module in model.modules() if mkl_is_slow() else ():
-        if type(module) in FASTER:  # not a subclass, whose forward may be another
-            module.__class__ = FASTER[type(module)]
+    if mkl_is_slow():
+        limit_onednn_cache()
+        for module in model.modules():
+            if type(module) in FASTER and _is_plain(module):
+                module.__class__ = FASTER[type(module)]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes what its class does, with a weight that is a parameter (weight norm's is computed)."""
+    return "forward" not in vars(layer) and type(layer._parameters.get("weight")) is nn.Parameter
 
 
 class OneDNNLinear(nn.Linear):
     """`torch.nn.Linear`, see `use_onednn`."""
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if not _in_float32(states, self.weight):
-            return super().forward(states)
-        return _Product.apply(states, self.weight, self.bias, False)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(input, self.weight, self.bias, False) if _pays(self, input) else super().forward(input)
 
 
 class OneDNNConv1D(Conv1D):
     """`transformers.pytorch_utils.Conv1D`, see `use_onednn`."""
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if not _in_float32(states, self.weight):
-            return super().forward(states)
-        return _Product.apply(states, self.weight, self.bias, True)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(x, self.weight, self.bias, True) if _pays(self, x) else super().forward(x)
 
 
 FASTER: dict[type, type] = {nn.Linear: OneDNNLinear, Conv1D: OneDNNConv1D}
 
 
-def _in_float32(states: torch.Tensor, weight: torch.Tensor) -> bool:
-    float32 = states.dtype == weight.dtype == torch.float32 and states.device.type == "cpu"
+def _pays(layer: nn.Module, states: torch.Tensor) -> bool:
+    float32 = states.dtype == layer.weight.dtype == torch.float32 and states.device.type == "cpu"
     eager = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    return float32 and eager and states.dim() > 1 and states.numel() > 0  # oneDNN has no product of no rows
+    return float32 and eager and states.dim() > 1 and states.numel() > 0  # oneDNN has no sum over no rows, which dW is
 
 
 class _Product(torch.autograd.Function):
     """``Y = X W^T + b``, with ``dX = dY W`` and ``dW = dY^T X``. A transposed weight is ``(in, out)``."""
 
     @staticmethod
-    def forward(ctx, states, weight, bias, transposed):
-        ctx.save_for_backward(states, weight)
-        ctx.transposed = transposed
+    def forward(states, weight, bias, transposed):
         return _multiply(states, weight.t() if transposed else weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        states, weight, _, ctx.transposed = inputs
+        of_states, of_weight, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(states if of_weight else None, weight if of_states else None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         states, weight = ctx.saved_tensors
-        of_states, of_weight, of_bias, _ = ctx.needs_input_grad
-        left, right = gradient.flatten(0, -2), states.flatten(0, -2)  # (rows, out), (rows, in)
-        bias_gradient = left.sum(0) if of_bias else None
-        if ctx.transposed:
-            left, right = right, left
-        return (
-            _multiply(gradient, weight if ctx.transposed else weight.t()) if of_states else None,
-            _multiply(left.t(), right.t()) if of_weight else None,
-            bias_gradient,
-            None,
-        )
+        rows = gradient.flatten(0, -2)  # (rows, out)
+        states_gradient = weight_gradient = None
+        if weight is not None:
+            states_gradient = _multiply(gradient, weight if ctx.transposed else weight.t())
+        if states is not None:
+            states = states.flatten(0, -2)  # (rows, in)
+            left, right = (states, rows) if ctx.transposed else (rows, states)
+            weight_gradient = _multiply(left.t(), right.t())
+        return states_gradient, weight_gradient, rows.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
 @contextmanager
@@ -97,14 +105,16 @@ def packed_weights(network: nn.Module, rows: int) -> Iterator[None]:
 
     oneDNN multiplies by blocks of a weight. It makes them of a plain weight at every call, which for the few rows of a
     step of decoding takes up to as long as the product. Here it makes them once, so no weight may change before the end
-    of the context. With bfloat16 autocast they replace the copies that autocast keeps. In float32, which is for
-    the layers of `use_onednn`, they take as much memory as the weights. Nothing changes for weights of other types than
-    float32, and where neither is the case.
+    of the context.
+
+    With bfloat16 autocast on a CPU all layers are packed. The blocks take the place of the copies that autocast keeps of
+    trained weights. Without autocast those of `use_onednn` are packed, which takes as much memory as their weights. In
+    all other cases, and for weights that are not float32, the context does nothing.
 
     Args:
         network: its layers of the classes `torch.nn.Linear`, `transformers.pytorch_utils.Conv1D`, and those of this
             module are meant.
-        rows: how many rows they will multiply, for which the blocks are chosen; others give the same.
+        rows: the number of rows of most products, for which the size of the blocks is chosen; others are right too.
     """
     dtype, kinds = torch.float32, set(FASTER.values())
     if torch.is_autocast_enabled("cpu"):
@@ -114,14 +124,17 @@ def packed_weights(network: nn.Module, rows: int) -> Iterator[None]:
     layers = [
         module
         for module in network.modules()
-        if type(module) in kinds and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
+        if type(module) in kinds
+        and _is_plain(module)
+        and module.weight.dtype == torch.float32
+        and module.weight.device.type == "cpu"
     ]
     try:
         for layer in layers:
             weight = layer.weight.detach().t() if isinstance(layer, Conv1D) else layer.weight.detach()
             blocks = mkldnn._reorder_linear_weight(weight.to(dtype), rows)
             bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-            layer.forward = partial(_multiply_packed, dtype=dtype, weight=blocks, bias=bias)
+            layer.forward = partial(_multiply_packed, layer, dtype, blocks, bias)
         yield
     finally:
         for layer in layers:
@@ -129,8 +142,10 @@ def packed_weights(network: nn.Module, rows: int) -> Iterator[None]:
 
 
 def _multiply_packed(
-    states: torch.Tensor, dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None
+    layer: nn.Module, dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None, states: torch.Tensor
 ) -> torch.Tensor:
+    if torch.is_autocast_enabled("cpu") != (dtype == torch.bfloat16):  # the network changes it around this layer
+        return type(layer).forward(layer, states)
     return _multiply(states.to(dtype), weight, bias)
 
 

@@ -79,7 +79,6 @@ def load_model(
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
-    use_onednn(model)
     if with_head:
         return model.eval()
     if model.base_model is model:

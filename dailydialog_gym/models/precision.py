@@ -1,14 +1,15 @@
-"""Mixed precision: PyTorch's autocast, with the attention that is fastest in it."""
+"""Mixed and full precision: PyTorch's autocast, with the attention that is fastest in it on a CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from dailydialog_gym.models.groups import Grouped
+from dailydialog_gym.models.groups import Grouped, average_of, scores_of
 from dailydialog_gym.models.memory import limit_onednn_cache
 
 LONGEST = 512  # columns
@@ -37,9 +38,9 @@ def choose_kernels(device: torch.device) -> None:
 class MixedPrecision:
     """`torch.autocast`, in which models with PyTorch's attention ("sdpa") attend by other kernels on a CPU.
 
-    In mixed precision they attend by `masked_attention`. What PyTorch's fused kernel saves is the memory of the scores,
-    which grows with the square of the columns: where those are more than 512, and in full precision, only
-    single tokens are read without it.
+    Single tokens attend by `masked_attention`, which can read `Grouped` keys. Whole rows do so in mixed precision, if
+    they have up to 512 columns. In full precision and beyond 512 columns PyTorch's fused kernel reads them, which needs
+    no memory for the scores. Only one thread at a time may be within such a context.
 
     Args:
         device: where the models run.
@@ -47,21 +48,21 @@ class MixedPrecision:
         columns: of the longest context with its replies; a packed row can be wider.
 
     Attributes:
-        masked_steps: whether single tokens are read by `masked_attention`.
+        masked_steps: whether single tokens attend by `masked_attention`.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None, columns: int):
         self._autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
         self.masked_steps = device.type == "cpu"
-        always = dtype is not None and columns <= LONGEST
-        self._attention = masked_attention if always else _attention_of_any_length
+        self._masked_rows = dtype is not None and columns <= LONGEST
         self._blocks: list[ExitStack] = []
 
     def __enter__(self) -> None:
         with ExitStack() as block:
             if self.masked_steps:
-                block.callback(ALL_ATTENTION_FUNCTIONS.__setitem__, "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
-                ALL_ATTENTION_FUNCTIONS["sdpa"] = self._attention
+                before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+                block.callback(ALL_ATTENTION_FUNCTIONS.__setitem__, "sdpa", before)
+                ALL_ATTENTION_FUNCTIONS["sdpa"] = masked_attention if self._masked_rows else _masked_steps(before)
             block.enter_context(self._autocast)
             self._blocks.append(block.pop_all())
 
@@ -69,17 +70,22 @@ class MixedPrecision:
         self._blocks.pop().__exit__(*error)
 
 
-def _attention_of_any_length(module, query, *args, **kwargs):
-    attend = masked_attention if query.shape[2] == 1 else sdpa_attention_forward
-    return attend(module, query, *args, **kwargs)
+def _masked_steps(whole_rows: Callable) -> Callable:
+    """Attention that reads single tokens by `masked_attention`."""
+
+    def attend(module, query, *args, **kwargs):
+        return (masked_attention if query.shape[2] == 1 else whole_rows)(module, query, *args, **kwargs)
+
+    return attend
 
 
 def masked_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """Attention as two matmuls and a softmax, which reads bfloat16 scores and computes in float32.
+    """Attention as two matmuls and a softmax, which reads scores of the queries' type and computes in float32.
 
     In bfloat16 PyTorch's fused kernel takes longer, forward and backward, on a processor with bfloat16 instructions,
-    and so does its unfused one, which looks for queries that see nothing; neither is nearer to float32. Without a
-    boolean mask, or where a model asks for more than one, PyTorch's is called.
+    and so does its unfused one, which looks for queries that see nothing; neither is nearer to float32. For a single
+    token a row the fused kernel takes longer in float32 too. Without a boolean mask, or where a model asks for more
+    than one, PyTorch's is called.
 
     Args:
         query: ``(B, heads, L, d)``.
@@ -96,14 +102,9 @@ def masked_attention(module, query, key, value, attention_mask, dropout=0.0, sca
         key, value = (key.whole(), value.whole()) if grouped else (key, value)
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if grouped:
-        scores = key.scores(query)
-    else:
-        groups = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        scores = query @ key.transpose(2, 3)
+    scores = key.scores(query) if grouped else scores_of(query, key)
     unseen = torch.zeros_like(attention_mask, dtype=scores.dtype)
     unseen.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
     weights = scores.add_(unseen).softmax(-1)
-    outputs = value.average(weights) if grouped else weights @ value
+    outputs = value.average(weights) if grouped else average_of(weights, value)
     return outputs.transpose(1, 2).contiguous(), None

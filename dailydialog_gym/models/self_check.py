@@ -91,16 +91,17 @@ def _compare_with_single_rows(agent: Any, vocab_size: int, width: int, longest: 
     ends = np.zeros((2, vocab_size), np.int64)
     ends[:, END] = 1
     precision = MixedPrecision(device, None, width + REPLIES * longest)
-    decoder = Decoder(agent.next_token, ends, longest, precision, device, network=model)
-    found_log_probs, found_values = torch.zeros(2, *tokens.shape, device=device)
-    outputs = decoder.prefill(input_ids[::REPLIES, :width], attention_mask[::REPLIES, :width], copies=REPLIES)
-    while outputs:
-        rows, t, (logits, found_values[decoder.rows, decoder.written]) = decoder.rows, decoder.written, outputs
-        found_log_probs[rows, t] = _log_probs(logits, tokens[rows, t])
-        outputs = decoder.step(tokens[rows, t])
-    _compare(model, "log-probabilities of decoding with a cache", found_log_probs[reply_mask], log_probs)
-    if agent.shared:
-        _compare(model, "values of decoding with a cache", found_values[reply_mask], torch.cat(values))
+    for network in (None, model):  # with copies of the prompts' keys and values, and where it can be without
+        decoder = Decoder(agent.next_token, ends, longest, precision, device, network=network)
+        found_log_probs, found_values = torch.zeros(2, *tokens.shape, device=device)
+        outputs = decoder.prefill(input_ids[::REPLIES, :width], attention_mask[::REPLIES, :width], copies=REPLIES)
+        while outputs:
+            rows, t, (logits, found_values[decoder.rows, decoder.written]) = decoder.rows, decoder.written, outputs
+            found_log_probs[rows, t] = _log_probs(logits, tokens[rows, t])
+            outputs = decoder.step(tokens[rows, t])
+        _compare(model, "log-probabilities of decoding with a cache", found_log_probs[reply_mask], log_probs)
+        if agent.shared:
+            _compare(model, "values of decoding with a cache", found_values[reply_mask], torch.cat(values))
 
 
 def _compare_graphs(agent: Any, vocab_size: int, width: int, longest: int) -> None:

@@ -114,8 +114,9 @@ def test_attention_is_pytorchs(more):
 def test_prompts_are_held_once_and_go_with_their_last_row():
     prompts, states = RoomyCache(), torch.randn(3, 2, 6, 4)
     prompts.update(states, 2 * states, 0)
-    cache = GroupedCache(prompts, copies=8)
+    cache = GroupedCache(prompts, copies=9)
     assert cache.layers[0].shared[0].data_ptr() == states.data_ptr()
+    cache.batch_select_indices(torch.tensor([i for i in range(27) if i % 9]))  # before any token of a reply
     keys, values = cache.update(torch.randn(24, 2, 1, 4), torch.randn(24, 2, 1, 4), 0)
     before = keys.whole()
     cache.batch_select_indices(torch.tensor([1, 16, 23]))  # none of the second prompt

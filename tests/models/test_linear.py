@@ -2,14 +2,18 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from shapes import SHAPES, tiny_model
 from torch import nn
+from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 from dailydialog_gym.models import linear
+from dailydialog_gym.models.forward import Decoder, forward_cached
 from dailydialog_gym.models.linear import OneDNNConv1D, OneDNNLinear, packed_weights, use_onednn
+from dailydialog_gym.models.precision import MixedPrecision
 
 IN, OUT = 30, 50
 LAYERS = {
@@ -35,7 +39,7 @@ class Rows(nn.Linear):
 
 @pytest.fixture
 def slow_mkl(monkeypatch):
-    """oneDNN's products are right on every x86 processor, whichever is faster."""
+    """oneDNN's products are right wherever there is oneDNN, whether they are faster or not."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
     monkeypatch.setattr(linear, "mkl_is_slow", lambda: True)
@@ -88,10 +92,27 @@ def test_frozen_weights_get_no_gradient(slow_mkl):
     assert layer.weight.grad is None and layer.bias.grad is not None and states.grad is not None
 
 
+def unusual_layers():
+    """A subclass, a layer with a forward of its own, and one whose weight is computed before each forward."""
+    own = nn.Linear(IN, OUT)
+    own.forward = lambda states: 3 * nn.functional.linear(states, own.weight)
+    return Rows(IN, OUT), own, prune.random_unstructured(nn.Linear(IN, OUT), "weight", amount=0.5)
+
+
+@torch.no_grad()
 def test_what_is_not_a_plain_layer_stays(slow_mkl):
-    model = nn.Sequential(Rows(IN, OUT), nn.Linear(OUT, OUT))
+    states = torch.randn(2, IN)
+    for layer in unusual_layers():
+        kind, forward, expected = type(layer), vars(layer).get("forward"), layer(states)
+        use_onednn(layer)
+        with packed_weights(layer, rows=2):
+            assert torch.equal(layer(states), expected)
+        assert type(layer) is kind and vars(layer).get("forward") is forward
+
+
+def test_other_types_and_shapes_are_pytorchs(slow_mkl):
+    model = nn.Sequential(nn.Identity(), nn.Linear(OUT, OUT))
     use_onednn(model)
-    assert type(model[0]) is Rows and type(model[1]) is OneDNNLinear
     with torch.autocast("cpu", torch.bfloat16):
         assert model[1](torch.randn(2, OUT)).dtype == torch.bfloat16
     assert model[1](torch.randn(OUT)).shape == (OUT,)
@@ -126,7 +147,7 @@ def test_mkl_is_slow_on_amd_with_avx512(cpuinfo, avx512, slow, tmp_path, monkeyp
 @pytest.fixture
 def bfloat16_instructions():
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        pytest.skip("this processor has no bfloat16 instructions for oneDNN")
+        pytest.skip("oneDNN does not multiply bfloat16 on this processor")
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -173,8 +194,52 @@ def test_nothing_is_packed_where_it_would_change_or_cost_something(why):
         assert not any("forward" in vars(module) for module in model.modules())
 
 
+@torch.no_grad()
+def test_a_layer_around_which_autocast_changes_computes_as_it_would(bfloat16_instructions):
+    layer, states = nn.Linear(IN, OUT), torch.randn(2, IN)
+    expected = layer(states)
+    with torch.autocast("cpu", torch.bfloat16), packed_weights(layer, rows=2):
+        assert layer(states).dtype == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            torch.testing.assert_close(layer(states), expected)
+
+
+def test_functional_gradients_work(slow_mkl):
+    layer, states = nn.Linear(IN, OUT), torch.randn(3, IN)
+
+    def loss(states):
+        return layer(states).square().sum()
+
+    expected = torch.func.grad(loss)(states)
+    use_onednn(layer)
+    torch.testing.assert_close(torch.func.grad(loss)(states), expected)
+
+
 def test_an_error_within_leaves_the_model_as_it_was(bfloat16_instructions):
     model = tiny_model("gpt2")
     with pytest.raises(KeyError), torch.autocast("cpu", torch.bfloat16), packed_weights(model, rows=3):
         raise KeyError
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@torch.no_grad()
+def test_a_rollout_packs_weights_and_leaves_none(bfloat16_instructions):
+    model, cpu = tiny_model("gpt2"), torch.device("cpu")
+    packed, fails = [], False
+
+    def next_token(ids, **inputs):
+        packed.append(any("forward" in vars(module) for module in model.modules()))
+        if fails and len(packed) > 2:
+            raise KeyError
+        logits = forward_cached(model, ids, **inputs).logits[:, -1]
+        return logits, logits[:, 0]
+
+    transitions, precision = np.zeros((2, 50), np.int64), MixedPrecision(cpu, torch.bfloat16, 20)
+    decoder = Decoder(next_token, transitions, 4, precision, cpu, network=model)
+    prompts = np.ones((2, 5), np.int64), np.ones((2, 5), np.int64), 2, torch.rand(4, 4, dtype=torch.double)
+    decoder.write(*prompts)
+    assert packed == [True] * 4 and not any("forward" in vars(module) for module in model.modules())
+    packed, fails = [], True
+    with pytest.raises(KeyError):
+        decoder.write(*prompts)
     assert not any("forward" in vars(module) for module in model.modules())

@@ -1,5 +1,6 @@
 """Mixed precision's attention: which one, where, and that its results are autocast's."""
 
+import copy
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from shapes import SHAPES, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dailydialog_gym.models.precision import MixedPrecision, choose_amp_dtype, choose_kernels, masked_attention
 
@@ -53,9 +55,26 @@ def test_single_tokens_are_always_read_unfused(columns, enabled):
     model, mask = tiny_model("gpt2"), torch.ones(2, 1, 1, 4, dtype=torch.bool)
     cache = DynamicCache()
     model(torch.ones(2, 3, dtype=torch.long), past_key_values=cache)
-    with MixedPrecision(CPU, torch.bfloat16 if enabled else None, columns), Operations() as operations:
-        model(torch.ones(2, 1, dtype=torch.long), attention_mask=mask, past_key_values=cache)
-    assert "_scaled_dot_product_flash_attention_for_cpu.default" not in operations.names
+    for block, fused in (
+        (MixedPrecision(CPU, torch.bfloat16 if enabled else None, columns), False),
+        (nullcontext(), True),
+    ):
+        with block, Operations() as operations:
+            model(torch.ones(2, 1, dtype=torch.long), attention_mask=mask, past_key_values=copy.deepcopy(cache))
+        assert ("_scaled_dot_product_flash_attention_for_cpu.default" in operations.names) == fused
+
+
+def test_whole_rows_keep_the_attention_that_was_there(monkeypatch):
+    calls = []
+
+    def own(*args, **kwargs):
+        calls.append(args)
+        return sdpa_attention_forward(*args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", own)
+    attends(MixedPrecision(CPU, None, 20), tiny_model("gpt2"))
+    assert len(calls) == 2  # layers
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is own
 
 
 def some_attention(heads, key_heads, queries, keys, dtype=torch.float64):
