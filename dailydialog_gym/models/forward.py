@@ -96,9 +96,8 @@ def _takes_groups(model: PreTrainedModel, autocast: AbstractContextManager) -> b
         forward_cached(model, one[:1], one[:1], 0 * one[:1], cache)
         try:
             forward_cached(model, one, one.expand(2, 2), one, GroupedCache(cache, copies=2))
-        except (
-            Exception
-        ):  # whatever a model raises that takes `Grouped` for a tensor; the first forward showed it right
+        # Whatever a model raises that takes `Grouped` for a tensor: the first forward showed that it works
+        except Exception:
             return False
     return True
 

@@ -46,8 +46,8 @@ class GraphDecoder(Decoder):
 
     No GPU has run this yet: the tests replay the recorded operations on a CPU.
 
-    The arguments are those of `Decoder` without the last two. All batches have the same number of rows, and the network's parameters stay
-    where they are: an optimizer changes them in place.
+    The arguments are those of `Decoder` without the last two. All batches have the same number of rows, and the
+    network's parameters stay where they are: an optimizer changes them in place.
 
     Raises:
         ValueError: the device is not a GPU. `write` raises it if the network waits for the GPU during a step, which a

@@ -50,7 +50,12 @@ def scores_of(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 
 def average_of(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The averages of ``(rows, heads, columns, d)`` values by ``(rows, H, L, columns)`` weights, ``(rows, H, L, d)``."""
+    """The averages of values by weights, ``(rows, H, L, d)``.
+
+    Args:
+        weights: ``(rows, H, L, columns)``.
+        value: ``(rows, heads, columns, d)``.
+    """
     rows, heads, columns, width = value.shape
     return (weights.reshape(rows, heads, -1, columns) @ value).view(*weights.shape[:3], width)
 

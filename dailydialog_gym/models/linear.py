@@ -33,8 +33,8 @@ def use_onednn(model: nn.Module) -> None:
     """Have the linear layers of a model multiply float32 matrices by oneDNN, on processors where `mkl_is_slow`.
 
     Their class becomes `OneDNNLinear` or `OneDNNConv1D`, subclasses of what it was. Their weights, names and results
-    stay what they are, beyond rounding, but they have no second derivatives. With autocast or other types, on a GPU, and
-    in what `torch.compile` compiles, they call PyTorch's operations.
+    stay what they are, beyond rounding, but they have no second derivatives. With autocast or other types, on a GPU,
+    and in what `torch.compile` compiles, they call PyTorch's operations.
     """
     if mkl_is_slow():
         limit_onednn_cache()
@@ -107,9 +107,9 @@ def packed_weights(network: nn.Module, rows: int) -> Iterator[None]:
     step of decoding takes up to as long as the product. Here it makes them once, so no weight may change before the end
     of the context.
 
-    With bfloat16 autocast on a CPU all layers are packed. The blocks take the place of the copies that autocast keeps of
-    trained weights. Without autocast those of `use_onednn` are packed, which takes as much memory as their weights. In
-    all other cases, and for weights that are not float32, the context does nothing.
+    With bfloat16 autocast on a CPU all layers are packed. The blocks take the place of the copies that autocast keeps
+    of trained weights. Without autocast those of `use_onednn` are packed, which takes as much memory as their weights.
+    In all other cases, and for weights that are not float32, the context does nothing.
 
     Args:
         network: its layers of the classes `torch.nn.Linear`, `transformers.pytorch_utils.Conv1D`, and those of this

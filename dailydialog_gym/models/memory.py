@@ -37,9 +37,10 @@ def limit_onednn_cache() -> None:
     """Limit oneDNN's primitive cache to 32 matrix shapes.
 
     oneDNN computes the bfloat16 matrix multiplications of a CPU, and with `dailydialog_gym.models.linear` those in
-    float32. It compiles code (a primitive) for each shape and keeps 1,024 of them by default. The rows of each minibatch have another length, so most are never used again. The
-    limit must be set before the first matrix multiplication. Environment variables that the user has set keep their
-    values: with both at 1024, ``benchmarks/ppo_speed.py`` shows how much memory the limit saves.
+    float32. It compiles code (a primitive) for each shape and keeps 1,024 of them by default. The rows of each
+    minibatch have another length, so most are never used again. The limit must be set before the first matrix
+    multiplication. Environment variables that the user has set keep their values: with both at 1024,
+    ``benchmarks/ppo_speed.py`` shows how much memory the limit saves.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # of oneDNN, and of PyTorch's oneDNN objects
         os.environ.setdefault(name, "32")
