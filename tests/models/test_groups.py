@@ -23,7 +23,7 @@ PROMPTS, COPIES = 5, 4
 WITHOUT = {"gptj", "gemma2", "gpt_oss", "deepseek_v3"}
 
 
-def write(model, precision, seed, monkeypatch):
+def write(model, precision, seed, monkeypatch, grouped=True):
     """What a decoder writes whose replies end at different tokens, and the largest number of rows of its caches."""
     made = []
 
@@ -45,7 +45,7 @@ def write(model, precision, seed, monkeypatch):
         logits = forward_cached(model, ids, **inputs).logits[:, -1]
         return logits, logits[:, 0]  # in the place of values
 
-    network = None if isinstance(precision, nullcontext) else model
+    network = model if grouped else None
     with monkeypatch.context() as patch:
         patch.setattr("dailydialog_gym.models.forward.GroupedCache", Spy)
         decoder = Decoder(next_token, ends, LONGEST, precision, CPU, network=network)
@@ -59,7 +59,7 @@ def write(model, precision, seed, monkeypatch):
 def test_replies_are_those_of_copied_prompts(kind, monkeypatch):
     model = tiny_model(tiny_config(kind))
     for seed in range(3):
-        expected, values, there, made = write(model, nullcontext(), seed, monkeypatch)
+        expected, values, there, made = write(model, nullcontext(), seed, monkeypatch, grouped=False)
         assert not made
         ours, our_values, _, made = write(model, MixedPrecision(CPU, None, WIDTH + LONGEST), seed, monkeypatch)
         assert made == ([] if kind in WITHOUT else [COPIES])
@@ -70,15 +70,20 @@ def test_replies_are_those_of_copied_prompts(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_in_mixed_precision_they_are_near_to_float32(kind, monkeypatch):
-    model = tiny_model(tiny_config(kind))
-    exact, _, there, _ = write(model, nullcontext(), 0, monkeypatch)
-    mixed, _, _, made = write(model, MixedPrecision(CPU, torch.bfloat16, WIDTH + LONGEST), 0, monkeypatch)
-    assert made == [COPIES]
-    # Up to the first token that rounding changes, after which the replies differ
-    same = there & ((exact.tokens != mixed.tokens).cumsum(1) == 0)
-    assert same.sum() > 0.5 * there.sum()
-    assert 0 < (exact.log_probs - mixed.log_probs)[same].abs().max() < 0.1
+def test_in_mixed_precision_they_are_as_near_to_float32_as_copies(kind, monkeypatch):
+    model, mixed = tiny_model(tiny_config(kind)), MixedPrecision(CPU, torch.bfloat16, WIDTH + LONGEST)
+    squares = {False: [], True: []}
+    for seed in range(4):
+        exact, _, there, _ = write(model, nullcontext(), seed, monkeypatch, grouped=False)
+        for grouped in squares:
+            found, _, _, made = write(model, mixed, seed, monkeypatch, grouped)
+            assert made == [COPIES] * grouped
+            # Up to the first token that rounding changes, after which the replies differ
+            same = there & ((exact.tokens != found.tokens).cumsum(1) == 0)
+            assert same.sum() > 0.5 * there.sum()
+            squares[grouped].append((exact.log_probs - found.log_probs)[same].square())
+    copies, ours = (torch.cat(parts).mean().sqrt() for parts in squares.values())
+    assert 0 < ours < 1.5 * copies < 0.1
 
 
 @given(
