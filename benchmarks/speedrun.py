@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from machine import processor, versions
+from machine import processor, revision, versions
 from quality import SAMPLED, call, start_or_resume
 
 
@@ -86,7 +86,7 @@ def main(args: Args) -> None:
         found = first_above(args, train(args, seed), start)
         cells = ["not reached", "", ""] if found is None else [f"{found[0]:,}", f"{found[1]:.0f}", f"{found[2]:+.1%}"]
         lines.append(" | ".join([f"| {seed}", *cells]) + " |")
-    lines += ["", f"METEOR at the start {start:.4f}; {processor()}; {versions('torch', 'transformers')}"]
+    lines += ["", f"METEOR at the start {start:.4f}; {processor()}; {versions('torch', 'transformers')}; {revision()}"]
     print("\n".join(["", *lines]))
     (args.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
