@@ -96,7 +96,7 @@ def _takes_groups(model: PreTrainedModel, autocast: AbstractContextManager) -> b
         forward_cached(model, one[:1], one[:1], 0 * one[:1], cache)
         try:
             forward_cached(model, one, one.expand(2, 2), one, GroupedCache(cache, copies=2))
-        # Whatever a model raises that takes `Grouped` for a tensor: the first forward showed that it works
+        # Any error of a model that takes `Grouped` for a tensor: the forward above showed that the model itself works
         except Exception:
             return False
     return True
@@ -161,10 +161,9 @@ class Decoder:
     ):
         self._forward, self._longest, self._autocast, self._device = forward, max_new_tokens, autocast, device
         self._top_k, self._fixed_cache = top_k, fixed_cache
-        network = network if fixed_cache is None else None  # a compiled forward is left alone
-        self._network = network
+        self._network = network if fixed_cache is None else None  # a compiled forward is left alone
         masked = isinstance(autocast, MixedPrecision) and autocast.masked_steps
-        self._groups = network is not None and masked and _takes_groups(network, autocast)
+        self._groups = self._network is not None and masked and _takes_groups(self._network, autocast)
         self._end = len(transitions) - 1
         self._transitions = torch.tensor(transitions, device=device)
         self._transitions[self._end] = self._end  # what has ended stays so

@@ -91,7 +91,8 @@ def _compare_with_single_rows(agent: Any, vocab_size: int, width: int, longest: 
     ends = np.zeros((2, vocab_size), np.int64)
     ends[:, END] = 1
     precision = MixedPrecision(device, None, width + REPLIES * longest)
-    for network in (None, model):  # with copies of the prompts' keys and values, and where it can be without
+    # With copies of the prompts' keys and values, and on a CPU also without, if the model allows it
+    for network in (None, model) if precision.masked_steps else (None,):
         decoder = Decoder(agent.next_token, ends, longest, precision, device, network=network)
         found_log_probs, found_values = torch.zeros(2, *tokens.shape, device=device)
         outputs = decoder.prefill(input_ids[::REPLIES, :width], attention_mask[::REPLIES, :width], copies=REPLIES)
