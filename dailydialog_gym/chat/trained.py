@@ -61,15 +61,16 @@ def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
     if name is None:
         finished = sorted(runs.glob("*/evaluation.json"), key=lambda path: path.stat().st_mtime)
         if finished:
-            return _of_run(finished[-1].parent)
+            return _of_run(finished[-1].parent, finished[-1].parent / "agent")
         agent = find_agent("builtin")
         return replace(agent, story=f"{agent.story} There is no finished run in {runs}/ yet: python ppo_dialog.py")
     if name == "builtin":
         return TrainedAgent(name, "Embedded policy", "The policy that comes with the package.")
     found, _ = find_agent_folder(name)
     folder = Path(found)
-    if folder.name == "agent" and (folder.parent / "config.json").exists():
-        return _of_run(folder.parent)
+    for run in (folder.parent, *folder.parents[2:3]):  # the second one if it is the agent of a checkpoint
+        if folder in _agents_of(run) and (run / "config.json").exists():
+            return _of_run(run, folder)
     if folder.is_dir():
         return TrainedAgent(name, folder.resolve().name, f"The model in {name}.", folder.parent)
     return TrainedAgent(name, name, "A model of the Hugging Face hub.")
@@ -79,7 +80,8 @@ def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs
     """The agents that the page offers, under different titles.
 
     The first is the default one, the second what it is compared with: the baseline, or the model that its run started
-    from, or else the agent itself. The runs in ``runs``, the newest first, and the embedded policy follow.
+    from, or else the agent itself. The runs in ``runs``, the newest first, and the embedded policy follow. A run that
+    goes on has the agent of its last checkpoint.
 
     Args:
         agent: as in `find_agent`.
@@ -92,9 +94,10 @@ def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs
     first = find_agent(agent, runs)
     second = find_agent(baseline or first.baseline or first.model)
     others = []
-    for folder in sorted(runs.glob("*/agent"), key=lambda path: path.stat().st_mtime, reverse=True):
+    saved = {run: agents[-1] for run in runs.glob("*") if (agents := _agents_of(run))}
+    for run, folder in sorted(saved.items(), key=lambda item: item[1].stat().st_mtime, reverse=True):
         with suppress(ValueError):  # the run of a broken configuration is not offered
-            others.append(_of_run(folder.parent))
+            others.append(_of_run(run, folder))
     offered: dict[str, TrainedAgent] = {}  # by model
     for each in (first, second, *others, find_agent("builtin")):
         if each.title in {other.title for other in offered.values()}:
@@ -103,7 +106,12 @@ def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs
     return list(offered.values())
 
 
-def _of_run(folder: Path) -> TrainedAgent:
+def _agents_of(run: Path) -> list[Path]:
+    """The agent folders of a run: of its checkpoints, the oldest first, and at last the one that it ended with."""
+    return [path for path in (*sorted(run.glob("checkpoints/*/agent")), run / "agent") if path.is_dir()]
+
+
+def _of_run(folder: Path, agent: Path) -> TrainedAgent:
     try:
         flags = json.loads(read_text(folder / "config.json"))
         baseline, rewards = flags["model"], tuple(flags.get("reward_model", ()))
@@ -112,12 +120,13 @@ def _of_run(folder: Path) -> TrainedAgent:
             f"cannot read {folder}/config.json: expected the flags of a run, with 'model' ({error!r})"
         ) from error
     finished = "" if (folder / "evaluation.json").exists() else " It has not finished."
+    last = "" if agent.parent == folder else f", from its checkpoint {agent.parent.name}"
     name = folder.resolve().name
     if made := re.fullmatch(r"ppo_dialog(?:_deepspeed)?__(\d+)__(\d{9,10})", name):  # the default name of a run
         time = datetime.fromtimestamp(int(made[2]))
         name = f"Run of {time.day} {time:%b %H:%M}, seed {made[1]}"
-    story = f"The agent of the run in {folder}, started from {baseline}.{finished}"
-    return TrainedAgent(str(folder / "agent"), name, story, folder, folder, baseline, rewards)
+    story = f"The agent of the run in {folder}{last}, started from {baseline}.{finished}"
+    return TrainedAgent(str(agent), name, story, folder, folder, baseline, rewards)
 
 
 ORDERS = {"As in the dialogues": "", "Improved most": "improved", "Worsened most": "worsened"}

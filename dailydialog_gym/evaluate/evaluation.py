@@ -15,7 +15,8 @@ from dailydialog_gym.reports.intervals import bootstrap_means
 from dailydialog_gym.rewards.intent import IntentMatch
 
 PLAIN = (
-    "SacreBLEU in [0, 100], Length in words, the others in [0, 1]; METEOR is NLTK's (exact, stem and synonym matches)."
+    "SacreBLEU in [0, 100], Length in words, a run's Reward in its own units, the others in [0, 1]; METEOR is "
+    "NLTK's (exact, stem and synonym matches)."
 )
 PUBLISHED = (
     f"Replies and references are scored with their {EOU}, as RL4LMs and OpenRL do: METEOR by exact and stem matches, "

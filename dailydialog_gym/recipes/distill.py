@@ -23,7 +23,7 @@ import transformers
 from tqdm import tqdm
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
+from dailydialog_gym.env.dialogues import TEST_SHARE, Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.decoding import Decoding, Reply
@@ -43,6 +43,8 @@ class Args:
     """folder for the dialogues"""
     dataset: str = "daily_dialog"
     """the dialogues whose beginnings are continued"""
+    test_share: float = TEST_SHARE
+    """where the dataset has no validation or no test split: the share of its dialogues that is held out for it"""
     dialogues: Count = 100_000
     """number of dialogues to write"""
     part: Count = 512
@@ -154,7 +156,7 @@ def main(args: Args) -> None:
     teacher = Teacher(args.teacher, device, torch.bfloat16 if args.bfloat16 else torch.float32, args.max_new_tokens)
     train = [
         dialogue
-        for dialogue in load_dialogues(args.dataset, "train")
+        for dialogue in load_dialogues(args.dataset, "train", test_share=args.test_share)
         if len(dialogue.utterances) > 1
         and len(teacher.encode(dialogue.utterances[:2])) <= teacher.agent.max_prompt_length
     ]
@@ -172,7 +174,11 @@ def main(args: Args) -> None:
             teacher.write(replies, args.rows, bar)
             write_text(file, "".join(json.dumps({"dialog": teacher.utterances(reply)}) + "\n" for reply in replies))
     written = [json.loads(line)["dialog"] for file in parts.values() for line in file.open(encoding="utf-8")]
-    held_out = [dialogue for split in ("validation", "test") for dialogue in load_dialogues(args.dataset, split)]
+    held_out = [
+        dialogue
+        for split in ("validation", "test")
+        for dialogue in load_dialogues(args.dataset, split, test_share=args.test_share)
+    ]
     kept, reasons = keep(written, held_out)
     write_text(args.out / "dialogues.jsonl", "".join(json.dumps({"dialog": dialog}) + "\n" for dialog in kept))
     print(f"{len(written):,} dialogues, {len(kept):,} of them kept in {args.out / 'dialogues.jsonl'}; left out:")

@@ -230,7 +230,7 @@ def soft_targets(args: Args, train: Sequence[Dialogue]) -> tuple[list[tuple[str,
             pairs += teachers.sentence_pairs(train, args.seed)
             pairs += teachers.unlabelled_pairs(args.unlabelled, args.unlabelled_replies, args.seed, spacing)
         if args.policy_replies:
-            pairs += teachers.policy_pairs(args.dataset, args.policy_replies, args.seed)
+            pairs += teachers.policy_pairs(args.dataset, args.test_share, args.policy_replies, args.seed)
         soft = [teachers.predictions(teacher, pairs, args.amp, spacing) for teacher in args.teachers]
         soft = soft or [teachers.soft_labels(train)]
         probabilities = torch.stack(soft).mean(0).tolist()
@@ -365,9 +365,9 @@ def finish(args: Args, tokenizer: PreTrainedTokenizerFast, seen: set[str], held_
     print(f"model in {args.out}, details in {args.out / 'scores.json'}")
 
 
-def load_labelled(dataset: str, split: str) -> tuple[Dialogue, ...]:
+def load_labelled(dataset: str, split: str, test_share: float) -> tuple[Dialogue, ...]:
     """The dialogues of a split. Raises ValueError if an utterance has no act, because acts are what is learned."""
-    dialogues = load_dialogues(dataset, split)
+    dialogues = load_dialogues(dataset, split, test_share=test_share)
     for dialogue in dialogues:
         if 0 in dialogue.acts:
             utterance = dialogue.utterances[dialogue.acts.index(0)]
@@ -377,7 +377,7 @@ def load_labelled(dataset: str, split: str) -> tuple[Dialogue, ...]:
 
 def load_replies(args: Args, tokenizer: PreTrainedTokenizerFast, dataset: str, split: str) -> list[Example]:
     """The replies of a split, by which the classifier is scored. Raises ValueError if there is none."""
-    found = replies(encode(tokenizer, load_labelled(dataset, split), args.max_new_tokens))
+    found = replies(encode(tokenizer, load_labelled(dataset, split, args.test_share), args.max_new_tokens))
     if not found:
         raise ValueError(f"dataset {dataset!r}, split {split!r} contains no reply: each dialogue has one utterance")
     return found
@@ -389,7 +389,7 @@ def main(args: Args) -> None:
     check_flags(args)
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train = load_labelled(args.dataset, "train")
+    train = load_labelled(args.dataset, "train", args.test_share)
     torch.manual_seed(args.seed)
     model, tokenizer = initial_model(args, train)
     examples = encode(tokenizer, train, args.max_new_tokens)

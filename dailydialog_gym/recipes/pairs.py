@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.env.dialogues import TEST_SHARE
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
@@ -36,6 +37,8 @@ class Args:
     """the .jsonl.gz file to write"""
     dataset: str = "builtin"
     """the dialogues, as in `gym.make("DailyDialog-v0", dataset=...)`"""
+    test_share: float = TEST_SHARE
+    """where the dataset has no validation or no test split: the share of its dialogues that is held out for it"""
     model: str = "builtin"
     """the policy whose replies are compared, as in `DialogueAgent.load`"""
     max_new_tokens: Count = 20
@@ -48,8 +51,9 @@ class Args:
 
 def make_pairs(args: Args, split: str) -> list[dict[str, str]]:
     """The pairs of one split's contexts, in the order of the dialogues. Two equal replies make no pair."""
-    samples = load_samples(args.dataset, split)
-    agent = DialogueAgent.load(args.model, "cuda" if torch.cuda.is_available() else "cpu")
+    samples = load_samples(args.dataset, split, test_share=args.test_share)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    agent = DialogueAgent.load(args.model, device, max_new_tokens=args.max_new_tokens)
     replies = agent.reply(
         samples.prompts, sample=True, top_k=args.top_k, seed=args.seed, batch_size=256, spacing=samples.spacing
     )

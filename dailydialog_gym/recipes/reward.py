@@ -1,7 +1,7 @@
 """Train a reward model from preference pairs, such as the votes of the chat page.
 
     python -m dailydialog_gym.recipes.reward --pairs runs/NAME/votes.jsonl --out reward
-    python ppo_dialog.py --reward-model reward
+    python ppo_dialog.py --reward-model reward --kl-coef 1 --kl-rule fixed
 
 A reward model r gives a reply y in its context x a number. The loss is the negative log-likelihood of the preferences
 under Bradley and Terry's model, P(y1 beats y2) = sigmoid(r(x, y1) - r(x, y2)), as Christiano et al. (2017,
@@ -13,8 +13,8 @@ A line of a file of pairs has ``prompt``, ``chosen`` and ``rejected``: texts, in
 lists of messages. It may have a ``margin`` (arXiv:2307.09288), a number by which the chosen reply must lead;
 ``"preferred": "tie"``; and a ``split``.
 
-Pairs whose split is not "train" are held out; if there are none, a share of the contexts is. The model that is kept is
-that of the epoch with the lowest held-out loss. `OUT` becomes a Hugging Face folder (float16 safetensors and
+Pairs whose split is not "train" are held out, and of the others without a split a share of the contexts. The model that
+is kept is that of the epoch with the lowest held-out loss. `OUT` becomes a Hugging Face folder (float16 safetensors and
 tokenizer), with the training curve in ``metrics.jsonl`` and the held-out scores in ``scores.json``. After a kill, the
 same command resumes.
 """
@@ -57,7 +57,7 @@ class Args(TrainingArgs):
     """what to begin with: "builtin", the embedded intent classifier's encoder, or any encoder or causal language model
     by folder or hub id; its head is replaced by one with a single output"""
     held_out: Share = 0.1
-    """share of the contexts that is held out, if no pair has a split"""
+    """share of the contexts that is held out, of pairs without a split, or of all if no pair's split holds it out"""
     max_length: Count = 192
     """longest input in tokens; a longer one loses its beginning"""
     epochs: Count = 2
@@ -78,6 +78,8 @@ class Pair(NamedTuple):
     margin: float
     held_out: bool | None
     """None if the pair has no split"""
+    source: str = ""
+    """the name of the file"""
 
 
 def read_pairs(name: str) -> list[Pair]:
@@ -114,16 +116,26 @@ def _utterances(text: str | list[dict[str, str]]) -> list[str]:
 
 
 def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on, and those that are held out: by their split, or a share of the contexts.
+    """The pairs to train on, and those that are held out: by their split, and of the others a share of the contexts.
+
+    If no pair is held out by its split, the splits do not count. Pairs of one context are on the same side, except
+    where their splits say otherwise.
 
     Raises:
         ValueError: one of the two is empty.
     """
-    if not any(pair.held_out for pair in pairs):
-        contexts = sorted({pair.context for pair in pairs})
-        held_out = set(random.Random(seed).sample(contexts, min(len(contexts), max(1, round(share * len(contexts))))))
-        pairs = [pair._replace(held_out=pair.context in held_out) for pair in pairs]
-    train, test = ([pair for pair in pairs if bool(pair.held_out) == held_out] for held_out in (False, True))
+    by_split = {pair.context: pair.held_out for pair in pairs if pair.held_out is not None}
+    if not any(by_split.values()):
+        by_split, pairs = {}, [pair._replace(held_out=None) for pair in pairs]
+    contexts = sorted({pair.context for pair in pairs} - by_split.keys())
+    count = round(share * len(contexts)) if by_split else min(len(contexts), max(1, round(share * len(contexts))))
+    by_share = set(random.Random(seed).sample(contexts, count))
+    train, test = list[Pair](), list[Pair]()
+    for pair in pairs:
+        held_out = pair.held_out
+        if held_out is None:
+            held_out = by_split.get(pair.context, pair.context in by_share)
+        (test if held_out else train).append(pair)
     if not train or not any(pair.target == 1 for pair in test):
         raise ValueError(
             f"{len(train)} pairs to train on and {sum(pair.target == 1 for pair in test)} without a tie to hold out: "
@@ -224,7 +236,7 @@ def main(args: Args) -> None:
     check_flags(args)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # or it reports at length that the head is new
-    pairs = [pair for name in args.pairs for pair in read_pairs(name)]
+    pairs = [pair._replace(source=name) for name in args.pairs for pair in read_pairs(name)]
     train, held_out = split_pairs(pairs, args.held_out, args.seed)
     print(f"{len(train):,} pairs to train on, {len(held_out):,} held out")
     if len(pairs) < FEW:
@@ -261,7 +273,8 @@ def main(args: Args) -> None:
 def finish(args: Args, form: DialogueFormat, held_out: list[Pair]) -> None:
     """Score the model that was kept, and say what it is good for."""
     model, _ = load_classifier(str(args.out), "reward model")
-    found = scores(all_leads(model, form, encode(form, held_out), args), held_out)
+    lead = all_leads(model, form, encode(form, held_out), args)
+    found = scores(lead, held_out)
     write_text(args.out / "scores.json", json.dumps(found, indent=1) + "\n")
     low, high = found["interval"]
     print(
@@ -269,7 +282,11 @@ def finish(args: Args, form: DialogueFormat, held_out: list[Pair]) -> None:
         f"interval {low:.1%} to {high:.1%}), loss {found['loss']:.3f} (a coin: 0.693), calibration error "
         f"{found['calibration_error']:.3f}; the longer reply is the chosen one in {found['longer_is_chosen']:.1%}"
     )
-    print(f"reward model in {args.out}: python ppo_dialog.py --reward-model {args.out}")
+    for name in args.pairs if len(args.pairs) > 1 else ():
+        own = [i for i, pair in enumerate(held_out) if pair.source == name and pair.target == 1]
+        share = f"in {(lead[own] > 0).double().mean():.1%} of {len(own):,} pairs" if own else "no pair is held out"
+        print(f"    {name}: {share}")
+    print(f"reward model in {args.out}: python ppo_dialog.py --reward-model {args.out} --kl-coef 1 --kl-rule fixed")
 
 
 if __name__ == "__main__":

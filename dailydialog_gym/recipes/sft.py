@@ -5,7 +5,8 @@
 
 With ``--start``, a model that is given by folder or hub id learns to continue dialogues in the environment's format. If
 its tokenizer would split ``<EOU>``, this becomes one special token, which begins with the embedding of the end-of-text
-token. Without ``--start``, the recipe trains the embedded policy: a small GPT-2 with a byte-level BPE of its own.
+token. Without ``--start``, the recipe trains a small new GPT-2 with a byte-level BPE of its own; the card of the embedded
+policy, ``assets/README.md``, says how that was made from such a one.
 
 The recipe trains on the train split, stops early by the loss on the validation split, and never reads the test split,
 except to leave out of training the dialogues that are also there. `OUT` becomes a Hugging Face folder (float16
@@ -302,7 +303,9 @@ def main(args: Args) -> None:
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_kernels(device)
-    train, validation = (load_dialogues(args.dataset, split) for split in ("train", "validation"))
+    train, validation = (
+        load_dialogues(args.dataset, split, test_share=args.test_share) for split in ("train", "validation")
+    )
     spacing = spacing_of(utterance for dialogue in train for utterance in dialogue.utterances)
     pretraining = read_unlabelled(args.pretraining, spacing) if args.pretraining else []
     torch.manual_seed(args.seed)
@@ -318,7 +321,7 @@ def main(args: Args) -> None:
     if args.lora_rank is not None:
         model = add_lora(model, args.lora_rank, tokenizer.eos_token_id)
     model.to(device)
-    AgentRecord(dataset=args.dataset, spacing=spacing).write(args.out)
+    AgentRecord(dataset=args.dataset, test_share=args.test_share, spacing=spacing).write(args.out)
     tokenizer.save_pretrained(args.out)  # from here on `OUT` holds a run, whose flags `check_flags` compares
 
     bos = load_tokenizer(str(args.out)).bos_ids

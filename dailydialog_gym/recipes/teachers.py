@@ -84,13 +84,13 @@ def unlabelled_pairs(path: Path, n: int, seed: int, spacing: Spacing) -> Pairs:
     return random.Random(seed).sample(list(pairs), n)
 
 
-def policy_pairs(dataset: str, n: int, seed: int) -> Pairs:
+def policy_pairs(dataset: str, test_share: float, n: int, seed: int) -> Pairs:
     """The last utterances of ``n`` training contexts, chosen at random, and the embedded policy's replies to them.
 
     The replies are sampled as in `ppo_dialog.py`, so that they resemble what the classifier will judge as a reward, and
     have the dataset's spacing.
     """
-    samples = load_samples(dataset, "train")
+    samples = load_samples(dataset, "train", test_share=test_share)
     prompts = samples.prompts
     if len(prompts) < n:
         raise ValueError(f"dataset {dataset!r} has {len(prompts):,} contexts, fewer than --policy-replies {n:,}")

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dailydialog_gym.env.columns import check_text
-from dailydialog_gym.env.dialogues import Dialogue
+from dailydialog_gym.env.dialogues import TEST_SHARE, Dialogue
 from dailydialog_gym.files import check_file, decode_lines, read_text
 from dailydialog_gym.models.linear import use_onednn
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Seed
@@ -61,6 +61,8 @@ class TrainingArgs:
 class DialogueTrainingArgs(TrainingArgs):
     dataset: str = "daily_dialog"
     """the dialogues to train on, as in `gym.make("DailyDialog-v0", dataset=...)`"""
+    test_share: float = TEST_SHARE
+    """where the dataset has no validation or no test split: the share of its dialogues that is held out for it"""
 
 
 def check_flags(args: Any) -> None:

@@ -461,6 +461,20 @@ def test_the_page_offers_the_agent_its_start_the_runs_and_the_embedded_policy(tm
     assert [agent.model for agent in offered] == ["builtin", "gpt2", str(first / "agent")]
 
 
+def test_a_run_that_goes_on_is_offered_with_the_agent_of_its_last_checkpoint(tmp_path):
+    run = make_run(tmp_path / "runs" / "going", finished=False)
+    for checkpoint in ("000010", "000020"):
+        shutil.copytree(run / "agent", run / "checkpoints" / checkpoint / "agent")
+    shutil.rmtree(run / "agent")
+    last = run / "checkpoints" / "000020" / "agent"
+    offered = find_agents(None, None, run.parent)
+    assert [(agent.model, agent.run) for agent in offered] == [("builtin", None), (str(last), run)]
+    assert find_agent(str(last)) == offered[1]
+    assert "from its checkpoint 000020, started from builtin. It has not finished." in offered[1].story
+    with pytest.raises(ValueError, match=f"has not saved an agent yet; its last checkpoint's agent is {last}"):
+        find_agent(str(run))
+
+
 def test_a_run_without_an_agent_or_with_a_broken_configuration_is_a_clear_error(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(ValueError, match="has not saved an agent yet"):

@@ -199,7 +199,7 @@ def test_the_targets_of_the_policy_s_replies_are_the_teachers_predictions(whole,
     monkeypatch.setattr(intent.Learner, "losses", lambda *args: taught.append(args[1:]) or losses(*args))
     flags = {"dataset": dataset, **TOY, "epochs": 1, "policy_replies": 30}
     intent.main(intent.Args(out=tmp_path, teachers=(str(whole),), **flags))
-    pairs = teachers.policy_pairs(dataset, 30, 1)
+    pairs = teachers.policy_pairs(dataset, 0.05, 30, 1)
     contexts = [
         (d.utterances[i - 1], d.utterances[i])
         for d in load_dialogues(dataset, "train")
@@ -219,7 +219,9 @@ def test_what_teachers_and_the_policy_get_has_the_spacing_that_they_know(tmp_pat
     torch.testing.assert_close(*found)
     for name, pair in ("spaced", spaced), ("ordinary", ordinary):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"dialog": pair}), encoding="utf-8")
-    written = {name: teachers.policy_pairs(str(tmp_path / f"{name}.jsonl"), 1, 1) for name in ("spaced", "ordinary")}
+    written = {
+        name: teachers.policy_pairs(str(tmp_path / f"{name}.jsonl"), 0.05, 1, 1) for name in ("spaced", "ordinary")
+    }
     assert [(last, convert_spacing(reply, "spaced", "ordinary")) for last, reply in written["spaced"]] == [
         (spaced[0], reply) for _, reply in written["ordinary"]
     ]

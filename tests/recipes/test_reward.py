@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -31,7 +32,7 @@ def write(path, rows):
     return str(path)
 
 
-def polite_pairs(count):
+def polite_pairs(count, first=0):
     """Pairs in which a thank-you beats a refusal."""
     return [
         {
@@ -39,7 +40,7 @@ def polite_pairs(count):
             "chosen": f" Thank you , the {WORDS[(i + 3) % 8]} . <EOU>",
             "rejected": f" No way , the {WORDS[(i + 5) % 8]} . <EOU>",
         }
-        for i in range(count)
+        for i in range(first, first + count)
     ]
 
 
@@ -200,6 +201,28 @@ def test_held_out_contexts_are_never_trained_on():
     assert not {pair.context for pair in train} & {pair.context for pair in held_out}
     own = [pair._replace(held_out=i == 7) for i, pair in enumerate(pairs)]
     assert split_pairs(own, 0.1, 1)[1] == own[7:8]
+    assert len(split_pairs([pair._replace(held_out=False) for pair in pairs], 0.1, 1)[1]) == 4
+
+
+def test_votes_beside_pairs_with_splits_are_held_out_too():
+    """Otherwise the held-out accuracy would say nothing of the votes."""
+    votes = [PAIR._replace(context=(f"{i // 2} .",)) for i in range(40)]
+    split = [PAIR._replace(context=(f"{i} !",), held_out=i < 3) for i in range(9)]
+    split += [PAIR._replace(context=("0 .",), held_out=True), PAIR._replace(context=("1 .",), held_out=False)]
+    train, held_out = split_pairs([*votes, *split], 0.1, 1)
+    assert [pair for pair in held_out if pair in split] == [*split[:3], split[-2]]
+    contexts = [{pair.context for pair in side if pair in votes} for side in (train, held_out)]
+    assert not contexts[0] & contexts[1] and len(contexts[1]) == 1 + 2  # "0 .", and a tenth of the 18 without a split
+    assert ("1 .",) in contexts[0]
+    assert len(split_pairs([*votes[:6], *split], 0.1, 1)[1]) == 3 + 1 + 2  # few votes are all trained on, but for "0 ."
+
+
+def test_the_accuracy_of_each_file_is_printed(tmp_path, capsys):
+    names = [write(tmp_path / f"{i}.jsonl", polite_pairs(n, i)) for i, n in ((0, 20), (100, 1))]
+    reward.main(reward.Args(out=tmp_path / "out", pairs=tuple(names), **{**FAST, "epochs": 1}))
+    said = capsys.readouterr().out
+    assert re.search(rf"    {re.escape(names[0])}: in [\d.]+% of 2 pairs\n", said)
+    assert f"    {names[1]}: no pair is held out\n" in said
     for useless in ([PAIR], [PAIR._replace(target=0.5), PAIR._replace(context=("B .",), target=0.5)]):
         with pytest.raises(ValueError, match="expected at least one of each, so collect more votes"):
             split_pairs(useless, 0.1, 1)

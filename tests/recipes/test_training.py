@@ -16,8 +16,9 @@ import torch
 from paths import ROOT
 from safetensors.torch import load_file
 
+from dailydialog_gym.agent import find_agent_folder
 from dailydialog_gym.embedded import ASSETS
-from dailydialog_gym.recipes import intent, sft
+from dailydialog_gym.recipes import distill, intent, pairs, sft
 from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, read_rows, read_unlabelled
 
 RECIPES = {"sft": sft, "intent": intent}
@@ -230,3 +231,25 @@ def test_damaged_flags_are_named(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot read .*flags.json: expected the flags of a run"):
         check_flags(TrainingArgs(tmp_path))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A dataset without splits."""
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps({"dialog": [f"{i} ?", f"{i} ."]}) + "\n" for i in range(40)), encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize("recipe", [sft, intent, distill, pairs])
+def test_every_recipe_holds_out_the_share_that_it_is_told(recipe, own, tmp_path):
+    """Or a model could be fine-tuned on the test dialogues of the run that goes on from it."""
+    required = {"teacher": "builtin", "max_new_tokens": 100} if recipe is distill else {}
+    with pytest.raises(ValueError, match=r"test_share must be .* below 0.5, got 0.7"):
+        recipe.main(recipe.Args(out=tmp_path / "out", dataset=own, test_share=0.7, **required))
+
+
+def test_a_fine_tuned_model_records_the_share_that_was_held_out(own, tmp_path):
+    sft.main(sft.Args(tmp_path / "out", dataset=own, test_share=0.2, **{**TOYS["sft"], "vocab_size": 300}))
+    _, record = find_agent_folder(str(tmp_path / "out"))
+    assert (record.dataset, record.test_share) == (own, 0.2)
