@@ -20,6 +20,7 @@ Shapes, here and in the comments below:
 import copy
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import dailydialog_gym.runs  # noqa: F401  # isort: skip  (registers DailyDialog-v0; first, to say what is not installed)
@@ -114,7 +115,7 @@ class PPOArgs:
     top_k: CountOrZero = 20
     """draw each token from the k likeliest, over which the update then normalizes too; 0 draws from all tokens"""
     gamma: Share = 1.0
-    """discount factor"""
+    """discount factor of generalized advantage estimation (with a critic); the baseline's returns are not discounted"""
     gae_lambda: Share = 0.95
     """lambda of generalized advantage estimation (with a critic)"""
     clip_coef: Positive = 0.2
@@ -184,7 +185,7 @@ class Agent(nn.Module):
         return logits, self.critic(packed) if self.critic else torch.zeros_like(logits[:, 0])
 
     def next_token(self, input_ids, **inputs):
-        """One token of every row, for the rollout: logits (n, V), and a shared critic's values (n,), else zeros."""
+        """For the rollout: logits (n, V) of the token after input_ids (n, L); values (n,) of a shared critic, or 0."""
         outputs = forward_cached(self.policy, input_ids, **inputs, output_hidden_states=self.shared)
         logits = outputs.logits[:, -1, : self.vocab_size]
         hidden = outputs.hidden_states[-1][:, -1] if self.shared else None
@@ -223,11 +224,11 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     B, K, P, T = args.num_envs, args.replies_per_prompt, args.max_prompt_length, args.max_new_tokens
     device = agent.policy.device
     obs, _ = envs.reset(options={"sample_id": np.repeat(sample_ids, K)})
-    uniform = torch.rand(B, T, dtype=torch.double, device=device)
+    uniform = torch.rand(B, T, dtype=torch.double, device=device)  # for inverse transform sampling
     drawn, values = decoder.write(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], K, uniform)  # (B, T) each
     # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
-    tokens, log_probs = torch.stack([drawn.tokens.double(), drawn.log_probs.double()]).cpu().numpy()
-    obs, _, _, _, infos = replay(envs, {"token": tokens.astype(np.int64), "log_prob": log_probs})
+    tokens, log_probs = drawn.tokens.cpu().numpy(), drawn.log_probs.double().cpu().numpy()
+    obs, _, _, _, infos = replay(envs, {"token": tokens, "log_prob": log_probs})
     ids, mask = obs["input_ids"], obs["attention_mask"]
     reply_mask, values = torch.from_numpy(mask[:, P:]).to(device).float(), values.float()
     if args.critic == "separate":
@@ -264,7 +265,8 @@ def compute_advantages(batch, args):
     explained_variance = 1 - advantages[mask.bool()].var() / returns[mask.bool()].var()
 
     if args.normalize_groups:
-        # GRPO (arXiv:2402.03300) divides G_i,0 - mean(G), which is (K - 1)/K * (G_i,0 - b_i,0), by the context's std(G)
+        # GRPO (arXiv:2402.03300) divides G_i,0 - mean(G) by the context's std(G). G_i,0 - b_i,0 is K/(K - 1) times that
+        # difference, a constant factor, which is left in here
         std = rewards_to_go[:, :, 0].std(1, keepdim=True).repeat_interleave(K, dim=0)  # (B, 1)
         advantages = advantages / (std + 1e-4)
     else:
@@ -275,10 +277,10 @@ def compute_advantages(batch, args):
 
 
 def ppo_loss(agent, batch, packed, args, autocast):
-    """The policy's and the critic's loss of a minibatch, some replies of the batch, and the statistics to log."""
+    """The policy's and the critic's loss of a part of a minibatch, means over its N tokens, and statistics to log."""
     with autocast:
         newlogits, newvalue = agent(packed)  # (N, V), (N,)
-    mb_inds, mb_tokens = packed.replies, len(packed.replies)
+    mb_inds, part_tokens = packed.replies, len(packed.replies)
 
     def mb(tensor):  # (B, T, ...) -> (N, ...)
         return tensor.flatten(0, 1)[mb_inds]
@@ -291,13 +293,13 @@ def ppo_loss(agent, batch, packed, args, autocast):
     ratio = logratio.exp()
     pg_loss1 = -mb(batch.advantages) * ratio
     pg_loss2 = -mb(batch.advantages) * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-    pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
+    pg_loss = torch.max(pg_loss1, pg_loss2).sum() / part_tokens
     # Value loss:  L = 1/2 * mean_t (b_t + critic(s_t) - R_t)^2
-    v_loss = 0.5 * (newvalue.float() + mb(batch.baselines) - mb(batch.returns)).pow(2).sum() / mb_tokens
-    with torch.set_grad_enabled(args.ent_coef != 0):
-        entropy = dist.entropy().sum() / mb_tokens
-    kl = (ratio - 1 - logratio).sum() / mb_tokens  # k3 of http://joschu.net/blog/kl-approx.html
-    clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / mb_tokens
+    v_loss = 0.5 * (newvalue.float() + mb(batch.baselines) - mb(batch.returns)).pow(2).sum() / part_tokens
+    with torch.set_grad_enabled(args.ent_coef != 0):  # without a bonus it is only logged
+        entropy = dist.entropy().sum() / part_tokens
+    kl = (ratio - 1 - logratio).sum() / part_tokens  # k3 of http://joschu.net/blog/kl-approx.html
+    clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / part_tokens
     stats = {"policy_loss": pg_loss, "value_loss": v_loss, "entropy": entropy, "approx_kl": kl, "clipfrac": clipfrac}
     stats = {name: value.detach() for name, value in stats.items()}
     return pg_loss - args.ent_coef * entropy, args.vf_coef * v_loss, stats
@@ -316,11 +318,11 @@ if __name__ == "__main__":
     choose_kernels(device)
     amp_dtype = choose_amp_dtype(device) if args.use_amp else None
     # Environment: one token is one action. In lockstep all replies of a batch start and finish together.
-    prompts = {"tokenizer": args.model, **args.prompts()}
-    settings = {"max_new_tokens": T, **prompts}
+    sample_settings = {"tokenizer": args.model, **args.sample_settings()}
+    settings = {"max_new_tokens": T, **sample_settings}
     envs = gym.make_vec("DailyDialog-v0", num_envs=args.num_envs, lockstep=True, autoreset_mode="Disabled", **settings)
     samples = envs.unwrapped.samples
-    eval_samples = load_samples(split=args.eval_split, **prompts)
+    eval_samples = load_samples(split=args.eval_split, **sample_settings)
     settle(args, samples)  # the spacing, and the intent reward's weight, which is None if the dialogues have no acts
     args.kl_target = args.kl_target or {"openrl": 0.1, "ziegler": 6.0}.get(args.kl_rule)
     # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
@@ -330,10 +332,10 @@ if __name__ == "__main__":
     self_check(agent, agent.vocab_size, P, T, args.cuda_graphs)
     agent.to(torch.bfloat16 if args.low_memory else torch.float32)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
-    judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)
-    intent = None if args.intent_weight is None else IntentMatch(*judge)
+    how = {"labels": args.intent_labels, "probability": args.intent_probability, "spacing": args.spacing}
+    intent = None if args.intent_weight is None else IntentMatch(args.intent_model, device, amp_dtype=amp_dtype, **how)
     reward_models = load_reward_models(args.reward_model, device, not args.reward_model_raw, amp_dtype, args.spacing)
-    kl_coef = FixedCoefficient(args.kl_coef)  # adapted below, after each rollout
+    kl_coef = FixedCoefficient(args.kl_coef)  # fixed for the wrapper; the loop below adapts it after each rollout
     envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
     if intent:
         envs = IntentReward(envs, intent, args.intent_weight)
@@ -341,10 +343,10 @@ if __name__ == "__main__":
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)
     fixed_cache = compile_agent(agent, P + T, not args.cuda_graphs) if args.compile else None
-    rates = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
-    groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in rates.items() if part]
-    optimizer = torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)
-    optimizer = AdamW8bit(groups, eps=1e-5) if args.low_memory else optimizer
+    lr_of = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
+    groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in lr_of.items() if part]
+    adamw = AdamW8bit if args.low_memory else partial(torch.optim.AdamW, weight_decay=0.0, fused=True)
+    optimizer = adamw(groups, eps=1e-5)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
     autocast = MixedPrecision(device, amp_dtype, P + K * T)
     decoding = agent.next_token, samples.tokenizer.transitions, T, autocast, device, args.top_k
@@ -365,9 +367,10 @@ if __name__ == "__main__":
         batch, explained_variance = compute_advantages(batch, args)
 
         # Adaptive KL coefficient:  beta <- beta * (1 + rate * clip(KL / target - 1, -0.2, 0.2))
-        # OpenRL takes the KL per token, and Ziegler et al. (section 2.2) the KL per reply, with the rate of their code
-        num_tokens, kl = batch.reply_mask.sum().item(), batch.infos["reward/kl"].sum()
-        kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / args.num_envs, args.num_envs / 10_000)
+        num_tokens, kl_sum = batch.reply_mask.sum().item(), batch.infos["reward/kl"].sum()
+        kl, rate = kl_sum / num_tokens, 0.1  # of OpenRL: the KL per token
+        if args.kl_rule == "ziegler":  # the KL per reply (section 2.2), and the rate of their code
+            kl, rate = kl_sum / args.num_envs, args.num_envs / 10_000
         if args.kl_rule != "fixed":
             kl_coef.value *= 1 + rate * float(np.clip(kl / args.kl_target - 1, -0.2, 0.2))
         logged, checks = [], []
@@ -400,7 +403,7 @@ if __name__ == "__main__":
             "charts/learning_rate": optimizer.param_groups[0]["lr"],
             "time/rollout": rollout_time / seconds,
             **{key: batch.infos[key].mean() for key in batch.infos if key.startswith(("reward/", "metric/"))},
-            **{f"losses/{name}": torch.stack([row[name] for row in logged]).nanmean() for name in stats},
+            **{f"losses/{name}": torch.stack([row[name] for row in logged]).nanmean() for name in logged[0]},
             "losses/explained_variance": explained_variance,
         }
         run.log(metrics, episodes=iteration * args.num_envs)

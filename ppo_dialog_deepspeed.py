@@ -22,7 +22,7 @@ Shapes, here and in the comments below:
 import copy
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -34,8 +34,8 @@ import tyro
 from torch import nn
 from torch.distributions import Categorical
 
-from dailydialog_gym.distributed import CheckedSteps, DeepSpeedArgs, DistributedRun, local_args, ranks
-from dailydialog_gym.distributed.engines import engine, evaluation_config, gathered, training_config
+from dailydialog_gym.distributed import CheckedSteps, DeepSpeedArgs, DistributedRun, ranks
+from dailydialog_gym.distributed.engines import engine, evaluation_config, gathered, refuse_flags, training_config
 from dailydialog_gym.env import load_samples
 from dailydialog_gym.models import Decoder, Packed, pack
 from dailydialog_gym.models.forward import forward_cached, forward_packed
@@ -119,7 +119,7 @@ class PPOArgs:
     top_k: CountOrZero = 20
     """draw each token from the k likeliest, over which the update then normalizes too; 0 draws from all tokens"""
     gamma: Share = 1.0
-    """discount factor"""
+    """discount factor of generalized advantage estimation (with a critic); the baseline's returns are not discounted"""
     gae_lambda: Share = 0.95
     """lambda of generalized advantage estimation (with a critic)"""
     clip_coef: Positive = 0.2
@@ -189,7 +189,7 @@ class Agent(nn.Module):
         return logits, self.critic(packed) if self.critic else torch.zeros_like(logits[:, 0])
 
     def next_token(self, input_ids, **inputs):
-        """One token of every row, for the rollout: logits (n, V), and a shared critic's values (n,), else zeros."""
+        """For the rollout: logits (n, V) of the token after input_ids (n, L); values (n,) of a shared critic, or 0."""
         outputs = forward_cached(self.policy, input_ids, **inputs, output_hidden_states=self.shared)
         logits = outputs.logits[:, -1, : self.vocab_size]
         hidden = outputs.hidden_states[-1][:, -1] if self.shared else None
@@ -228,11 +228,11 @@ def rollout(agent, envs, decoder, sample_ids, args, autocast) -> Batch:
     B, K, P, T = args.num_envs, args.replies_per_prompt, args.max_prompt_length, args.max_new_tokens
     device = agent.policy.device
     obs, _ = envs.reset(options={"sample_id": np.repeat(sample_ids, K)})
-    uniform = torch.rand(B, T, dtype=torch.double, device=device)
+    uniform = torch.rand(B, T, dtype=torch.double, device=device)  # for inverse transform sampling
     drawn, values = decoder.write(obs["input_ids"][::K, :P], obs["attention_mask"][::K, :P], K, uniform)  # (B, T) each
     # The KL penalty compares the whole distributions of policy and reference, not those among the candidates
-    tokens, log_probs = torch.stack([drawn.tokens.double(), drawn.log_probs.double()]).cpu().numpy()
-    obs, _, _, _, infos = replay(envs, {"token": tokens.astype(np.int64), "log_prob": log_probs})
+    tokens, log_probs = drawn.tokens.cpu().numpy(), drawn.log_probs.double().cpu().numpy()
+    obs, _, _, _, infos = replay(envs, {"token": tokens, "log_prob": log_probs})
     ids, mask = obs["input_ids"], obs["attention_mask"]
     reply_mask, values = torch.from_numpy(mask[:, P:]).to(device).float(), values.float()
     if args.critic == "separate":
@@ -269,7 +269,8 @@ def compute_advantages(batch, args):
     explained_variance = 1 - advantages[mask.bool()].var() / returns[mask.bool()].var()
 
     if args.normalize_groups:
-        # GRPO (arXiv:2402.03300) divides G_i,0 - mean(G), which is (K - 1)/K * (G_i,0 - b_i,0), by the context's std(G)
+        # GRPO (arXiv:2402.03300) divides G_i,0 - mean(G) by the context's std(G). G_i,0 - b_i,0 is K/(K - 1) times that
+        # difference, a constant factor, which is left in here
         std = rewards_to_go[:, :, 0].std(1, keepdim=True).repeat_interleave(K, dim=0)  # (B, 1)
         advantages = advantages / (std + 1e-4)
     else:
@@ -280,11 +281,11 @@ def compute_advantages(batch, args):
 
 
 def ppo_loss(agent, batch, packed, args, autocast):
-    """The policy's and the critic's loss of a minibatch, some replies of the batch, and the statistics to log."""
+    """The policy's and the critic's loss of a part of a minibatch, means over its N tokens, and statistics to log."""
     with autocast:
         newlogits, newvalue = agent(packed)  # (N, V), (N,)
     mb_inds = packed.replies
-    mb_tokens = ranks.all_reduce_mean(torch.tensor(float(len(mb_inds)), device=mb_inds.device))
+    part_tokens = ranks.all_reduce_mean(torch.tensor(float(len(mb_inds)), device=mb_inds.device))
 
     def mb(tensor):  # (B, T, ...) -> (N, ...)
         return tensor.flatten(0, 1)[mb_inds]
@@ -297,13 +298,13 @@ def ppo_loss(agent, batch, packed, args, autocast):
     ratio = logratio.exp()
     pg_loss1 = -mb(batch.advantages) * ratio
     pg_loss2 = -mb(batch.advantages) * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-    pg_loss = torch.max(pg_loss1, pg_loss2).sum() / mb_tokens
+    pg_loss = torch.max(pg_loss1, pg_loss2).sum() / part_tokens
     # Value loss:  L = 1/2 * mean_t (b_t + critic(s_t) - R_t)^2
-    v_loss = 0.5 * (newvalue.float() + mb(batch.baselines) - mb(batch.returns)).pow(2).sum() / mb_tokens
-    with torch.set_grad_enabled(args.ent_coef != 0):
-        entropy = dist.entropy().sum() / mb_tokens
-    kl = (ratio - 1 - logratio).sum() / mb_tokens  # k3 of http://joschu.net/blog/kl-approx.html
-    clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / mb_tokens
+    v_loss = 0.5 * (newvalue.float() + mb(batch.baselines) - mb(batch.returns)).pow(2).sum() / part_tokens
+    with torch.set_grad_enabled(args.ent_coef != 0):  # without a bonus it is only logged
+        entropy = dist.entropy().sum() / part_tokens
+    kl = (ratio - 1 - logratio).sum() / part_tokens  # k3 of http://joschu.net/blog/kl-approx.html
+    clipfrac = ((ratio - 1).abs() > args.clip_coef).sum() / part_tokens
     stats = {"policy_loss": pg_loss, "value_loss": v_loss, "entropy": entropy, "approx_kl": kl, "clipfrac": clipfrac}
     stats = {name: value.detach() for name, value in stats.items()}
     return pg_loss - args.ent_coef * entropy, args.vf_coef * v_loss, stats
@@ -311,12 +312,10 @@ def ppo_loss(agent, batch, packed, args, autocast):
 
 if __name__ == "__main__":
     args, resume = parse_args(Args, __doc__, ranks.flags())
-    for flag, instead in {"compile": "", "cuda_graphs": "", "low_memory": ", and use --zero-stage 3"}.items():
-        if getattr(args, flag):
-            raise ValueError(f"--{flag.replace('_', '-')} does not work with DeepSpeed: leave it out{instead}")
+    refuse_flags(args)
     rank, world, device = ranks.start()
     config = training_config(args, world)
-    local = local_args(args, world)  # the share of this rank
+    local = replace(args, num_envs=args.num_envs // world)  # the share of this rank
     P, T, K = args.max_prompt_length, args.max_new_tokens, args.replies_per_prompt
     num_parts = config["gradient_accumulation_steps"]
     num_contexts = count_contexts(args, num_parts, world)
@@ -327,11 +326,11 @@ if __name__ == "__main__":
     choose_kernels(device)
     amp_dtype = choose_amp_dtype(device) if args.use_amp else None
     # Environment: one token is one action. In lockstep all replies of a batch start and finish together.
-    prompts = {"tokenizer": args.model, **args.prompts()}
-    settings = {"max_new_tokens": T, **prompts}
+    sample_settings = {"tokenizer": args.model, **args.sample_settings()}
+    settings = {"max_new_tokens": T, **sample_settings}
     envs = gym.make_vec("DailyDialog-v0", num_envs=local.num_envs, lockstep=True, autoreset_mode="Disabled", **settings)
     samples = envs.unwrapped.samples
-    eval_samples = load_samples(split=args.eval_split, **prompts)
+    eval_samples = load_samples(split=args.eval_split, **sample_settings)
     settle(args, samples)  # the spacing, and the intent reward's weight, which is None if the dialogues have no acts
     args.kl_target = args.kl_target or {"openrl": 0.1, "ziegler": 6.0}.get(args.kl_rule)
     # Rewards are wrappers:  r_t = sum of weight * score_t - beta * (log pi(a_t | s_t) - log pi_ref(a_t | s_t))
@@ -340,11 +339,11 @@ if __name__ == "__main__":
         raise ValueError(f"--top-k {args.top_k}: expected at most {agent.vocab_size}, the tokenizer's number of tokens")
     self_check(agent, agent.vocab_size, P, T, args.cuda_graphs)
     reference = KLDivergence(copy.deepcopy(agent.policy), agent.vocab_size, device, amp_dtype)
-    judge = (args.intent_model, device, args.intent_labels, args.intent_probability, amp_dtype, args.spacing)
-    intent = None if args.intent_weight is None else IntentMatch(*judge)
+    how = {"labels": args.intent_labels, "probability": args.intent_probability, "spacing": args.spacing}
+    intent = None if args.intent_weight is None else IntentMatch(args.intent_model, device, amp_dtype=amp_dtype, **how)
     reward_models = load_reward_models(args.reward_model, device, not args.reward_model_raw, amp_dtype, args.spacing)
     engine(reference.model, evaluation_config(args.ref_deepspeed_config, config, "the reference"))
-    kl_coef = FixedCoefficient(args.kl_coef)  # adapted below, after each rollout
+    kl_coef = FixedCoefficient(args.kl_coef)  # fixed for the wrapper; the loop below adapts it after each rollout
     envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
     if intent:
         engine(intent.classifier, evaluation_config(args.intent_deepspeed_config, config, "the intent model"))
@@ -355,19 +354,17 @@ if __name__ == "__main__":
     for scorer, weight, name in [*map(load_scorer, args.reward), *reward_models]:
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)
-    rates = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
-    groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in rates.items() if part]
+    lr_of = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
+    groups = [{"params": [*part.parameters()], "lr": lr, "initial_lr": lr} for part, lr in lr_of.items() if part]
     if args.critic == "separate":
         agent.policy, agent.critic = engine(agent.policy, config, groups[:1]), engine(agent.critic, config, groups[1:])
-        engines = {"the policy": agent.policy, "the critic": agent.critic}
+        engines, names = [agent.policy, agent.critic], ["the policy", "the critic"]
     else:
         agent = engine(agent, config, groups)
-        engines = {"the agent": agent}
-    steps = {name: CheckedSteps(each) for name, each in engines.items()}
-    engines = list(engines.values())
+        engines, names = [agent], ["the agent"]
+    steps = [CheckedSteps(each) for each in engines]
     autocast = nullcontext()  # DeepSpeed has its own mixed precision
-    decoding = agent.next_token, samples.tokenizer.transitions, T, autocast, device, args.top_k
-    decoder = Decoder(*decoding)
+    decoder = Decoder(agent.next_token, samples.tokenizer.transitions, T, autocast, device, args.top_k)
     run = DistributedRun(args, num_iterations * args.num_envs, resume)
     zero = f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}"
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype, deepspeed=zero)
@@ -388,10 +385,11 @@ if __name__ == "__main__":
         batch, explained_variance = compute_advantages(batch, local)
 
         # Adaptive KL coefficient:  beta <- beta * (1 + rate * clip(KL / target - 1, -0.2, 0.2))
-        # OpenRL takes the KL per token, and Ziegler et al. (section 2.2) the KL per reply, with the rate of their code
         sums = torch.tensor([batch.reply_mask.sum(), batch.infos["reward/kl"].sum()], dtype=torch.double, device=device)
-        num_tokens, kl = ranks.all_reduce_mean(sums).tolist()
-        kl, rate = (kl / num_tokens, 0.1) if args.kl_rule == "openrl" else (kl / local.num_envs, args.num_envs / 10_000)
+        num_tokens, kl_sum = ranks.all_reduce_mean(sums).tolist()
+        kl, rate = kl_sum / num_tokens, 0.1  # of OpenRL: the KL per token
+        if args.kl_rule == "ziegler":  # the KL per reply (section 2.2), and the rate of their code
+            kl, rate = kl_sum / local.num_envs, args.num_envs / 10_000
         if args.kl_rule != "fixed":
             kl_coef.value *= 1 + rate * float(np.clip(kl / args.kl_target - 1, -0.2, 0.2))
         logged = []
@@ -404,7 +402,7 @@ if __name__ == "__main__":
                 for packed in parts:  # whose gradients add up
                     policy_loss, value_loss, stats = ppo_loss(agent, batch, packed, local, autocast)
                     losses = [policy_loss, value_loss] if len(engines) == 2 else [policy_loss + value_loss]
-                    for (name, step), loss in zip(steps.items(), losses, strict=True):
+                    for name, step, loss in zip(names, steps, losses, strict=True):
                         step.backward_and_step(loss, partial(run.check_step, name))
                     logged.append(stats)
         run.log_rollouts(iteration, agent, batch, samples.tokenizer, autocast)
@@ -416,7 +414,7 @@ if __name__ == "__main__":
             "charts/learning_rate": groups[0]["lr"],
             "time/rollout": rollout_time / seconds,
             **{key: batch.infos[key].mean() for key in batch.infos if key.startswith(("reward/", "metric/"))},
-            **{f"losses/{name}": torch.stack([row[name] for row in logged]).nanmean() for name in stats},
+            **{f"losses/{name}": torch.stack([row[name] for row in logged]).nanmean() for name in logged[0]},
             "losses/explained_variance": explained_variance,
         }
         run.log(metrics, episodes=iteration * args.num_envs)

@@ -2,9 +2,9 @@
 
     python benchmarks/speed_tables.py docs/speed.md docs/deepspeed.md
 
-In a document, a line `<!-- speed: FILE -->` stands before what this script writes: the machine, the date, the revision,
-the command and the tables of the JSON file FILE, whose path is relative to the document, up to `<!-- end -->`. Until
-there is such a file, what stands there stays. The figure of `scaling.py` is written beside its JSON file.
+In a document, the line `<!-- speed: FILE -->` is followed by what this script writes, up to `<!-- end -->`: the
+machine, the date, the revision, the command and the tables of the JSON file FILE, whose path is relative to the
+document. If FILE does not exist, that text is kept. The figure of `scaling.py` is written beside its JSON file.
 """
 
 import json
@@ -124,7 +124,7 @@ def deepspeed_table(rows: list[dict]) -> str:
 
 
 def block(measured: dict, file: str) -> str:
-    """What stands in the document for one JSON file."""
+    """The text of one JSON file between the marks."""
     facts = "; ".join(measured[key] for key in ("machine", "versions", "revision", "setting"))
     parts = [f"{facts}:\n", f"<!-- not run: a benchmark -->\n```bash\n{measured['command']}\n```\n"]
     if measured["kind"] == "scaling":

@@ -119,7 +119,7 @@ def killed(trainings: Trainings, kills: int, chance: random.Random) -> tuple[int
 
 
 def out_of_disk(trainings: Trainings, cases: int, chance: random.Random) -> tuple[int, int]:
-    """A killed run goes on, and the disk is full; a limit of the size of files stands for the disk."""
+    """A killed run goes on, and the disk is full; a limit on the size of files simulates that."""
     good = 0
     for case in range(cases):
         trainings.begin(f"full{case}")

@@ -27,8 +27,8 @@ def report_in_one_line(*kinds: type[BaseException]) -> None:
 
     Ctrl-C ends it with one word.
 
-    In a job of several processes (``RANK``), a mistake is usually every rank's. The launcher ends the job when the
-    first has reported it, so the others leave it `TIMEOUT` to do so.
+    In a job of several processes (``RANK``), usually all ranks make the same mistake. Rank 0 reports it, and the
+    launcher ends the job. The other ranks wait `TIMEOUT` seconds before they report it too.
     """
 
     def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:

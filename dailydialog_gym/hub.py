@@ -32,9 +32,9 @@ def refuse_pointer(path: Path) -> None:
 
 
 def why(error: Exception) -> str:
-    """What an error of transformers says. If Python code of a model would have to run, it is how to allow that.
+    """The message of an error of transformers, or, if a model needs Python code of its own, how to allow that.
 
-    transformers names an argument there, which a command does not have.
+    In that case transformers names an argument of Python, which a command does not have.
     """
     if "trust_remote_code" not in str(error):
         return str(error)

@@ -52,7 +52,7 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_DATA, (int(job["memory_gb"] * 1e9),) * 2)
     meter = Meter()
     if job["compile"]:
-        meter.hook.remove()  # it would stand in the compiled layers' way: they gain nothing then
+        meter.hook.remove()  # with the hook, the compiled layers would not be faster
     watch(meter, job)
     if job["amp"]:  # the script would choose by the device
         precision.choose_amp_dtype = lambda device: getattr(torch, job["amp"])

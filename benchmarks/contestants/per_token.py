@@ -5,7 +5,7 @@ without a cache. A comment names the place in OpenRL for each. Where theirs cost
 cheaper: no deep copy of observations and no decoding of the reply so far for every token (`Observation.update`), no
 dropout in the critic, no pipes between processes, one vector environment instead of many.
 
-A whole iteration (128 steps of 2 rows, 5 epochs of 20 minibatches) would take 20 minutes with GPT-2 on two cores. So some
+A whole iteration (128 steps of 2 rows, 5 epochs of 20 minibatches) takes 20 minutes with GPT-2 on two cores. So some
 steps and some minibatches are timed, and the minibatches scaled to the number that those steps' tokens would need.
 """
 

@@ -2,7 +2,7 @@
 
 The same prompts, models, epochs, minibatches and lengths. Where a choice is free, it is the one that is faster for TRL:
 no gradient checkpointing (its default), the whole batch in one forward in the rollout, and a reward model that costs
-next to nothing, where the others pay for METEOR and the intent classifier.
+next to nothing, where the others compute METEOR and the acts of replies.
 """
 
 import torch

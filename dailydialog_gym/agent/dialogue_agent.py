@@ -119,7 +119,7 @@ class DialogueAgent:
             use_template: for a model without a record: use the tokenizer's chat template if it has one; otherwise the
                 training format.
             trust_remote_code: run Python code that comes with the model. It can do anything you can.
-            record: what counts as the record of a model that has none.
+            record: used for a model that has no record of its own.
 
         Raises:
             ValueError: there is no such agent, it was trained with another class, or it is not supported.

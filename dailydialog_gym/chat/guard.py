@@ -68,8 +68,10 @@ class Guard:
         if path.endswith("/login"):
             await self._login(scope, receive, send)
         elif "/call/" in path or path.endswith(("/queue/join", "/queue/data")):
-            begin = self._begin if scope["method"] == "POST" else self._listen
-            await begin(scope, body, receive, send)
+            if scope["method"] == "POST":
+                await self._begin(scope, body, receive, send)
+            else:
+                await self._listen(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -123,7 +125,7 @@ class Guard:
             what = {"session_hash": session} if session else {"event_id": event}
             self._timers[key] = asyncio.get_running_loop().call_later(TIMEOUT, self._end, key, what)
 
-    async def _listen(self, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
+    async def _listen(self, scope: Message, receive: Receive, send: Send) -> None:
         """Fetch the results of an event, or of the events of a session."""
         session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash")
         key = session[0] if session else scope["path"].rstrip("/").rsplit("/", 1)[1]

@@ -133,7 +133,7 @@ ORDERS = {"As in the dialogues": "", "Improved most": "improved", "Worsened most
 
 
 def results_page(run: Path, others: Mapping[str, Path] = MappingProxyType({})) -> str:
-    """HTML of a run's curves and its score table. A sentence stands for a file that isn't there yet.
+    """HTML of a run's curves and its score table. A file that does not exist yet is replaced by a sentence.
 
     Args:
         run: the run's folder.

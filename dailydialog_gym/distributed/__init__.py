@@ -4,7 +4,7 @@ from dailydialog_gym.extras import need
 
 need("torch", "transformers", "deepspeed", extra="deepspeed")
 
-from dailydialog_gym.distributed.engines import CheckedSteps, DeepSpeedArgs, local_args
+from dailydialog_gym.distributed.engines import CheckedSteps, DeepSpeedArgs
 from dailydialog_gym.distributed.runs import DistributedRun
 
-__all__ = ["CheckedSteps", "DeepSpeedArgs", "DistributedRun", "local_args"]
+__all__ = ["CheckedSteps", "DeepSpeedArgs", "DistributedRun"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,13 @@ class DeepSpeedArgs:
     """DeepSpeed's JSON file for the reward models"""
 
 
+def refuse_flags(args: Any) -> None:
+    """Raise ValueError if a flag of ``ppo_dialog.py`` that does not work with DeepSpeed is given."""
+    for flag, instead in {"compile": "", "cuda_graphs": "", "low_memory": ", and use --zero-stage 3"}.items():
+        if getattr(args, flag):
+            raise ValueError(f"--{flag.replace('_', '-')} does not work with DeepSpeed: leave it out{instead}")
+
+
 def training_config(args: Any, ranks: int) -> dict[str, Any]:
     """DeepSpeed's configuration for policy and critic: from the flags, overridden by ``args.deepspeed_config``.
 
@@ -69,16 +76,6 @@ def training_config(args: Any, ranks: int) -> dict[str, Any]:
         if offload in zero and zero.get("stage", 0) < least:
             raise ValueError(f"{name}: {offload} is for ZeRO stage {least} or more, not {zero.get('stage', 0)}")
     return config | _batch(args, ranks, given, name)
-
-
-def local_args(args: Any, world: int) -> Any:
-    """The flags of one rank: its share of the replies.
-
-    Args:
-        args: the script's arguments, for all ranks together.
-        world: the number of ranks.
-    """
-    return replace(args, num_envs=args.num_envs // world, total_episodes=args.total_episodes // world)
 
 
 def evaluation_config(path: str | None, training: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,19 +6,10 @@ import os
 import sys
 from typing import Any
 
+import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import distributed
-
-try:
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-except ModuleNotFoundError as error:
-    if error.name != "deepspeed":
-        raise
-    raise SystemExit(
-        "error: ppo_dialog_deepspeed.py needs DeepSpeed: pip install -c constraints.txt -e '.[deepspeed]' "
-        "(ppo_dialog.py trains on one device without it)"
-    ) from error
 
 
 def flags() -> list[str]:

@@ -19,7 +19,7 @@ DIALOGUE_COLUMNS = ("dialog", "dialogue", "utterances", "messages", "conversatio
 ACT_COLUMNS = ("act", "acts", "labels", "act_label", "dialogue_act")
 UTTERANCE_COLUMNS = ("utterance", "text")  # of datasets with an utterance in a row
 ID_COLUMNS = ("dialog_id", "dialogue_id", "conversation_id")
-# Roles of messages that nobody says to anybody: OpenAI's, ShareGPT's for calls of tools, and Llama's for their results
+# Roles whose messages are no utterances: OpenAI's, ShareGPT's for calls of tools, and Llama's for their results
 _SILENT_ROLES = ("system", "developer", "tool", "function", "function_call", "observation", "ipython")
 
 EXPECTED = 'expected {"dialog": [...], "act": [...]}, of which "act" may be missing'

@@ -35,7 +35,7 @@ def _spaces(samples: Samples, max_new_tokens: int) -> tuple[Dict, Discrete]:
 
 def _check_render_mode(render_mode: str | None) -> None:
     if render_mode not in (None, *RENDER_MODES):
-        # A TypeError, because make_vec_env of stable-baselines3 asks for "rgb_array" and takes only this for a "no"
+        # A TypeError, because make_vec_env of stable-baselines3 tries "rgb_array" first and catches only this error
         raise TypeError(f"unknown render_mode {render_mode!r}: expected None, 'ansi' or 'human'")
 
 
@@ -163,7 +163,7 @@ class DailyDialogEnv(gym.Env):
         prompts = (context_size, max_prompt_length, raw_split, full_context, test_share, spacing, chat_template)
         self.samples = load_samples(dataset, split, tokenizer, *prompts)
         self.max_new_tokens = max_new_tokens
-        self.mdp = TokenMDP(self.samples, 1, max_new_tokens)
+        self.mdp, self._was_reset = TokenMDP(self.samples, 1, max_new_tokens), False
         self.observation_space, self.action_space = _spaces(self.samples, max_new_tokens)
 
     def reset(
@@ -187,6 +187,7 @@ class DailyDialogEnv(gym.Env):
         if sample_ids is None:
             sample_ids = np.array([_draw_sample_id(self.np_random, self.samples)])
         self.mdp.reset(_ALL_ROWS, sample_ids)
+        self._was_reset = True
         if self.render_mode == "human":
             print()
             self._printed = ""
@@ -223,7 +224,13 @@ class DailyDialogEnv(gym.Env):
         return mdp.observation_of(0), 0.0, bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> str | None:
-        """The dialogue and the reply so far as text if the render mode is ``"ansi"``, otherwise None."""
+        """The dialogue and the reply so far as text if the render mode is ``"ansi"``, otherwise None.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the environment has not been reset.
+        """
+        if not self._was_reset:
+            raise ResetNeeded("the environment has not been reset: call reset() before render()")
         return self.mdp.transcript(0) if self.render_mode == "ansi" else None
 
     def _print_new_text(self) -> None:
@@ -412,7 +419,11 @@ class DailyDialogVectorEnv(VectorEnv):
         return self._after_step(np.arange(0), terminated, truncated)
 
     def check_replay(self, shape: tuple[int, ...]) -> None:
-        """Raise the errors of `replay`, but for those of single tokens, for actions of this shape."""
+        """Check that whole replies of this shape can be written now.
+
+        Raises:
+            gymnasium.error.ResetNeeded, ValueError: as `replay`, except for single tokens.
+        """
         if not self.mdp.lockstep:
             raise ValueError("replay() is for environments in lockstep: make this one with lockstep=True")
         if self._needs_reset.any() or self.mdp.reply_lengths.any():
@@ -439,7 +450,11 @@ class DailyDialogVectorEnv(VectorEnv):
         return mdp.observation(), np.zeros(self.num_envs), terminated.copy(), truncated.copy(), infos
 
     def render(self) -> tuple[str, ...] | None:
-        """The dialogue and the reply so far of every row if the render mode is ``"ansi"``, otherwise None."""
+        """The dialogue and the reply so far of every row if the render mode is ``"ansi"``, otherwise None.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the environment has not been reset.
+        """
         if not self._rngs:
             raise ResetNeeded("the environment has not been reset: call reset() before render()")
         if self.render_mode == "ansi":

@@ -110,7 +110,7 @@ class Evaluation:
     def restore(cls, attributes: dict[str, Any]) -> Evaluation:
         """An earlier evaluation from its ``vars()``, as a checkpoint holds them; KeyError where one is missing."""
         evaluation = cls.__new__(cls)
-        names = ("prompts", "references", "replies", "scores", "by_reply", "manner")
+        names = ("prompts", "references", "replies", "scores", "by_reply", "bleu_unit", "manner")
         vars(evaluation).update({name: attributes[name] for name in names})
         return evaluation
 

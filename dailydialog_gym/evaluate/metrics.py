@@ -52,46 +52,29 @@ class UnicodeTokenizer(DefaultTokenizer):
 
 
 class Rouge(_PairMetric):
-    """ROUGE-1 and ROUGE-Lsum (Lin 2004): F1 with Porter stems, by `rouge_score`, mean over pairs.
+    """ROUGE-1 and ROUGE-Lsum (Lin 2004) of each pair: F1 with Porter stems, by `rouge_score`."""
 
-    ``compute(..., use_aggregator=False)`` returns lists with a score for each pair, here and of `MeteorMetric`.
-    """
-
-    def _compute(self, predictions: list[str], references: list[str], use_aggregator: bool = True) -> dict[str, Any]:
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         scorer = RougeScorer(["rouge1", "rougeLsum"], tokenizer=UnicodeTokenizer(use_stemmer=True))
         scores = [scorer.score(*pair) for pair in zip(references, predictions, strict=True)]
-        by_pair = {name: [score[name].fmeasure for score in scores] for name in ("rouge1", "rougeLsum")}
-        return summary(by_pair) if use_aggregator else by_pair
+        return {name: [score[name].fmeasure for score in scores] for name in ("rouge1", "rougeLsum")}
 
 
 class MeteorMetric(_PairMetric):
-    """METEOR (Banerjee and Lavie 2005), by NLTK, mean over pairs: see `dailydialog_gym.rewards.meteor.meteor`."""
+    """METEOR (Banerjee and Lavie 2005) of each pair, by NLTK: see `dailydialog_gym.rewards.meteor.meteor`."""
 
-    def _compute(
-        self,
-        predictions: list[str],
-        references: list[str],
-        stages: Sequence[str] = STAGES,
-        use_aggregator: bool = True,
-    ) -> dict[str, Any]:
-        by_pair = {"meteor": [meteor(*pair, stages) for pair in zip(predictions, references, strict=True)]}
-        return summary(by_pair) if use_aggregator else by_pair
+    def _compute(self, predictions: list[str], references: list[str], stages: Sequence[str]) -> dict[str, Any]:
+        return {"meteor": [meteor(*pair, stages) for pair in zip(predictions, references, strict=True)]}
 
 
 class SacreBleu(_PairMetric):
-    """Corpus BLEU of `sacrebleu` (Post 2018), 0 to 100, with its default tokenisation unless another one is named.
+    """What `bleu` sums up for corpus BLEU, of each pair, by `sacrebleu` (Post 2018) with the named tokenisation."""
 
-    ``compute(..., use_aggregator=False)`` returns for each pair what `bleu` sums up.
-    """
-
-    def _compute(
-        self, predictions: list[str], references: list[str], tokenize: str = "13a", use_aggregator: bool = True
-    ) -> dict[str, Any]:
+    def _compute(self, predictions: list[str], references: list[str], tokenize: str) -> dict[str, Any]:
         # effective_order and force only silence warnings, about short texts and about spaced punctuation
         scorer = BLEU(tokenize=tokenize, effective_order=True, force=True)
         scores = [scorer.sentence_score(text, [target]) for text, target in zip(predictions, references, strict=True)]
-        by_pair = {"sacrebleu": [[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores]}
-        return summary(by_pair) if use_aggregator else by_pair
+        return {"sacrebleu": [[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores]}
 
 
 def bleu(statistics: np.ndarray) -> float:
@@ -147,7 +130,7 @@ def judge_replies(
     }
     found: dict[str, list[Any]] = {}
     for metric, own in options.items():
-        found |= _compute(metric, predictions, references, use_aggregator=False, **own)
+        found |= _compute(metric, predictions, references, **own)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 BLOCK = 256  # numbers that share a scale
-# Numbers that are updated at a time, of which a step makes some ten float32 copies. On a processor these stay in its
+# Numbers that are updated at a time, of which a step makes some ten float32 copies. On a CPU these stay in its
 # cache, and are so small that the C library keeps their memory. On a GPU each operation on a chunk is a launch.
 CHUNKS = {"cpu": 2**17, "cuda": 2**22}
 NOISE = 2**16  # rounding at random distinguishes so many numbers, as many as float32 has between two of bfloat16
@@ -19,8 +19,8 @@ class AdamW8bit(torch.optim.Optimizer):
 
     As in Dettmers et al. (2022, arXiv:2110.02861), each 256 numbers of a moment are stored in 8 bits relative to the
     largest of them. Weights and moments are rounded at random to one of the two nearest values, so that changes smaller
-    than the distance of two values are not lost. Weights have the right expectation. Of moments their codes have it,
-    which are square or fourth roots, so that the moments themselves are a little off on average.
+    than the distance of two values are not lost. The rounding of weights is unbiased. A moment is stored as its square
+    or fourth root, whose rounding is unbiased, so the moment itself has a small bias.
 
     Args:
         params: parameters, or groups of them.
@@ -66,7 +66,7 @@ class AdamW8bit(torch.optim.Optimizer):
             first, second = state["moments"][:, start // BLOCK : (start + chunk) // BLOCK]
             mean = _decode(first, 2)[: len(grad)].lerp_(grad, 1 - beta1)
             square = _decode(second, 4)[: len(grad)].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            # A weight and its moments are rounded by the same number: on a processor no other operation takes longer
+            # A weight and its moments are rounded by the same number: on a CPU no other operation takes longer
             noise = torch.randint(NOISE, (len(first) * BLOCK,), dtype=torch.int32, device=grad.device)
             _encode(mean, first, 2, noise)
             _encode(square, second, 4, noise)

@@ -106,9 +106,9 @@ class Reply:
     Args:
         prompt_ids: the tokens before it, at least one.
         decoding: how to choose its tokens.
-        ends: whether these tokens of it are a whole reply.
+        ends: called with the tokens so far; returns whether they are a whole reply.
         on_change: called without arguments, from any thread, when `ids`, `done` or `error` changed.
-        end_tokens: the tokens that would end a reply after these of it.
+        end_tokens: called with the tokens so far; returns those of which each would end the reply.
 
     Attributes:
         ids: the tokens so far.

@@ -52,23 +52,29 @@ class OneDNNLinear(nn.Linear):
     """`torch.nn.Linear`, see `use_onednn`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return _Product.apply(input, self.weight, self.bias, False) if _pays(self, input) else super().forward(input)
+        if _use_onednn_product(self, input):
+            return _Product.apply(input, self.weight, self.bias, False)
+        return super().forward(input)
 
 
 class OneDNNConv1D(Conv1D):
     """`transformers.pytorch_utils.Conv1D`, see `use_onednn`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Product.apply(x, self.weight, self.bias, True) if _pays(self, x) else super().forward(x)
+        if _use_onednn_product(self, x):
+            return _Product.apply(x, self.weight, self.bias, True)
+        return super().forward(x)
 
 
 FASTER: dict[type, type] = {nn.Linear: OneDNNLinear, Conv1D: OneDNNConv1D}
 
 
-def _pays(layer: nn.Module, states: torch.Tensor) -> bool:
+def _use_onednn_product(layer: nn.Module, states: torch.Tensor) -> bool:
+    """Whether a layer's product is of float32 on a CPU, and neither autocast nor a compiler replaces it."""
     float32 = states.dtype == layer.weight.dtype == torch.float32 and states.device.type == "cpu"
     eager = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    return float32 and eager and states.dim() > 1 and states.numel() > 0  # oneDNN has no sum over no rows, which dW is
+    # Without rows, dW = dY^T X would be a product over an empty dimension, which oneDNN refuses
+    return float32 and eager and states.dim() > 1 and states.numel() > 0
 
 
 class _Product(torch.autograd.Function):

@@ -50,11 +50,12 @@ from dailydialog_gym.recipes import teachers
 from dailydialog_gym.recipes.training import (
     DialogueTrainingArgs,
     Training,
+    calibration_error,
     check_flags,
     group_by_length,
-    pad,
     train_bpe,
 )
+from dailydialog_gym.rewards.model import pad
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
 from dailydialog_gym.text import spacing_of
 
@@ -260,15 +261,15 @@ class Learner(nn.Module):
     def losses(self, rows: list[list[int]], targets: torch.Tensor, batch: list[int]) -> tuple[torch.Tensor, ...]:
         """The cross-entropy of the acts and that of the masked tokens, in the rows with indices ``batch``."""
         model, device = self.classifier, self.word_bias.device
-        pad_id = model.config.pad_token_id
-        ids = pad([rows[i] for i in batch], pad_id).to(device)  # (n, L)
+        inputs = pad([rows[i] for i in batch], model.config.pad_token_id, device)
+        ids = inputs["input_ids"]  # (n, L)
         share = self.args.masking * torch.rand(len(batch), 1, device=device)
         masked = torch.rand(ids.shape, device=device) < share
         masked &= ~torch.isin(ids, torch.tensor(self.special, device=device))
         acts = targets[batch].to(device)  # (n, 4)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.args.amp):
-            inputs = ids.masked_fill(masked, self.mask)
-            found = model(inputs, attention_mask=(ids != pad_id).long(), output_hidden_states=True)
+            inputs["input_ids"] = ids.masked_fill(masked, self.mask)
+            found = model(**inputs, output_hidden_states=True)
             hidden = self.word(found.hidden_states[-1][masked])
             words = linear(hidden, model.get_input_embeddings().weight, self.word_bias)
         act_loss = cross_entropy(found.logits.float(), acts, label_smoothing=self.args.label_smoothing)
@@ -282,28 +283,26 @@ def logits_of(model: PreTrainedModel, rows: Sequence[list[int]], args: Args) -> 
     model.eval()
     result = torch.empty(len(rows), len(ACTS))
     for group in group_by_length(rows, args.batch_tokens):
-        ids = pad([rows[i] for i in group], model.config.pad_token_id).to(model.device)
+        inputs = pad([rows[i] for i in group], model.config.pad_token_id, model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=args.amp):
-            found = model(ids, attention_mask=(ids != model.config.pad_token_id).long()).logits
+            found = model(**inputs).logits
         result[group] = found.float().cpu()
     return result
 
 
 def scores(logits: torch.Tensor, acts: torch.Tensor) -> dict:
-    """Accuracy, F1 of each act and their mean, cross-entropy, expected calibration error of the likeliest act (15 bins,
-    Guo et al. 2017, arXiv:1706.04599), and the confusion matrix, ``confusion[label][prediction]``."""
+    """Accuracy, F1 of each act and their mean, cross-entropy, calibration error of the likeliest act (15 bins), and the
+    confusion matrix, ``confusion[label][prediction]``."""
     probability, found = logits.softmax(-1).max(-1)
     hit = (found == acts).double()
     confusion = torch.bincount(acts * len(ACTS) + found, minlength=len(ACTS) ** 2).view(len(ACTS), len(ACTS))
     f1 = 2 * confusion.diag() / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)
-    bins = (probability * 15).long().clamp(max=14)
-    gaps = torch.zeros(15, dtype=torch.double).index_add_(0, bins, hit - probability.double())
     return {
         "n": len(acts),
         "accuracy": hit.mean().item(),
         "macro_f1": f1.mean().item(),
         "nll": cross_entropy(logits, acts).item(),
-        "calibration_error": gaps.abs().sum().item() / len(acts),
+        "calibration_error": calibration_error(probability, hit, 15),
         "f1": dict(zip(ACTS.values(), f1.tolist(), strict=True)),
         "confusion": confusion.tolist(),
     }

@@ -39,7 +39,14 @@ from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.ranges import Count, NotNegative, Share
-from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length, read_rows
+from dailydialog_gym.recipes.training import (
+    Training,
+    TrainingArgs,
+    calibration_error,
+    check_flags,
+    group_by_length,
+    read_rows,
+)
 from dailydialog_gym.reports.intervals import wilson
 from dailydialog_gym.rewards.model import DialogueFormat, pad
 from dailydialog_gym.runs.checkpoints import write_text
@@ -183,7 +190,7 @@ def minibatches(rows: Rows, batch_tokens: int) -> list[list[int]]:
 
 def leads(model: PreTrainedModel, form: DialogueFormat, rows: Rows, batch: list[int], amp: bool) -> torch.Tensor:
     """``(n,)``: by how much the chosen reply's reward is above the rejected one's, in the pairs of a minibatch."""
-    inputs = pad([rows[i][side] for side in (0, 1) for i in batch], form.tokenizer, model.device)
+    inputs = pad([rows[i][side] for side in (0, 1) for i in batch], form.tokenizer.pad_token_id, model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
         chosen, rejected = model(**inputs).logits.float().squeeze(-1).chunk(2)
     return chosen - rejected
@@ -212,22 +219,19 @@ def scores(lead: torch.Tensor, pairs: Sequence[Pair]) -> dict[str, Any]:
 
     Returns:
         The number of pairs; the accuracy and its 95% interval; the loss in nats (0.693 is a coin); the expected
-        calibration error of the predicted preference in 10 bins (Guo et al. 2017, arXiv:1706.04599); and the share of
-        the pairs whose longer reply was chosen, which is what a reward of length alone would reach.
+        calibration error of the predicted preference in 10 bins; and the share of the pairs whose longer reply was
+        chosen, which is what a reward of length alone would reach.
     """
     decided = torch.tensor([pair.target == 1 for pair in pairs])
     lead, pairs = lead[decided], [pair for pair in pairs if pair.target == 1]
     hit = (lead > 0).double()
-    confidence = lead.abs().sigmoid().double()
-    bins = ((confidence - 0.5) * 20).long().clamp(max=9)
-    gaps = torch.zeros(10, dtype=torch.double).index_add_(0, bins, hit - confidence)
     longer = [(len(pair.chosen) > len(pair.rejected)) + (len(pair.chosen) == len(pair.rejected)) / 2 for pair in pairs]
     return {
         "n": len(pairs),
         "accuracy": hit.mean().item(),
         "interval": wilson(hit.sum().item(), len(pairs)),
         "loss": loss_of(lead, pairs).item(),
-        "calibration_error": gaps.abs().sum().item() / len(pairs),
+        "calibration_error": calibration_error(lead.abs().sigmoid().double(), hit, 10, lowest=0.5),
         "longer_is_chosen": sum(longer) / len(pairs),
     }
 

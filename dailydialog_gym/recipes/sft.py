@@ -5,8 +5,8 @@
 
 With ``--start``, a model that is given by folder or hub id learns to continue dialogues in the environment's format. If
 its tokenizer would split ``<EOU>``, this becomes one special token, which begins with the embedding of the end-of-text
-token. Without ``--start``, the recipe trains a small new GPT-2 with a byte-level BPE of its own; the card of the embedded
-policy, ``assets/README.md``, says how that was made from such a one.
+token. Without ``--start``, the recipe trains a small new GPT-2 with a byte-level BPE of its own.
+``assets/README.md`` says how the embedded policy was made from such a one.
 
 The recipe trains on the train split, stops early by the loss on the validation split, and never reads the test split,
 except to leave out of training the dialogues that are also there. `OUT` becomes a Hugging Face folder (float16

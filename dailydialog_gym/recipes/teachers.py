@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import ACTS, Dialogue
 from dailydialog_gym.env.samples import load_samples
-from dailydialog_gym.env.tokenizer import EOU, format_prompt
+from dailydialog_gym.env.tokenizer import format_prompt, split_prompt
 from dailydialog_gym.recipes.training import read_unlabelled
 from dailydialog_gym.rewards.intent import IntentMatch
 from dailydialog_gym.text import Spacing
@@ -46,6 +46,7 @@ def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
             first = lower[i].split()[:8]
             answer = [*first, "_".join(first[:2]), "_".join(first[:3])]
             texts.append((lower[i - 1], lower[i], " ".join(f"{last}|{word}" for word in answer)))
+            # The acts around the reply; "?" stands for its own, which is to be predicted
             rest = [*dialogue.acts[: i - 1], *dialogue.acts[i:]]
             others.append({f"{last}?": 0.5, f"?{after}": 0.5, f"{last}?{after}": 0.5, f"{before}{last}?": 0.5})
             others[-1] |= {f"share of {a}": rest.count(a) / max(len(rest), 1) for a in ACTS}
@@ -55,10 +56,10 @@ def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
         ).fit_transform(column)
         for column, longest, rarest in zip(zip(*texts, strict=True), (2, 3, 1), (4, 3, 3), strict=True)
     ]
-    told = DictVectorizer(dtype=np.float32).fit_transform(others)
+    of_acts = DictVectorizer(dtype=np.float32).fit_transform(others)
     folds_of, labels = np.array(fold), np.array(acts)
     result = np.zeros((len(acts), len(ACTS)), np.float32)
-    for features in hstack(words[:2]).tocsr(), hstack([*words, told]).tocsr():
+    for features in hstack(words[:2]).tocsr(), hstack([*words, of_acts]).tocsr():
         for i in range(folds):
             regression = LogisticRegression(C=3, tol=1e-3, max_iter=50).fit(
                 features[folds_of != i], labels[folds_of != i]
@@ -98,7 +99,7 @@ def policy_pairs(dataset: str, test_share: float, n: int, seed: int) -> Pairs:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     agent = DialogueAgent.load("builtin", device)
     replies = agent.reply(prompts, sample=True, top_k=20, seed=seed, batch_size=256, spacing=samples.spacing)
-    return [(prompt.split(EOU)[-2].strip(), reply) for prompt, reply in zip(prompts, replies, strict=True)]
+    return [(split_prompt(prompt)[-1], reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
 def pairs_of(dialogues: Sequence[Dialogue]) -> Pairs:

@@ -19,7 +19,6 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.normalizers import Normalizer
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dailydialog_gym.env.columns import check_text
@@ -160,15 +159,23 @@ def group_by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> list[li
     return [*result, group]
 
 
-def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """``(n, L)``: the rows, padded on the right with ``value``."""
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+def calibration_error(confidence: torch.Tensor, hit: torch.Tensor, bins: int, lowest: float = 0.0) -> float:
+    """The expected calibration error (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        confidence: ``(n,)``, the probability of each prediction, at least ``lowest``.
+        hit: ``(n,)`` float64, 1 for right predictions and 0 for wrong ones.
+        bins: the number of bins of equal width from ``lowest`` to 1.
+    """
+    index = ((confidence - lowest) / (1 - lowest) * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.double).index_add_(0, index, hit - confidence.double())
+    return gaps.abs().sum().item() / len(hit)
 
 
 class Training:
     """An optimizer, its learning rate schedule, and the state in `OUT` from which a killed run resumes.
 
-    A resumed run goes on after the last optimizer step whose state was saved. On a processor it ends with the weights
+    A resumed run goes on after the last optimizer step whose state was saved. On a CPU it ends with the weights
     of an uninterrupted run, bit for bit.
 
     Args:

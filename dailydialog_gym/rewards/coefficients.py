@@ -81,7 +81,8 @@ class AdaptiveCoefficient:
         self._kl += kl.sum()
         self._tokens += tokens.sum()
         if self._episodes >= episodes_per_update:
-            self.value *= 1 + self._relative_change(self._kl, self._tokens, self._episodes)
+            mean_kl, rate = self._mean_kl_and_rate()
+            self.value *= 1 + float(rate * np.clip((mean_kl - self.target) / self.target, -self.clip, self.clip))
             self._episodes, self._kl, self._tokens = 0, 0.0, 0
 
     def state_dict(self) -> dict[str, float]:
@@ -92,8 +93,8 @@ class AdaptiveCoefficient:
         self.value, self._kl = state_dict["value"], state_dict["kl"]
         self._episodes, self._tokens = int(state_dict["episodes"]), int(state_dict["tokens"])
 
-    def _relative_change(self, kl: float, tokens: int, episodes: int) -> float:
-        return float(self.rate * np.clip((kl / tokens - self.target) / self.target, -self.clip, self.clip))
+    def _mean_kl_and_rate(self) -> tuple[float, float]:
+        return self._kl / self._tokens, self.rate
 
 
 class ZieglerCoefficient(AdaptiveCoefficient):
@@ -116,8 +117,8 @@ class ZieglerCoefficient(AdaptiveCoefficient):
     def __init__(self, coef: float = 0.2, target: float = 6.0, horizon: int = 10_000):
         super().__init__(coef, target, rate=1 / _checked(horizon, "horizon"))
 
-    def _relative_change(self, kl: float, tokens: int, episodes: int) -> float:
-        return super()._relative_change(kl, episodes, episodes) * episodes
+    def _mean_kl_and_rate(self) -> tuple[float, float]:
+        return self._kl / self._episodes, self.rate * self._episodes
 
 
 def _checked(number: float, name: str) -> float:

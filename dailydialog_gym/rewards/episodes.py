@@ -165,7 +165,17 @@ def add_score(
 
 
 def by_token(scores: Any, weight: float, name: str, episodes: Episodes) -> np.ndarray:
-    """``(n, max_new_tokens)``: a scorer's scores, checked; a score of a whole reply belongs to its last token."""
+    """``(n, max_new_tokens)``: a scorer's scores without the weight; a score of a whole reply is its last token's.
+
+    Args:
+        scores: what the scorer returned.
+        weight: only for the check that each weighted score is finite.
+        name: the scorer's name in error messages.
+        episodes: the episodes that were scored.
+
+    Raises:
+        ValueError: the scores are no numbers or have a wrong shape, or a weighted score is not finite.
+    """
     mask = episodes.reply_mask
     try:
         scores = np.asarray(scores, dtype=np.float64)

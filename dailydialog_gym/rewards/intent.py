@@ -17,7 +17,7 @@ from dailydialog_gym.env.dialogues import ACTS
 from dailydialog_gym.env.tokenizer import split_prompt
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.rewards.episodes import Episodes
-from dailydialog_gym.rewards.model import pad
+from dailydialog_gym.rewards.model import classifier_logits
 from dailydialog_gym.text import Spacing, convert_spacing, pattern_of, spell_out
 
 
@@ -108,18 +108,10 @@ class IntentMatch:
     def _clean(self, text: str) -> str:
         return spell_out(convert_spacing(text, *self._spacing), self._special)
 
-    @torch.no_grad()
     def classify(self, texts: Sequence[str]) -> np.ndarray:
         """``(n, 4)``: the same probabilities for texts in the classifier's input format."""
-        device = self.classifier.device
-        ids = self.tokenizer(list(texts), truncation=True)["input_ids"] if texts else []
-        order = np.argsort([len(row) for row in ids], kind="stable")  # texts of similar length need little padding
-        logits = []
-        for start in range(0, len(order), self.batch_size):
-            batch = pad([ids[i] for i in order[start : start + self.batch_size]], self.tokenizer, device)
-            with torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-                logits.append(self.classifier(**batch).logits)
-        result = np.empty((len(texts), len(self.acts)))
-        if logits:  # a GPU is waited for once
-            result[np.ix_(order, self.acts - 1)] = torch.cat(logits).float().softmax(-1).cpu().numpy()
+        rows = self.tokenizer(list(texts), truncation=True)["input_ids"] if texts else []
+        logits = classifier_logits(self.classifier, rows, self.tokenizer.pad_token_id, self.batch_size, self.amp_dtype)
+        result = np.empty(logits.shape)
+        result[:, self.acts - 1] = logits.softmax(-1).cpu().numpy()
         return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dailydialog_gym.env.tokenizer import EOU
+from dailydialog_gym.env.tokenizer import split_prompt
 from dailydialog_gym.rewards.episodes import Episodes
 
 
@@ -33,7 +33,7 @@ def words_beyond_people(episodes: Episodes) -> np.ndarray:
     human_words = [
         min(len(utterance.split()), max_words)
         for prompt, reference in zip(episodes.prompts, episodes.references, strict=True)
-        for utterance in (*prompt.split(EOU)[:-1], reference)
+        for utterance in (*split_prompt(prompt), reference)
         if utterance is not None
     ]
     return episodes.reply_mask * (words.mean() - np.mean(human_words))

@@ -175,20 +175,13 @@ class RewardModel:
         self.moments.update(*self.all_reduce_sum(sums).tolist())
         return Scores(raw, (raw - self.moments.mean) / (self.moments.std + 1e-8))
 
-    @torch.no_grad()
     def scores(self, contexts: Sequence[Sequence[str]], replies: Sequence[str]) -> np.ndarray:
         """``(n,)``: the raw score of each reply in its context, a list of utterances, the oldest first."""
         contexts = [[self._convert(text) for text in context] for context in contexts]
         rows = self.format.encode(contexts, [self._convert(reply) for reply in replies])
-        result = np.empty(len(rows))
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # texts of similar length need little padding
-        # The number of forwards depends on n alone, because with ZeRO stage 3 all ranks have to take part in each
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-                logits = self.classifier(**pad([rows[i] for i in batch], self.format.tokenizer, self.device)).logits
-            result[batch] = logits[:, self.output].float().cpu().numpy()
-        return result
+        pad_id = self.format.tokenizer.pad_token_id
+        logits = classifier_logits(self.classifier, rows, pad_id, self.batch_size, self.amp_dtype)
+        return logits[:, self.output].double().cpu().numpy()
 
     def _convert(self, text: str) -> str:
         return convert_spacing(text, self.spacing, self.format.spacing)
@@ -200,14 +193,44 @@ class RewardModel:
         self.moments.load_state_dict(state_dict)
 
 
-def pad(rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def classifier_logits(
+    classifier: PreTrainedModel,
+    rows: Sequence[list[int]],
+    pad_id: int | None,
+    batch_size: int,
+    amp_dtype: torch.dtype | None,
+) -> torch.Tensor:
+    """``(n, labels)`` float32 on the classifier's device: its outputs for rows of token ids.
+
+    Rows of similar length share a forward pass, so they need little padding. The number of forward passes depends on n
+    alone, because with ZeRO stage 3 all ranks have to take part in each.
+
+    Args:
+        classifier: a sequence classifier.
+        rows: ``n`` lists of token ids.
+        pad_id: the padding token, or None if the tokenizer has none.
+        batch_size: the number of rows in a forward pass.
+        amp_dtype: the dtype for autocast, or None for full precision.
+    """
+    device = classifier.device
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    logits = torch.empty(len(rows), classifier.config.num_labels, device=device)
+    for batch in (order[start : start + batch_size] for start in range(0, len(order), batch_size)):
+        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+            found = classifier(**pad([rows[i] for i in batch], pad_id, device)).logits
+        logits[torch.from_numpy(batch).to(device)] = found.float()
+    return logits
+
+
+def pad(rows: Sequence[list[int]], pad_id: int | None, device: torch.device) -> dict[str, torch.Tensor]:
     """A classifier's inputs, ``(n, L)`` each, padded on the right: left padding would shift a causal model's positions.
 
     The attention mask comes from the lengths, because the padding token may also occur inside a text. Without a padding
     token, the padding is 0.
     """
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    ids = pad_sequence(tensors, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
+    ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id or 0)
     mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
     return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
 

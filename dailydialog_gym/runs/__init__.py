@@ -1,4 +1,4 @@
-"""A training run's folder: flags, logs, checkpoints, signals, curves and samples. Nothing here is specific to PPO."""
+"""A training run's folder: flags, logs, checkpoints, signals, curves and samples. The algorithm is in the scripts."""
 
 from dailydialog_gym.extras import need
 

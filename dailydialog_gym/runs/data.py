@@ -32,7 +32,7 @@ class DataArgs:
     chat_template: bool = False
     """write contexts in the tokenizer's chat template, for an instruct model; a reply ends with its end of turn"""
 
-    def prompts(self) -> dict[str, Any]:
+    def sample_settings(self) -> dict[str, Any]:
         """The arguments of `load_samples` that are flags."""
         names = {field.name for field in fields(DataArgs)} - {"max_new_tokens"}
         return {name: getattr(self, name) for name in sorted(names)}

@@ -121,7 +121,7 @@ def read_flags(cls: type, path: Path, parse: Callable[[str], Any]) -> dict[str, 
 
 
 def _parse_value(value: Any, hint: Any, where: str) -> Any:
-    """A value of a file, parsed by tyro as if it stood on the command line."""
+    """A value of a file, parsed by tyro as if it were given on the command line."""
     words = value if isinstance(value, list) else [value]
     # YAML reads the words no, off and yes as booleans; only a flag without a value is one
     if hint is bool or not any(isinstance(word, (bool, list, dict)) for word in words):

@@ -1,4 +1,4 @@
-"""One training run: its folder, logs, checkpoints, progress bar and reaction to signals. Nothing specific to PPO."""
+"""One run of a PPO script: its folder, logs, checkpoints, progress bar and reaction to signals."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.wrappers import FlattenObservation, RecordEpisodeStatistics, TimeLimit
 
-import dailydialog_gym  # noqa: F401, registers the environment
+import dailydialog_gym
 from dailydialog_gym.env.dialogues import load_dialogues
 from dailydialog_gym.env.tokenizer import EOU
 
@@ -328,6 +328,13 @@ def test_any_integer_is_an_action(action):
     env = make()
     env.reset(seed=0)
     assert env.step(action)[0]["input_ids"][16] == 5
+
+
+def test_render_before_reset_is_an_error():
+    for kind in dailydialog_gym.DailyDialogEnv, dailydialog_gym.DailyDialogVectorEnv:
+        env = kind(render_mode="ansi")
+        with pytest.raises(ResetNeeded, match=r"call reset\(\) before render"):
+            env.render()
 
 
 def test_step_before_reset_is_an_error():

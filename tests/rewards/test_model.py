@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -151,7 +150,7 @@ def test_unusable_models_are_refused_with_what_to_do(reward_model, tiny_model, f
 
 
 def test_rows_are_padded_on_the_right_even_empty_ones_and_without_a_padding_token():
-    padded = pad([[], [5, 6]], SimpleNamespace(pad_token_id=None), torch.device("cpu"))
+    padded = pad([[], [5, 6]], None, torch.device("cpu"))
     assert padded["input_ids"].dtype == torch.long and padded["input_ids"].tolist() == [[0, 0], [5, 6]]
     assert padded["attention_mask"].tolist() == [[0, 0], [1, 1]]
 
