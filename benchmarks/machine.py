@@ -22,6 +22,11 @@ def versions(*packages: str) -> str:
     return f"Python {platform.python_version()}, {found}; {datetime.date.today()}"
 
 
+def absolute(name: str) -> str:
+    """A path made absolute, for a subprocess with another working directory; other names, as those of the hub, stay."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
 def revision() -> str:
     """The revision of this checkout, with "-dirty" if files differ from it."""
     command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from machine import absolute
 from quality import start_or_resume
 
 from dailydialog_gym.reports.curves import plot_curves, running_mean
@@ -104,6 +105,7 @@ def table(runs: dict[str, list[Path]], name: str) -> list[str]:
 def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     args.reward_model = args.reward_model.resolve()  # the runs have another working directory
+    args.dataset, args.model = absolute(args.dataset), absolute(args.model)
     jobs = [(condition, seed) for condition in CONDITIONS for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         folders = list(pool.map(lambda job: train(args, *job), jobs))

@@ -28,12 +28,13 @@ import numpy as np
 import torch
 import transformers
 import tyro
-from machine import revision, versions
+from machine import absolute, processor, revision, versions
 from random_models import MODELS, random_model
 from speed_tables import rollout_table, speed_table
 
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.models.loading import resolve
+from dailydialog_gym.models.precision import has_bfloat16
 
 HERE = Path(__file__).parent
 PHASES = ("rollout", "rewards", "update")
@@ -123,11 +124,6 @@ def contestants(args: Args) -> list[Contestant]:
             if args.cuda_graphs:
                 found.append(Contestant("ours.py", f"{label}, --cuda-graphs", {**first, "flags": ["--cuda-graphs"]}))
     return found
-
-
-def absolute(name: str) -> str:
-    """Contestants run in another folder, so a path is made absolute; other names, as those of the hub, stay."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def describe_job(args: Args, model: str) -> dict:
@@ -245,14 +241,11 @@ def rollout_seconds(replies: int, model: str, precision: str, args: Args, folder
     return statistics.median(iteration["seconds"]["rollout"] for iteration in timed)
 
 
-def machine(threads: int) -> str:
+def device(threads: int) -> str:
+    """The name of the GPU, or of the processor with the number of its cores and of the threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    there = {flag for flag, value in torch.cpu.get_capabilities().items() if value is True}
-    bfloat16 = "with" if there & {"amx_bf16", "avx512_bf16", "bf16"} else "without"
-    return f"{name}, {os.cpu_count()} cores, {threads} threads, {bfloat16} bfloat16 instructions"
+    return f"{processor()}, {threads} threads, {'with' if has_bfloat16() else 'without'} bfloat16 instructions"
 
 
 def main(args: Args) -> None:
@@ -260,7 +253,7 @@ def main(args: Args) -> None:
     todo = without_trl(contestants(args), args)
     told = {
         "kind": "speed",
-        "machine": machine(args.threads),
+        "machine": device(args.threads),
         "versions": versions("torch", "transformers"),
         "revision": revision(),
         "setting": f"{args.num_envs} replies an iteration, minibatches: {args.num_minibatches}, epochs: {args.epochs}; "

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from machine import environment
+from machine import absolute, environment
 
 from dailydialog_gym.reports.curves import plot_curves
 from dailydialog_gym.reports.tables import markdown, score_cells
@@ -116,10 +116,7 @@ def plot(runs: list[Path], path: Path) -> None:
 
 def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    if Path(args.dataset).exists():
-        args.dataset = str(Path(args.dataset).resolve())  # the runs have another working directory
-    if Path(args.model).exists():
-        args.model = str(Path(args.model).resolve())
+    args.dataset, args.model = absolute(args.dataset), absolute(args.model)
     print("\n".join(f"seed {seed}: {args.out}/seed-{seed}.log" for seed in args.seeds), flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = list(pool.map(partial(train, args), args.seeds))

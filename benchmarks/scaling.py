@@ -24,7 +24,7 @@ import ppo_speed
 import transformers
 import tyro
 from machine import revision, versions
-from ppo_speed import Contestant, machine, summary
+from ppo_speed import Contestant, device, summary
 from random_models import random_model
 
 from dailydialog_gym.env.dialogues import load_dialogues
@@ -127,7 +127,7 @@ def main(args: Args) -> None:
     transformers.utils.logging.disable_progress_bar()
     measured = {
         "kind": "scaling",
-        "machine": machine(args.threads),
+        "machine": device(args.threads),
         "versions": versions("torch", "transformers"),
         "revision": revision(),
         "setting": f"{args.iterations} iterations, the first not counted",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from machine import processor, revision, versions
+from machine import absolute, processor, revision, versions
 from quality import SAMPLED, call, start_or_resume
 
 
@@ -77,9 +77,7 @@ def first_above(args: Args, run: Path, start: float) -> tuple[int, float, float]
 
 def main(args: Args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in ("dataset", "model"):
-        if Path(getattr(args, name)).exists():
-            setattr(args, name, str(Path(getattr(args, name)).resolve()))  # the runs have another working directory
+    args.dataset, args.model = absolute(args.dataset), absolute(args.model)
     start = meteor(args, args.model, "start")
     lines = ["| seed | replies | seconds | METEOR |", "| ---: | ---: | ---: | ---: |"]
     for seed in args.seeds:

@@ -21,6 +21,12 @@ def choose_amp_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if emulated else torch.bfloat16
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16, by instructions of its own."""
+    capabilities = {name for name, value in torch.cpu.get_capabilities().items() if value is True}
+    return bool(capabilities & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
 def choose_kernels(device: torch.device) -> None:
     """Choose the kernels of a device. Call it before the first forward.
 

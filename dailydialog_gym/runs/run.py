@@ -33,6 +33,7 @@ from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, change_intervals, evenly_spread
 from dailydialog_gym.extras import need
 from dailydialog_gym.models.memory import keep_freed_memory, return_freed_memory
+from dailydialog_gym.models.precision import has_bfloat16
 from dailydialog_gym.ranges import Count, CountOrZero
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, targets_of
 from dailydialog_gym.reports.tables import table
@@ -495,8 +496,7 @@ def _silence() -> None:
 
 def _describe_amp(device: torch.device, dtype: torch.dtype) -> str:
     """A description of the mixed precision, with a warning if the processor only emulates bfloat16."""
-    capabilities = {name for name, value in torch.cpu.get_capabilities().items() if value is True}
-    if device.type == "cpu" and not capabilities & {"amx_bf16", "avx512_bf16", "bf16"}:
+    if device.type == "cpu" and not has_bfloat16():
         return f"{dtype} mixed precision (slower than float32 here: this processor has no bfloat16 instructions)"
     return f"{dtype} mixed precision"
 
