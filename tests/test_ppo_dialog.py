@@ -164,8 +164,8 @@ def test_several_reward_models_all_give_rewards(run, tiny_model, tiny_reward_mod
 def test_flags_that_are_on_unless_they_are_switched_off(run, tiny_model, tiny_intent_model, monkeypatch, off):
     judges = []
 
-    def make_judge(*args):
-        judges.append(IntentMatch(*args))
+    def make_judge(*args, **options):
+        judges.append(IntentMatch(*args, **options))
         return judges[0]
 
     monkeypatch.setattr("dailydialog_gym.rewards.IntentMatch", make_judge)

@@ -291,7 +291,7 @@ def test_a_dataset_without_acts_is_refused(tmp_path):
     file = tmp_path / "talk.jsonl"
     file.write_text('{"dialog": ["Hi .", "Hello ."]}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"talk\.jsonl', split 'train': the utterance 'Hi \.' has no act"):
-        intent.load_labelled(str(file), "train")
+        intent.load_labelled(str(file), "train", 0.05)
 
 
 def test_sets_of_replies_without_a_new_one_have_no_score_of_new_ones(whole):
