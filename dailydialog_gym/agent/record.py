@@ -71,7 +71,7 @@ def find_agent_folder(name: str) -> tuple[str, AgentRecord | None]:
     is_model = (folder / "tokenizer_config.json").exists()
     if not is_model and ((folder / "metrics.jsonl").exists() or (folder / "agent").is_dir()):
         if not (folder / "agent").is_dir():
-            saved = sorted(folder.glob("checkpoints/*/agent"))
+            saved = sorted(folder.glob("checkpoints/[!.]*/agent"))
             last = f"; its last checkpoint's agent is {saved[-1]}" if saved else ""
             raise ValueError(f"run {name} has no folder agent/: it has not saved an agent yet{last}")
         folder = folder / "agent"

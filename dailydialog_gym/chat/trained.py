@@ -108,7 +108,7 @@ def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs
 
 def _agents_of(run: Path) -> list[Path]:
     """The agent folders of a run: of its checkpoints, the oldest first, and at last the one that it ended with."""
-    return [path for path in (*sorted(run.glob("checkpoints/*/agent")), run / "agent") if path.is_dir()]
+    return [path for path in (*sorted(run.glob("checkpoints/[!.]*/agent")), run / "agent") if path.is_dir()]
 
 
 def _of_run(folder: Path, agent: Path) -> TrainedAgent:

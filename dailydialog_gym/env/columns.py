@@ -98,6 +98,8 @@ def read_rows(
         text = dialogue or _find(record, UTTERANCE_COLUMNS)
         if key and text and isinstance(record[text], str):  # an utterance in each row
             notes.columns |= dict.fromkeys(column for column in (key, text, act) if column)
+            if record[key] in (None, "") or record[key] != record[key]:  # NaN is what pandas makes of an empty cell
+                raise ValueError(f"{where}: expected {key!r} to be the number of the dialogue, got {record[key]!r}")
             row_id = (row_split, str(record[key]))
             if row_id not in by_id:
                 by_id[row_id] = Row([], [])
@@ -135,11 +137,12 @@ def _find(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def _split_of(where: str, record: dict[str, Any], default: str) -> str:
-    split = record.get("split")
+    column = _find(record, ("split",))
+    split = record[column] if column else None
     if split in (None, ""):
         return default
     if not (isinstance(split, str) and split.lower() in SPLIT_NAMES):
-        raise ValueError(f"{where}: expected 'split' to be one of {', '.join(SPLIT_NAMES)}, got {_shown(split)}")
+        raise ValueError(f"{where}: expected {column!r} to be one of {', '.join(SPLIT_NAMES)}, got {_shown(split)}")
     return SPLIT_NAMES[split.lower()]
 
 
@@ -186,16 +189,16 @@ def _acts(where: str, column: str | None, acts: Any, count: int) -> list[int]:
     """Acts by number; ``count`` zeros if there are none."""
     if acts is None or acts == "":
         return [0] * count
-    wrong = [act for act in acts if _act_number(act) is None] if isinstance(acts, list) else acts
+    wrong = [act for act in acts if act_number(act) is None] if isinstance(acts, list) else acts
     if wrong or not isinstance(acts, list):
         names = ", ".join(ACTS.values())
         raise ValueError(
             f"{where}: expected {column!r} to be a list of numbers or names ({names}), got {_shown(wrong)}"
         )
-    return check_acts(where, [number for act in acts if (number := _act_number(act)) is not None])
+    return check_acts(where, [number for act in acts if (number := act_number(act)) is not None])
 
 
-def _act_number(act: Any) -> int | None:
+def act_number(act: Any) -> int | None:
     """The number of an act, 0 for a missing one, None for what is no act."""
     if act is None or act != act:  # NaN is what pandas makes of a missing number
         return 0

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.env.columns import (
     ACT_COLUMNS,
-    ACT_NUMBERS,
     DIALOGUE_COLUMNS,
     EXPECTED,
     ID_COLUMNS,
@@ -29,6 +28,7 @@ from dailydialog_gym.env.columns import (
     UTTERANCE_COLUMNS,
     Notes,
     Row,
+    act_number,
     check_acts,
     check_text,
     read_rows,
@@ -391,6 +391,7 @@ def _open_tables(name: str, tables: Mapping[str, datasets.Dataset], is_dailydial
 def _records_of(table: datasets.Dataset | datasets.IterableDataset) -> Iterator[dict[str, Any]]:
     """The rows of a table, with names instead of numbers where a column's features name its labels after acts.
 
+    A column of acts whose labels have other names, such as those of emotions, is left out.
     Columns that are of no use, which may be pictures, are not read where the table knows its columns.
     """
     import datasets
@@ -400,11 +401,16 @@ def _records_of(table: datasets.Dataset | datasets.IterableDataset) -> Iterator[
     if texts & {column.lower() for column in columns}:  # otherwise the error shall show all columns
         table = table.select_columns(columns)
     names: dict[str, dict[int, str]] = {}
+    of_others: list[str] = []
     for column, feature in (table.features or {}).items():
         label = feature.feature if isinstance(feature, datasets.List) else feature
-        if isinstance(label, datasets.ClassLabel) and {name.lower() for name in label.names} <= ACT_NUMBERS.keys():
-            names[column] = dict(enumerate(label.names))  # of no other number, such as -1 for an unknown label
+        if isinstance(label, datasets.ClassLabel) and column.lower() in ACT_COLUMNS:
+            if any(act_number(name) is None for name in label.names):
+                of_others.append(column)
+            else:
+                names[column] = dict(enumerate(label.names))  # of no other number, such as -1 for an unknown label
     for record in table:
+        record = {column: value for column, value in record.items() if column not in of_others}
         for column, name_of in names.items():
             value = record[column]
             if isinstance(value, list):

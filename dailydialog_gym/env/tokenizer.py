@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +173,20 @@ class ReplyTokenizer:
         # A reply follows an <EOU>, which decides how its first word is tokenised.
         before = len(self.encode([EOU])[0])
         return [ids[before:] for ids in self.encode([f"{EOU} {text} {EOU}" for text in texts])]
+
+    def encode_dialogues(self, dialogues: Iterable[Sequence[str]]) -> list[list[list[int]]]:
+        """Token ids of each utterance of each dialogue with the ``<EOU>`` after it, as contexts and replies have them.
+
+        Raises:
+            ValueError: ``<EOU>`` is more than one token.
+        """
+        if len(end := self.encode([EOU])[0]) != 1:
+            raise ValueError(f"the tokenizer {self.name!r} splits {EOU}: fine-tune the model with recipes.sft first")
+        found: list[list[list[int]]] = []
+        for ids in self.encode([spell_out(format_prompt(utterances), self._special) for utterances in dialogues]):
+            ends = [i + 1 for i, token in enumerate(ids) if token == end[0]]
+            found.append([ids[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)])
+        return found
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:

@@ -31,6 +31,7 @@ from dailydialog_gym.models.precision import choose_kernels
 from dailydialog_gym.ranges import Count, Seed, Share
 from dailydialog_gym.recipes.training import check_flags
 from dailydialog_gym.runs.checkpoints import write_text
+from dailydialog_gym.text import Spacing, convert_spacing, spacing_of
 
 COPY_WORDS = 6  # an utterance of fewer words, such as "How are you today ?", is no copy of another
 
@@ -69,25 +70,24 @@ def normalized(utterance: str) -> str:
 
 
 class Teacher:
-    """A model that continues dialogues.
+    """A model that continues dialogues, which are converted to its own spacing, and what it writes back to theirs.
 
     Raises:
         ValueError: there is no such model, its tokenizer splits ``<EOU>``, or it has too few positions for the longest
             beginning and ``max_new_tokens``.
     """
 
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, max_new_tokens: int):
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype, max_new_tokens: int, spacing: Spacing):
+        self.spacing = spacing
         self.agent = DialogueAgent.load(name, device, max_new_tokens=max_new_tokens)
         self.agent.model.to(dtype)
-        (ids,) = self.agent.tokenizer.encode([EOU])
-        if len(ids) != 1:
-            raise ValueError(f"the tokenizer of {name!r} splits {EOU}: fine-tune the model with recipes.sft first")
-        self.eou = ids[0]
+        ((self.eou,),) = self.agent.tokenizer.encode_dialogues([[""]])[0]
         self.bos = self.agent.tokenizer.bos_ids or [self.eou]  # as in recipes.sft
 
     def encode(self, utterances: Sequence[str]) -> list[int]:
         """The token ids of the beginning of a dialogue."""
-        ids = self.agent.tokenizer.encode([f"{utterance} {EOU}" for utterance in utterances])
+        own = [convert_spacing(utterance, self.spacing, self.agent.spacing) for utterance in utterances]
+        (ids,) = self.agent.tokenizer.encode_dialogues([own])
         return [*self.bos, *(token for utterance in ids for token in utterance)]
 
     def begin(self, dialogue: Dialogue, args: Args, rng: random.Random) -> Reply:
@@ -116,7 +116,7 @@ class Teacher:
         ids = [*reply.prompt_ids[len(self.bos) :], *reply.ids]
         text = self.agent.tokenizer.backend.decode(ids, skip_special_tokens=False)
         *whole, _unfinished = text.split(EOU)
-        return [utterance.strip() for utterance in whole]
+        return [convert_spacing(utterance.strip(), self.agent.spacing, self.spacing) for utterance in whole]
 
 
 def keep(written: Iterable[list[str]], held_out: Iterable[Dialogue]) -> tuple[list[list[str]], Counter[str]]:
@@ -153,13 +153,23 @@ def main(args: Args) -> None:
     transformers.utils.logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_kernels(device)
-    teacher = Teacher(args.teacher, device, torch.bfloat16 if args.bfloat16 else torch.float32, args.max_new_tokens)
-    train = [
+    train, *others = (
+        load_dialogues(args.dataset, split, test_share=args.test_share) for split in ("train", "validation", "test")
+    )
+    spacing = spacing_of(utterance for dialogue in train for utterance in dialogue.utterances)
+    dtype = torch.bfloat16 if args.bfloat16 else torch.float32
+    teacher = Teacher(args.teacher, device, dtype, args.max_new_tokens, spacing)
+    longest = teacher.agent.max_prompt_length
+    beginnings = [
         dialogue
-        for dialogue in load_dialogues(args.dataset, "train", test_share=args.test_share)
-        if len(dialogue.utterances) > 1
-        and len(teacher.encode(dialogue.utterances[:2])) <= teacher.agent.max_prompt_length
+        for dialogue in train
+        if len(dialogue.utterances) > 1 and len(teacher.encode(dialogue.utterances[:2])) <= longest
     ]
+    if not beginnings:
+        raise ValueError(
+            f"dataset {args.dataset!r} has no training dialogue of two utterances whose first two have at most "
+            f"{longest} tokens, so there is nothing to continue"
+        )
     (args.out / "parts").mkdir(exist_ok=True)
     starts = range(0, args.dialogues, args.part)
     parts = {start: args.out / "parts" / f"{start:08}.jsonl" for start in starts}
@@ -170,16 +180,11 @@ def main(args: Args) -> None:
                 continue
             rng = random.Random(f"{args.seed} {start}")
             count = min(args.part, args.dialogues - start)
-            replies = [teacher.begin(rng.choice(train), args, rng) for _ in range(count)]
+            replies = [teacher.begin(rng.choice(beginnings), args, rng) for _ in range(count)]
             teacher.write(replies, args.rows, bar)
             write_text(file, "".join(json.dumps({"dialog": teacher.utterances(reply)}) + "\n" for reply in replies))
     written = [json.loads(line)["dialog"] for file in parts.values() for line in file.open(encoding="utf-8")]
-    held_out = [
-        dialogue
-        for split in ("validation", "test")
-        for dialogue in load_dialogues(args.dataset, split, test_share=args.test_share)
-    ]
-    kept, reasons = keep(written, held_out)
+    kept, reasons = keep(written, [dialogue for split in others for dialogue in split])
     write_text(args.out / "dialogues.jsonl", "".join(json.dumps({"dialog": dialog}) + "\n" for dialog in kept))
     print(f"{len(written):,} dialogues, {len(kept):,} of them kept in {args.out / 'dialogues.jsonl'}; left out:")
     print("\n".join(f"{count:8,} {reason}" for reason, count in reasons.most_common()))

@@ -41,7 +41,7 @@ from transformers import (
 
 from dailydialog_gym.agent import AgentRecord
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
-from dailydialog_gym.env.tokenizer import EOU, load_tokenizer
+from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer, load_tokenizer
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.extras import need
 from dailydialog_gym.hub import only_local_files
@@ -221,11 +221,10 @@ def save_half(model: nn.Module, folder: Path) -> None:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, dialogues: Iterable[Sequence[str]]) -> list[list[list[int]]]:
-    """The token ids of each utterance of each dialogue; each utterance ends with EOU."""
-    return [
-        tokenizer([f"{utterance} {EOU}" for utterance in utterances], add_special_tokens=False)["input_ids"]
-        for utterances in dialogues
-    ]
+    """The token ids of each utterance of each dialogue, as the environment reads them; each ends with EOU."""
+    eos_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    reader = ReplyTokenizer(tokenizer.name_or_path, tokenizer.backend_tokenizer, eos_id, pad_id, bos_ids=[])
+    return reader.encode_dialogues(dialogues)
 
 
 def windows(

@@ -463,7 +463,7 @@ def test_the_page_offers_the_agent_its_start_the_runs_and_the_embedded_policy(tm
 
 def test_a_run_that_goes_on_is_offered_with_the_agent_of_its_last_checkpoint(tmp_path):
     run = make_run(tmp_path / "runs" / "going", finished=False)
-    for checkpoint in ("000010", "000020"):
+    for checkpoint in ("000010", "000020", ".000030.new"):  # the last one is half written
         shutil.copytree(run / "agent", run / "checkpoints" / checkpoint / "agent")
     shutil.rmtree(run / "agent")
     last = run / "checkpoints" / "000020" / "agent"

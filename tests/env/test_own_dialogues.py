@@ -138,6 +138,32 @@ def test_a_class_label_counts_by_its_name(tmp_path):
         assert load_dialogues(str(tmp_path / source), "train")[0].acts == tuple(SHOP[1])
 
 
+def test_a_class_label_of_other_classes_is_no_act(tmp_path):
+    feelings = datasets.List(datasets.ClassLabel(names=["neutral", "anger", "disgust"]))
+    table = datasets.Dataset.from_dict({"dialog": [SHOP[0]], "labels": [[0, 1, 2, 0]]}).cast_column("labels", feelings)
+    table.to_parquet(tmp_path / "talk.parquet")
+    assert load_dialogues(str(tmp_path / "talk.parquet"), "train")[0].acts == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["split", "Split", "SPLIT"])
+def test_a_row_names_its_split_in_a_column_of_any_case(tmp_path, name):
+    rows = [{name: split, "dialog": [f"{split} {i} ?", "Yes ."]} for split in ("train", "test") for i in range(3)]
+    file = write(tmp_path / "talk.jsonl", rows)
+    for split in ("train", "test"):
+        assert {d.utterances[0].split()[0] for d in load_dialogues(str(file), split)} == {split}
+    rows.append({name: "holdout", "dialog": ["Hi .", "Hello ."]})
+    with pytest.raises(ValueError, match=f"line 7: expected '{name}' to be one of"):
+        load_dialogues(str(write(tmp_path / "other.jsonl", rows)), "train")
+
+
+@pytest.mark.parametrize("missing", [None, "", float("nan")])
+def test_an_utterance_without_the_number_of_its_dialogue_is_refused(tmp_path, missing):
+    """Or all such utterances would become one dialogue."""
+    rows = [{"dialogue_id": number, "text": "Hi ."} for number in (1, 1, missing)]
+    with pytest.raises(ValueError, match="line 3: expected 'dialogue_id' to be the number of the dialogue"):
+        load_dialogues(str(write(tmp_path / "talk.jsonl", rows)), "train")
+
+
 def test_the_parts_of_a_message_are_joined(tmp_path):
     parts = [{"type": "text", "text": "Hi!"}, {"type": "text", "text": "Is it open?"}]
     file = write(tmp_path / "talk.jsonl", [{"messages": [{"role": "user", "content": parts}, {"content": []}]}])

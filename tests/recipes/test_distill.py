@@ -5,8 +5,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from dailydialog_gym.env.dialogues import Dialogue, load_dialogues
+from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.recipes import distill
 from dailydialog_gym.recipes.training import read_unlabelled
 
@@ -81,6 +83,31 @@ def test_rows_do_not_change_what_is_written(written, tmp_path):
 def test_the_progress_bar_counts_the_dialogues_that_are_done(written, counts):
     assert min(counts) == 0
     assert sum(counts) == 6
+
+
+def test_a_teacher_reads_and_writes_the_spacing_of_the_dialogues():
+    for spacing, text in ("ordinary", "Hi! It's late, isn't it?"), ("spaced", "Hi ! It's late , isn't it ?"):
+        teacher = distill.Teacher("builtin", torch.device("cpu"), torch.float32, 20, spacing)
+        ids = teacher.encode([text])
+        assert teacher.agent.tokenizer.backend.decode(ids[1:]).strip() == "Hi ! It's late , isn't it ?"
+        assert teacher.utterances(Reply(ids, Decoding(False, 1.0, 0, 1.0, 5, 1), lambda ids: False)) == [text]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["Hi .", "Hello ."]] * 9, "has no split 'validation'"),
+        ([[f"{i} ."] for i in range(9)], "has no training dialogue of two utterances"),
+    ],
+)
+def test_what_the_end_would_lack_is_said_before_anything_is_written(rows, message, tmp_path):
+    file = tmp_path / "chats.jsonl"
+    splits = ["train"] * 9 if "split" in message else ["train"] * 7 + ["validation", "test"]
+    lines = [json.dumps({"dialog": row, "split": split}) for row, split in zip(rows, splits, strict=True)]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        distill.main(distill.Args("builtin", tmp_path / "out", str(file), test_share=0, max_new_tokens=20, dialogues=2))
+    assert not list((tmp_path / "out").glob("parts/*"))
 
 
 def test_a_teacher_with_too_few_positions_is_refused(tiny_model, tmp_path):

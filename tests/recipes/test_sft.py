@@ -5,9 +5,11 @@ import itertools
 import json
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +23,7 @@ from transformers import (
 
 from dailydialog_gym.agent import AgentRecord, DialogueAgent, find_agent_folder
 from dailydialog_gym.env.dialogues import load_dialogues
+from dailydialog_gym.env.tokenizer import format_prompt, load_tokenizer
 from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.models.precision import MixedPrecision
 from dailydialog_gym.recipes import sft
@@ -93,6 +96,44 @@ def tiny_llama(path, **options):
 
 def tiny_gpt2(path, **options):
     return folder_of(path, GPT2LMHeadModel, GPT2Config, n_embd=32, n_layer=1, n_head=2, n_positions=128, **options)
+
+
+def byte_level():
+    """GPT-2's kind."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return tokenizer, trainers.BpeTrainer(vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet)
+
+
+def metaspace(scheme):
+    """Llama's kind."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    return tokenizer, trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<end>"])
+
+
+KINDS = {"GPT-2": byte_level, "Llama": partial(metaspace, "first"), "Llama, legacy": partial(metaspace, "always")}
+
+
+@pytest.mark.parametrize("eou", ["of the recipe", "of the user"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_training_reads_the_tokens_that_the_environment_reads(kind, eou, tmp_path):
+    """A word must not be another token after EOU in training than in a context; the name of a token is only text."""
+    backend, trainer = kind()
+    texts = [text for d in load_dialogues("builtin", "validation") for text in d.utterances]
+    backend.train_from_iterator([*texts, "<EOU>"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    if eou == "of the user":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<EOU>"]})
+    _, tokenizer = sft.load_start(str(tiny_llama(tmp_path / "model", tokenizer=tokenizer)))
+    tokenizer.save_pretrained(tmp_path / "out")
+    environment = load_tokenizer(str(tmp_path / "out"))
+    said = ["Hi , Ann !", "How are you ?", "Type <EOU> or <end> now ."]
+    (ids,) = sft.encode(tokenizer, [said])
+    assert [[*itertools.chain(*ids)]] == environment.encode_prompts([format_prompt(said)], 1000)
+    assert ids[1:] == environment.encode_replies([said[1], "Type < EOU> or <end> now ."])
+    assert len(ids) == 3 and all(part.count(part[-1]) == 1 for part in ids)
 
 
 FINE_TUNING = {"context": 64, "epochs": 1, "warmup_steps": 5, "batch_tokens": 512, "learning_rate": 1e-2}
