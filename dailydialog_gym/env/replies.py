@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 
 from dailydialog_gym.env.mdp import TokenMDP
@@ -63,10 +64,11 @@ class ReplyMDP(TokenMDP):
         self._turns = np.zeros(num_envs, np.int64)  # the replies that have been written
         # The sample whose reference is the dialogue's own reply at this place, -1 after the end of the dialogue
         self._places = np.zeros(num_envs, np.int64)
+        self._broken = np.zeros(num_envs, np.bool_)  # the episodes in which the partner raised an error
 
     def reset(self, rows: np.ndarray | slice, sample_ids: np.ndarray) -> None:
         super().reset(rows, sample_ids)
-        self._turns[rows], self._places[rows] = 0, sample_ids
+        self._turns[rows], self._places[rows], self._broken[rows] = 0, sample_ids, False
         for row in np.arange(len(self.live))[rows].tolist():
             self._utterances[row] = split_prompt(self.samples.prompts[self.sample_ids[row]])
             self._transcripts[row] = "".join(f"  {utterance}\n" for utterance in self._utterances[row])
@@ -78,8 +80,11 @@ class ReplyMDP(TokenMDP):
             terminated, truncated: ``(num_envs,)`` bool, the rows whose episode ends in this step.
 
         Raises:
+            gymnasium.error.ResetNeeded: the partner raised an error in the step before.
             ValueError: ``replies`` are not ``num_envs`` texts, or the partner's answer is no text.
         """
+        if self._broken.any():
+            raise ResetNeeded("the partner raised an error, which ended the episodes: call reset() before step()")
         if isinstance(replies, str) or len(replies) != len(self.live) or not all(isinstance(r, str) for r in replies):
             raise ValueError(f"expected {len(self.live)} text(s), one reply per row, got {replies!r}")
         terminated, truncated = self._no_rows, self._no_rows
@@ -98,7 +103,9 @@ class ReplyMDP(TokenMDP):
             goes_on &= self._place_after(self._place_after(self._places[rows])) >= 0
         self.going_on, self.replied = rows[goes_on], {}
         if len(self.going_on):
+            self._broken[self.going_on] = True  # until a reset, if the partner raises an error
             self._go_on(self.going_on)
+            self._broken[self.going_on] = False
         return terminated & ~self.live, truncated & ~self.live
 
     def _go_on(self, rows: np.ndarray) -> None:

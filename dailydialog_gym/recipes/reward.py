@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,9 +111,15 @@ def _pair(row: dict[str, Any]) -> Pair:
         chosen=chosen,
         rejected=rejected,
         target=0.5 if row.get("preferred") == "tie" else 1.0,
-        margin=0.0 if margin is None else float(margin),
+        margin=0.0 if margin is None else _finite(margin),
         held_out=None if split is None else split != "train",
     )
+
+
+def _finite(number: Any) -> float:
+    if not math.isfinite(margin := float(number)):
+        raise ValueError("the margin is not finite")
+    return margin
 
 
 def _utterances(text: str | list[dict[str, str]]) -> list[str]:

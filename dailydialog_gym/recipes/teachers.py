@@ -61,10 +61,12 @@ def soft_labels(dialogues: Sequence[Dialogue], folds: int = 4) -> torch.Tensor:
     result = np.zeros((len(acts), len(ACTS)), np.float32)
     for features in hstack(words[:2]).tocsr(), hstack([*words, of_acts]).tocsr():
         for i in range(folds):
-            regression = LogisticRegression(C=3, tol=1e-3, max_iter=50).fit(
-                features[folds_of != i], labels[folds_of != i]
-            )
-            result[folds_of == i] += regression.predict_proba(features[folds_of == i]) / 2
+            known = labels[folds_of != i]
+            if len(set(known)) < 2:
+                raise ValueError(f"the acts of {len(number)} dialogues are too few or too alike to learn from")
+            regression = LogisticRegression(C=3, tol=1e-3, max_iter=50).fit(features[folds_of != i], known)
+            found = regression.predict_proba(features[folds_of == i])  # of the acts that there are
+            result[np.ix_(folds_of == i, regression.classes_)] += found / 2
     return torch.from_numpy(result)
 
 

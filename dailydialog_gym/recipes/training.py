@@ -25,7 +25,7 @@ from dailydialog_gym.env.columns import check_text
 from dailydialog_gym.env.dialogues import TEST_SHARE, Dialogue
 from dailydialog_gym.files import check_file, decode_lines, read_text
 from dailydialog_gym.models.linear import use_onednn
-from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Seed
+from dailydialog_gym.ranges import Count, NotNegative, Seed
 from dailydialog_gym.runs.checkpoints import Stateful, write_file, write_text
 from dailydialog_gym.text import Spacing, convert_spacing
 
@@ -38,7 +38,7 @@ class TrainingArgs:
     """folder for the trained model; it also holds the state from which a killed run resumes"""
     epochs: Count = 7
     """passes over the training data; the learning rate reaches zero at the end of the last one"""
-    patience: CountOrZero = 2
+    patience: Count = 2
     """stop after this many epochs without a better validation score"""
     learning_rate: NotNegative = 1e-3
     """highest learning rate, at the end of a linear warm-up"""
@@ -291,6 +291,11 @@ class Training:
         self._begin_epoch()
         self._save()
         self._write_metrics()
+        if self.best_epoch == 0:
+            raise ValueError(
+                f"the validation score after epoch {self.epoch} is {score}, so no model was saved: begin anew with a "
+                f"lower --learning-rate than {self.args.learning_rate:g}, in another --out"
+            )
 
     def _save(self) -> None:
         state = {name: part.state_dict() for name, part in self.parts.items()}

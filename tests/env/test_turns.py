@@ -205,6 +205,26 @@ def test_a_partner_who_says_no_text_ends_the_episode(make, answer, message):
         env.step("a")
 
 
+def test_rows_whose_partner_raised_an_error_need_a_reset(make):
+    answers = iter([ConnectionError("timeout"), "b", "c", "d", "e", "f"])
+
+    def partner(utterances):
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    dataset = make(turns=2, partner=partner).unwrapped.samples.source[0]
+    envs = gym.make_vec("DailyDialogText-v0", 2, dataset=dataset, test_share=0, turns=2, partner=partner, **SMALL)
+    envs.reset(seed=1)
+    with pytest.raises(ConnectionError):
+        envs.step(["a", "a"])
+    with pytest.raises(ResetNeeded, match="the partner raised an error"):
+        envs.step(["a", "a"])
+    envs.reset(seed=1)
+    envs.step(["a", "a"])
+    assert envs.step(["a", "a"])[2].all()
+
+
 def test_an_answer_of_several_lines_is_one_utterance(make):
     env = make(turns=2, partner=lambda utterances: " Well ,\n\n  no . ")
     env.reset(options={"sample_id": 0})

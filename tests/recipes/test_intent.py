@@ -287,6 +287,15 @@ def test_any_encoder_is_calibrated_by_its_last_layer(kind):
     assert temperature != 1
 
 
+def test_soft_labels_of_dialogues_in_which_an_act_is_missing():
+    said = [Dialogue((f"Is it {i} ?", f"It is {i} .", f"Take {i} ."), (2, 1, 3)) for i in range(12)]
+    found = intent.teachers.soft_labels(said)
+    torch.testing.assert_close(found.sum(1), torch.ones(36))
+    assert not found[:, 3].any()
+    with pytest.raises(ValueError, match="the acts of 12 dialogues are too few or too alike"):
+        intent.teachers.soft_labels([Dialogue(d.utterances, (1, 1, 1)) for d in said])
+
+
 def test_a_dataset_without_acts_is_refused(tmp_path):
     file = tmp_path / "talk.jsonl"
     file.write_text('{"dialog": ["Hi .", "Hello ."]}\n', encoding="utf-8")

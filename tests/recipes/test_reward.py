@@ -180,6 +180,13 @@ def test_a_line_that_is_no_pair_is_named(tmp_path, line):
         read_pairs(str(file))
 
 
+def test_a_margin_that_is_not_finite_is_refused_by_its_line(tmp_path):
+    rows = polite_pairs(2)
+    rows[1]["margin"] = math.nan
+    with pytest.raises(ValueError, match="line 2: expected"):
+        read_pairs(write(tmp_path / "pairs.jsonl", rows))
+
+
 def test_the_page_s_votes_are_read(tmp_path):
     from dailydialog_gym.agent import DialogueAgent
 

@@ -233,6 +233,13 @@ def test_damaged_flags_are_named(tmp_path, text):
         check_flags(TrainingArgs(tmp_path))
 
 
+def test_a_training_that_never_improves_is_an_error(tmp_path, dataset):
+    """Otherwise it would name a folder without a model as its result."""
+    args = args_of("sft", tmp_path / "out", dataset, learning_rate=1e30, warmup_steps=1, epochs=1)
+    with pytest.raises(ValueError, match="the validation score after epoch 1 is nan, so no model was saved"):
+        sft.main(args)
+
+
 @pytest.fixture
 def own(tmp_path):
     """A dataset without splits."""
