@@ -6,10 +6,10 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from numbers import Real
 
+from dailydialog_gym.caching import cached_until_changed
 from dailydialog_gym.env.columns import ACTS, SPLITS, Notes, Row
 from dailydialog_gym.env.formats import Source, open_source
 
@@ -26,7 +26,7 @@ class Dialogue:
     acts: tuple[int, ...]
 
 
-@lru_cache(maxsize=8)
+@cached_until_changed("dataset")
 def load_dialogues(
     dataset: str, split: str, raw_split: bool = False, test_share: float = TEST_SHARE
 ) -> tuple[Dialogue, ...]:
@@ -37,7 +37,7 @@ def load_dialogues(
     utterances, such as messages of the system alone. Dialogues that differ in case, punctuation and blanks alone count
     as the same, except in DailyDialog itself, whose published numbers of dialogues are those of exact copies. The line
     on stderr also names the columns that are not ``dialog`` and ``act``, and tells that the dialogues have no acts. The
-    result is cached.
+    result is cached until the files change.
 
     Args:
         dataset: ``"builtin"``; a file, ``.jsonl``, ``.json`` (a list, or lines), ``.csv`` or ``.parquet``; a folder of

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from dailydialog_gym.caching import cached_until_changed
 from dailydialog_gym.env.dialogues import TEST_SHARE, load_dialogues
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, format_prompt, load_tokenizer
 from dailydialog_gym.ranges import check_count
@@ -57,7 +58,7 @@ class Samples:
         return load_samples, self.source
 
 
-@lru_cache(maxsize=8)
+@cached_until_changed("dataset", "tokenizer")
 def load_samples(
     dataset: str = "builtin",
     split: str = "train",
@@ -73,7 +74,7 @@ def load_samples(
     """Make a sample of every utterance that has at least one utterance before it.
 
     By default the texts are the dataset's own, but for blanks at their ends and ``<EOU>`` inside an utterance of a
-    context, see `format_prompt`. The result is cached, so environments with equal arguments share one copy.
+    context, see `format_prompt`. The result is cached until the files change, and equal environments share it.
 
     Args:
         dataset, split, raw_split, test_share: see `load_dialogues`.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from dailydialog_gym.caching import cached_until_changed
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.extras import need
 from dailydialog_gym.files import check_folder
@@ -233,9 +233,9 @@ def _eou_transitions(backend: Tokenizer, vocab_size: int) -> np.ndarray:
     return transitions
 
 
-@lru_cache(maxsize=8)
+@cached_until_changed("name")
 def load_tokenizer(name: str, trust_remote_code: bool = False, chat_template: bool | None = False) -> ReplyTokenizer:
-    """Load the embedded tokenizer or any Hugging Face tokenizer. The result is cached.
+    """Load the embedded tokenizer or any Hugging Face tokenizer. The result is cached until the files change.
 
     Every tokenizer but the embedded one is loaded with transformers' ``AutoTokenizer``, so transformers must be
     installed.

@@ -173,6 +173,23 @@ def test_the_parts_of_a_message_are_joined(tmp_path):
 # Files and folders
 
 
+def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(tmp_path):
+    write(tmp_path / "a" / "train.jsonl", [{"dialog": ["Helo .", "Hi ."]}])
+    for name in (tmp_path / "a", tmp_path / "a" / "train.jsonl"):
+        before = load_samples(str(name), test_share=0)
+        assert load_samples(str(name), "train", test_share=0) is before
+        write(tmp_path / "a" / "train.jsonl", [{"dialog": ["Hello .", "Hi ."]}])
+        assert load_samples(str(name), test_share=0).prompts == ["Hello . <EOU>"]
+        write(tmp_path / "a" / "train.jsonl", [{"dialog": ["Helo .", "Hi ."]}])
+
+
+def test_a_relative_name_is_of_the_present_folder(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write(tmp_path / name / "talk.jsonl", [{"dialog": [f"{name} .", "Hi ."]}])
+        monkeypatch.chdir(tmp_path / name)
+        assert load_dialogues("talk.jsonl", "train", test_share=0)[0].utterances[0] == f"{name} ."
+
+
 def test_a_bom_blank_lines_dos_line_ends_and_an_upper_case_suffix_are_fine(tmp_path):
     lines = [json.dumps({"dialog": u, "act": a}, ensure_ascii=False) for u, a in (SHOP, RAIN)]
     (tmp_path / "TALK.JSONL").write_bytes(b"\xef\xbb\xbf\r\n" + "\r\n \r\n".join(lines).encode() + b"\r\n\r\n")
