@@ -29,8 +29,9 @@ from dailydialog_gym.errors import run_script
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.models.precision import choose_kernels
 from dailydialog_gym.ranges import Count, Seed, Share
-from dailydialog_gym.recipes.training import check_flags
+from dailydialog_gym.recipes.training import check_flags, check_inputs
 from dailydialog_gym.runs.checkpoints import write_text
+from dailydialog_gym.runs.fingerprint import model_files
 from dailydialog_gym.text import Spacing, convert_spacing, spacing_of
 
 COPY_WORDS = 6  # an utterance of fewer words, such as "How are you today ?", is no copy of another
@@ -170,6 +171,7 @@ def main(args: Args) -> None:
             f"dataset {args.dataset!r} has no training dialogue of two utterances whose first two have at most "
             f"{longest} tokens, so there is nothing to continue"
         )
+    check_inputs(args.out, teacher=model_files(args.teacher, "policy"), dataset=(train, *others))
     (args.out / "parts").mkdir(exist_ok=True)
     starts = range(0, args.dialogues, args.part)
     parts = {start: args.out / "parts" / f"{start:08}.jsonl" for start in starts}

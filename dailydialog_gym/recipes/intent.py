@@ -52,11 +52,13 @@ from dailydialog_gym.recipes.training import (
     Training,
     calibration_error,
     check_flags,
+    check_inputs,
     group_by_length,
     train_bpe,
 )
 from dailydialog_gym.rewards.model import pad
 from dailydialog_gym.runs.checkpoints import write_folder, write_text
+from dailydialog_gym.runs.fingerprint import model_files
 from dailydialog_gym.text import spacing_of
 
 LABELS: dict[str, Any] = {
@@ -393,6 +395,8 @@ def main(args: Args) -> None:
     model, tokenizer = initial_model(args, train)
     examples = encode(tokenizer, train, args.max_new_tokens)
     held_out = load_replies(args, tokenizer, args.dataset, "validation")
+    # What the teachers say is read once, into soft_targets.jsonl
+    check_inputs(args.out, dataset=(train, held_out), start=model_files(args.start) if args.start else None)
     seen = {example.text for example in examples}
 
     targets = one_hot(torch.tensor([example.act for example in examples]), len(ACTS)).float()  # (n, 4)

@@ -45,12 +45,14 @@ from dailydialog_gym.recipes.training import (
     TrainingArgs,
     calibration_error,
     check_flags,
+    check_inputs,
     group_by_length,
     read_rows,
 )
 from dailydialog_gym.reports.intervals import wilson
 from dailydialog_gym.rewards.model import DialogueFormat, pad
 from dailydialog_gym.runs.checkpoints import write_text
+from dailydialog_gym.runs.fingerprint import model_files
 from dailydialog_gym.text import convert_spacing, spacing_of
 
 FEW = 50  # pairs
@@ -258,6 +260,7 @@ def main(args: Args) -> None:
         )
     torch.manual_seed(args.seed)
     model, form = initial_model(args)
+    check_inputs(args.out, pairs=pairs, start=model_files(args.start, "intent"))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     rows, held_out_rows = encode(form, train), encode(form, held_out)
     form.tokenizer.save_pretrained(args.out)  # from here on `OUT` holds a run, whose flags `check_flags` compares

@@ -51,7 +51,15 @@ from dailydialog_gym.models.loading import check_positions, load_model, resolve
 from dailydialog_gym.models.packing import pack_windows
 from dailydialog_gym.models.precision import MixedPrecision, choose_kernels
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Share
-from dailydialog_gym.recipes.training import DialogueTrainingArgs, Training, check_flags, read_unlabelled, train_bpe
+from dailydialog_gym.recipes.training import (
+    DialogueTrainingArgs,
+    Training,
+    check_flags,
+    check_inputs,
+    read_unlabelled,
+    train_bpe,
+)
+from dailydialog_gym.runs.fingerprint import model_files
 from dailydialog_gym.text import spacing_of
 
 
@@ -320,6 +328,8 @@ def main(args: Args) -> None:
     if args.lora_rank is not None:
         model = add_lora(model, args.lora_rank, tokenizer.eos_token_id)
     model.to(device)
+    start = model_files(args.start, "policy") if args.start else None
+    check_inputs(args.out, dataset=(train, validation), pretraining=pretraining, start=start)
     AgentRecord(dataset=args.dataset, test_share=args.test_share, spacing=spacing).write(args.out)
     tokenizer.save_pretrained(args.out)  # from here on `OUT` holds a run, whose flags `check_flags` compares
 

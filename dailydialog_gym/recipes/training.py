@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import random
@@ -73,7 +74,7 @@ def check_flags(args: Any) -> None:
     file = args.out / "flags.json"
     flags = {name: value for name, value in asdict(args).items() if name not in ("out", "test", "checkpoint_minutes")}
     flags = json.loads(json.dumps(flags, default=str))  # tuples become lists, and paths become strings
-    if any(path != file for path in args.out.glob("*")):
+    if _has_begun(args.out):
         if not file.exists():
             raise ValueError(f"{args.out} holds files, but no flags.json of a run: choose another --out")
         try:
@@ -88,6 +89,32 @@ def check_flags(args: Any) -> None:
                 )
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(flags, indent=2) + "\n")
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a folder holds more than the flags and inputs of a run, which may be of one that an error ended."""
+    return any(path.name not in ("flags.json", "inputs.json") for path in out.glob("*"))
+
+
+def check_inputs(out: Path, **inputs: Any) -> None:
+    """Write the SHA-256 of what a run reads to ``OUT/inputs.json``, or compare it if that is there already.
+
+    Args:
+        out: the folder of the run.
+        inputs: by the name of the flag: rows, or the `model_files` of a model; None where the flag is not used.
+
+    Raises:
+        ValueError: `out` holds a run that began with other inputs; the message says which.
+    """
+    file = out / "inputs.json"
+    found = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in inputs.items()}
+    before = dict(json.loads(read_text(file))) if file.exists() and _has_begun(out) else found
+    if changed := [f"--{name}" for name, value in found.items() if before.get(name, value) != value]:
+        raise ValueError(
+            f"what {' and '.join(changed)} names is no longer what it was when the run in {out} began: choose another "
+            "--out"
+        )
+    write_text(file, json.dumps(found, indent=2) + "\n")
 
 
 def read_unlabelled(path: Path, spacing: Spacing) -> list[list[str]]:

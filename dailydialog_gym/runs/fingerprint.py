@@ -38,9 +38,9 @@ def fingerprint(args: Any) -> dict[str, Any]:
     rewards = {parse_reward_model(text)[0] for text in args.reward_model}
     return {
         "dataset": {f"{split} split": _rows(args, split) for split in ("train", args.eval_split)},
-        "model": _files(args.model, "policy"),
-        "intent model": _files(args.intent_model, "intent"),
-        "reward model": {f"{name}/{file}": sha for name in rewards for file, sha in _files(name).items()},
+        "model": model_files(args.model, "policy"),
+        "intent model": model_files(args.intent_model, "intent"),
+        "reward model": {f"{name}/{file}": sha for name in rewards for file, sha in model_files(name).items()},
         "flag": {key: json.dumps(value) for key, value in asdict(args).items() if key not in _OTHER_FLAGS},
         "versions": {"dailydialog-gym": __version__, **{package: version(package) for package in _PACKAGES}},
         "threads": torch.get_num_threads(),
@@ -76,7 +76,13 @@ def _rows(args: Any, split: str) -> str:
     return hashlib.sha256(repr(dialogues).encode()).hexdigest()
 
 
-def _files(model: str, embedded: str = "") -> dict[str, str]:
+def model_files(model: str, embedded: str = "") -> dict[str, str]:
+    """The SHA-256 of each file of a model that is read, by name.
+
+    Args:
+        model: a folder, a hub id that has been loaded before, or ``"builtin"``.
+        embedded: the folder of the embedded model that ``"builtin"`` names.
+    """
     folder = ASSETS / embedded if embedded and model == "builtin" else Path(model)
     if not folder.is_dir():  # a hub id, which has been loaded before, so its files are in the cache
         folder = Path(cached_file(model, "config.json", local_files_only=True)).parent

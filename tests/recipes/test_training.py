@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import sys
 import tomllib
@@ -15,10 +16,11 @@ import pytest
 import torch
 from paths import ROOT
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import find_agent_folder
 from dailydialog_gym.embedded import ASSETS
-from dailydialog_gym.recipes import distill, intent, pairs, sft
+from dailydialog_gym.recipes import distill, intent, pairs, reward, sft
 from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, read_rows, read_unlabelled
 
 RECIPES = {"sft": sft, "intent": intent}
@@ -231,6 +233,38 @@ def test_damaged_flags_are_named(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot read .*flags.json: expected the flags of a run"):
         check_flags(TrainingArgs(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["dataset", "start"])
+def test_a_run_is_not_resumed_with_other_dialogues_or_another_model(name, own, tiny_model, tmp_path):
+    """It would return the model of the old ones, or train on what it then holds out."""
+    start = shutil.copytree(tiny_model, tmp_path / "model")
+    flags = {"context": 64, "epochs": 1, "batch_tokens": 512}
+    args = sft.Args(tmp_path / "out", dataset=own, start=str(start), **flags)
+    sft.main(args)
+    sft.main(args)
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    if name == "dataset":
+        with open(own, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"dialog": ["Something new .", "Yes ."]}))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(start)
+        model.get_input_embeddings().weight.data[0] += 1
+        model.save_pretrained(start)
+    with pytest.raises(ValueError, match=f"what --{name} names is no longer what it was when the run in .*out began"):
+        sft.main(args)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+def test_votes_that_were_added_are_not_held_out_of_what_was_trained_on(tmp_path):
+    rows = [{"prompt": f"{i} ? <EOU>", "chosen": " Yes . <EOU>", "rejected": " No . <EOU>"} for i in range(30)]
+    file = tmp_path / "votes.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows[:20])), encoding="utf-8")
+    args = reward.Args(tmp_path / "out", pairs=(str(file),), epochs=1, max_length=32)
+    reward.main(args)
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(ValueError, match="what --pairs names is no longer what it was"):
+        reward.main(args)
 
 
 def test_a_training_that_never_improves_is_an_error(tmp_path, dataset):
