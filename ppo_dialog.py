@@ -339,7 +339,8 @@ if __name__ == "__main__":
     envs = MeteorReward(envs, args.meteor_weight, args.meteor_by_token)
     if intent:
         envs = IntentReward(envs, intent, args.intent_weight)
-    for scorer, weight, name in [*map(load_scorer, args.reward), *reward_models]:
+    scorers = [*map(load_scorer, args.reward), *reward_models]
+    for scorer, weight, name in scorers:
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)
     fixed_cache = compile_agent(agent, P + T, not args.cuda_graphs) if args.compile else None
@@ -354,7 +355,7 @@ if __name__ == "__main__":
     run = Run(args, num_iterations * args.num_envs, resume)
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype)
     state = {"agent": agent, "optimizer": optimizer, "scaler": scaler, "kl_coef": kl_coef, "rng": RandomState(rng)}
-    run.restore(agent.policy, **state, **{f"reward/{name}": model for model, _, name in reward_models})
+    run.restore(agent.policy, **state, **{f"reward/{name}": s for s, _, name in scorers if hasattr(s, "state_dict")})
     run.start(run.before or run.evaluate(agent.policy, eval_samples, intent))
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()

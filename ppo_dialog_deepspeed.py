@@ -351,7 +351,8 @@ if __name__ == "__main__":
     for model, *_ in reward_models:
         model.all_reduce_sum = ranks.all_reduce_sum  # all ranks standardize with the same moments
         engine(model.classifier, evaluation_config(args.reward_deepspeed_config, config, "the reward model"))
-    for scorer, weight, name in [*map(load_scorer, args.reward), *reward_models]:
+    scorers = [*map(load_scorer, args.reward), *reward_models]
+    for scorer, weight, name in scorers:
         envs = ScoreReward(envs, scorer, weight, name)
     envs = KLPenalty(envs, reference, kl_coef, args.kl_estimator)
     lr_of = {agent.policy: args.learning_rate, agent.critic: args.critic_learning_rate}
@@ -369,7 +370,7 @@ if __name__ == "__main__":
     zero = f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}"
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype, deepspeed=zero)
     state = {"engines": engines, "kl_coef": kl_coef, "rng": RandomState(rng)}
-    run.restore(agent.policy, **state, **{f"reward/{name}": model for model, _, name in reward_models})
+    run.restore(agent.policy, **state, **{f"reward/{name}": s for s, _, name in scorers if hasattr(s, "state_dict")})
     groups = [group for each in engines for group in each.optimizer.param_groups]  # loading a checkpoint makes new ones
     run.start(run.before or run.evaluate(agent.policy, eval_samples, intent))
     for iteration in range(run.iteration + 1, num_iterations + 1):

@@ -51,6 +51,7 @@ def flags(tiny_model, tiny_intent_model, tiny_reward_model, dialogues) -> list[s
     flags |= {"eval-samples": 4, "max-prompt-length": 16, "max-new-tokens": 6, "sample-every": 100}
     flags |= {"checkpoint-every": 2, "update-epochs": 1, "intent-model": tiny_intent_model}
     flags["reward-model"] = tiny_reward_model  # its scores are standardized by running moments
+    flags["reward"] = "novelty:Novelty=0.1"  # which remembers all replies
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
