@@ -26,11 +26,11 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import TEST_SHARE, Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.files import write_text
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.models.precision import choose_kernels
 from dailydialog_gym.ranges import Count, Seed, Share
 from dailydialog_gym.recipes.training import check_flags
-from dailydialog_gym.runs.checkpoints import write_text
 
 COPY_WORDS = 6  # an utterance of fewer words, such as "How are you today ?", is no copy of another
 

@@ -37,12 +37,12 @@ from transformers import PreTrainedModel
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.files import write_text
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.ranges import Count, NotNegative, Share
 from dailydialog_gym.recipes.training import Training, TrainingArgs, check_flags, group_by_length, read_rows
 from dailydialog_gym.reports.intervals import wilson
 from dailydialog_gym.rewards.model import DialogueFormat, pad
-from dailydialog_gym.runs.checkpoints import write_text
 from dailydialog_gym.text import convert_spacing, spacing_of
 
 FEW = 50  # pairs
