@@ -109,7 +109,8 @@ def main(args: Args) -> None:
     votes = args.votes or chat.default.home / "votes.jsonl"
     print(f"votes     {votes}")
     # Imported here because it takes seconds, which --terminal does not need.
-    from dailydialog_gym.chat.page import build_page, launch
+    from dailydialog_gym.chat.page import build_page
+    from dailydialog_gym.chat.server import launch
 
     launch(build_page(chat, votes), args.host, args.port, args.share, args.auth, args.root_path)
 

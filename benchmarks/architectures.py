@@ -19,8 +19,9 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from dailydialog_gym.models.decoder import Decoder
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
-from dailydialog_gym.models.forward import Decoder, forward_cached, forward_packed
+from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.masks import check_supported
 from dailydialog_gym.models.packing import pack
 from dailydialog_gym.models.precision import MixedPrecision

@@ -16,7 +16,8 @@ import transformers
 from machine import processor, versions
 
 from dailydialog_gym.chat.conversation import Chat
-from dailydialog_gym.chat.page import build_page, launch
+from dailydialog_gym.chat.page import build_page
+from dailydialog_gym.chat.server import launch
 from dailydialog_gym.models.decoding import Decoding
 
 MESSAGE = "I was thinking about going to the cinema on Friday. Would you like to come with me?"

@@ -27,7 +27,8 @@ from machine import processor, versions
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dailydialog_gym.chat.conversation import Chat
-from dailydialog_gym.chat.page import build_page, launch
+from dailydialog_gym.chat.page import build_page
+from dailydialog_gym.chat.server import launch
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.models.loading import load_model
 

@@ -1,10 +1,18 @@
-"""Read files that a user names or that come with a model. What is not a file, or not text, is a one-line error."""
+"""Read files, and write files and folders that are complete at any moment, even if the process is killed.
+
+Reading raises a one-line error for what is not a file, or not text.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import sys
 from codecs import BOM_UTF8 as BOM
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def check_file(path: Path) -> None:
@@ -58,3 +66,63 @@ def decode_lines(name: str | Path, file: Iterable[bytes]) -> Iterator[str]:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise ValueError(f"{name}, line {number}: expected UTF-8 text, got byte 0x{byte:02x}") from error
+
+
+def write_folder(target: Path, write: Callable[[Path], Any]) -> None:
+    """Replace the folder ``target`` with what ``write`` puts into the empty folder that it is given.
+
+    If the process is killed or the machine stops, ``target`` is the complete old or the complete new folder. For an
+    instant between the two it does not exist.
+    """
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        write(fresh)
+        for path in (*fresh.rglob("*"), fresh):
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_file(target: Path, write: Callable[[Path], Any]) -> None:
+    """Replace the file ``target`` with what ``write`` puts into the path that it is given.
+
+    ``target`` is the complete old or the complete new file at any moment.
+    """
+    fresh = target.with_name(f".{target.name}.new")
+    try:
+        write(fresh)
+        _sync(fresh)
+        fresh.replace(target)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def write_text(target: Path, text: str) -> None:
+    """Replace the content of the file ``target``, see `write_file`."""
+    write_file(target, lambda fresh: fresh.write_text(text, encoding="utf-8"))
+
+
+def _sync(path: Path) -> None:
+    if sys.platform == "win32" and path.is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what can be written
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

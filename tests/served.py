@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.chat.conversation import Chat
-from dailydialog_gym.chat.page import build_page, launch
+from dailydialog_gym.chat.page import build_page
+from dailydialog_gym.chat.server import launch
 from dailydialog_gym.chat.trained import TrainedAgent
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.rewards.intent import IntentMatch

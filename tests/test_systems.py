@@ -12,9 +12,9 @@ import tomllib
 import pytest
 from paths import ROOT
 
+from dailydialog_gym import files
 from dailydialog_gym.errors import print_any_character
-from dailydialog_gym.runs import checkpoints
-from dailydialog_gym.runs.checkpoints import write_folder, write_text
+from dailydialog_gym.files import write_folder, write_text
 from dailydialog_gym.runs.run import stop_signals, terminal_signals
 
 CODE = [*sorted((ROOT / "dailydialog_gym").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
@@ -81,8 +81,8 @@ def test_on_windows_no_folder_is_opened_and_files_are_synced(tmp_path, monkeypat
         return open_really(path, flags)
 
     open_really = os.open
-    monkeypatch.setattr(checkpoints.sys, "platform", "win32")
-    monkeypatch.setattr(checkpoints.os, "open", open_file)
+    monkeypatch.setattr(files.sys, "platform", "win32")
+    monkeypatch.setattr(files.os, "open", open_file)
     write_folder(tmp_path / "folder", lambda new: [(new / name).write_bytes(b"1") for name in "ab"])
     assert sorted(opened) == ["a", "b"]
     monkeypatch.undo()

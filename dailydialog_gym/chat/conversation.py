@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from dailydialog_gym.agent import DialogueAgent, find_agent_folder
 from dailydialog_gym.chat.closer import closer_look, read_act, read_tokens, reward_by_token
 from dailydialog_gym.chat.trained import TrainedAgent, find_agents
-from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply, ReplyWorker
+from dailydialog_gym.chat.worker import ReplyWorker
+from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.objects import import_object
 from dailydialog_gym.rewards.model import load_reward_models
 from dailydialog_gym.text import escape_invisible

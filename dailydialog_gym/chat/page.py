@@ -1,31 +1,22 @@
-"""The chat page, a Gradio app, and its API endpoints."""
+"""The chat page, a Gradio app of four tabs."""
 
 import asyncio
-import errno
-import gc
-import os
 import random
 import re
-import socket
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
-from fastapi.exceptions import RequestValidationError
-from starlette.middleware import Middleware
 
 from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.chat.api import add_endpoints
 from dailydialog_gym.chat.conversation import (
     MAX_MESSAGE,
-    MAX_REPLIES,
     USUAL,
     Chat,
     Turn,
@@ -35,14 +26,12 @@ from dailydialog_gym.chat.conversation import (
     reply_turn,
     turns_before,
 )
-from dailydialog_gym.chat.guard import LOCAL, Guard, refuse_body
 from dailydialog_gym.chat.rollouts import MEASURES, last_iteration, read_rollouts, rollouts_page
 from dailydialog_gym.chat.trained import ORDERS, TrainedAgent, results_page, samples_page
-from dailydialog_gym.chat.votes import SIDES, Votes
-from dailydialog_gym.models.decoding import Decoding, Reply
-from dailydialog_gym.text import escape_invisible
+from dailydialog_gym.chat.votes import SIDES, Votes, two_draws
+from dailydialog_gym.models.decoding import Reply
 
-STATIC = Path(__file__).parent / "static"
+KEYS = Path(__file__).parent / "static/keys.js"
 OPENERS = ["Hi! How are you today?", "What are you doing this weekend?", "Can you help me? I lost my wallet."]
 TINY = 50e6  # parameters
 REFRESH = 10  # seconds between two looks at a run that goes on
@@ -342,12 +331,6 @@ def cards(texts: Sequence[str], names: Sequence[str], better: int | None = None)
     return f'<div class="cards">{found}</div>'
 
 
-def two_draws(decoding: Decoding) -> dict[str, Decoding]:
-    """How the two sides decode: with the same settings and different random numbers."""
-    other = random.Random(decoding.seed).getrandbits(32)
-    return dict(zip(SIDES, (decoding, replace(decoding, seed=other)), strict=True))
-
-
 def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> None:
     """The tab where two agents answer each message, and the conversation goes on with the better reply."""
     titles = list(chat.choices)
@@ -474,86 +457,6 @@ def compare_tab(page: gr.Blocks, chat: Chat, votes: Votes, settings: list) -> No
     gr.on([*(choice.change for choice in match), page.load], results, match, rate, **EVENT_OPTIONS)
 
 
-def add_endpoints(chat: Chat, votes: Votes) -> None:
-    """Add the API endpoints `about`, `chat`, `compare` and `vote`, which `gradio_client` can call."""
-    titles = list(chat.choices)
-    default, other = titles[0], titles[min(1, len(titles) - 1)]
-
-    def check(message: str, history: Sequence[str], *settings: Any) -> tuple[list[str], Decoding]:
-        try:
-            return [check_message(text) for text in [*history, message]], make_decoding(*settings)
-        except (ValueError, TypeError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    def about() -> dict:
-        """Describe the agent and its limits."""
-        agent = chat.agent(default)
-        return {
-            "agent": default,
-            "story": chat.default.story,
-            "compared_with": other,
-            "context_size": agent.context_size,
-            "longest_reply": agent.longest_reply,
-            "longest_message": MAX_MESSAGE,
-        }
-
-    async def answer(
-        message: str,
-        history: list[str] = [],  # noqa: B006  nothing changes it
-        sample: bool = USUAL.sample,
-        temperature: float = USUAL.temperature,
-        top_k: int = USUAL.top_k,
-        top_p: float = USUAL.top_p,
-        longest: int = 20,
-        seed: int | None = None,
-    ) -> AsyncIterator[str]:
-        """Answer a message. The history holds the utterances before it. Streams the reply so far."""
-        utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
-        try:
-            reply = await chat.open_reply(default, utterances, decoding)
-            async with aclosing(chat.stream((default, reply))) as updates:
-                async for _ in updates:
-                    yield escape_invisible(chat.agent(default).reply_text(reply.ids))
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    async def compare(
-        message: str,
-        history: list[str] = [],  # noqa: B006  nothing changes it
-        sample: bool = USUAL.sample,
-        temperature: float = USUAL.temperature,
-        top_k: int = USUAL.top_k,
-        top_p: float = USUAL.top_p,
-        longest: int = 20,
-        seed: int | None = None,
-    ) -> dict:
-        """The replies of the agent ("trained") and of what it is compared with ("start"), and a ticket for `vote`."""
-        utterances, decoding = check(message, history, sample, temperature, top_k, top_p, longest, seed)
-        agents, decodings = dict(zip(SIDES, (default, other), strict=True)), two_draws(decoding)
-        try:
-            replies = [await chat.open_reply(agents[side], utterances, decodings[side]) for side in SIDES]
-            async with aclosing(chat.stream(*zip((default, other), replies, strict=True))) as updates:
-                async for _ in updates:
-                    pass
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        turns = {s: reply_turn(agents[s], chat.agent(agents[s]), r) for s, r in zip(SIDES, replies, strict=True)}
-        texts = {side: turn["content"] for side, turn in turns.items()}
-        about = {side: await asyncio.to_thread(chat.identity, agents[side]) for side in SIDES}
-        ticket = votes.add_pair(chat.agent(default), about, utterances, texts, decodings, blind=False)
-        return {**texts, "ticket": ticket}
-
-    def vote(ticket: str, preferred: str) -> int:
-        """Vote on a `compare`: "trained", "start", "tie" or "both bad". Returns the number of votes."""
-        try:
-            return votes.vote(ticket, preferred)
-        except (ValueError, OSError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    for name, function in {"about": about, "chat": answer, "compare": compare, "vote": vote}.items():
-        gr.api(function, api_name=name, concurrency_limit=None)
-
-
 def training_tab(page: gr.Blocks, chat: Chat, agent: gr.Dropdown) -> None:
     """The tab with the run's curves, scores and samples. Those of a run that goes on are drawn again and again."""
     runs = {title: choice.run for title, choice in chat.choices.items() if choice.run}
@@ -643,108 +546,6 @@ def build_page(chat: Chat, votes: Path = Path("votes.jsonl")) -> gr.Blocks:
                 return notice(sentence(error)), gr.skip()
 
         agent.input(choose, agent, [about, settings[4]], **EVENT_OPTIONS)
-        page.load(None, js=(STATIC / "keys.js").read_text(encoding="utf-8"))
+        page.load(None, js=KEYS.read_text(encoding="utf-8"))
         add_endpoints(chat, record)
     return page
-
-
-def make_theme() -> gr.Theme:
-    """The theme. It uses the system's fonts, so none is loaded from the network; every text has a contrast of 4.5."""
-    return gr.themes.Base(
-        primary_hue="teal",
-        neutral_hue="stone",
-        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
-        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-    ).set(
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300",
-        input_placeholder_color="*neutral_500",
-        input_placeholder_color_dark="*neutral_400",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_hover_dark="*primary_600",
-        button_primary_text_color="white",
-        button_primary_text_color_dark="white",
-        color_accent="*primary_700",
-        slider_color="*primary_600",
-    )
-
-
-def launch(
-    page: gr.Blocks,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    share: bool = False,
-    auth: str | None = None,
-    root_path: str | None = None,
-    **options: Any,
-) -> int:
-    """Serve the page.
-
-    Args:
-        page: the page from `build_page`.
-        host, port: the address to listen on; a busy port is replaced by the next free one.
-        share: open a public link through Gradio's servers.
-        auth: ``NAME:PASSWORD`` that visitors must enter, or None.
-        root_path: the URL under which a proxy shows the page, or None.
-        options: more options of `gradio.Blocks.launch`.
-
-    Returns: the port.
-
-    Raises:
-        ValueError: ``auth`` has not this form, ``root_path`` is no URL, or no port is free.
-    """
-    name, _, password = (auth or "").partition(":")
-    if auth is not None and not (name and password):
-        raise ValueError("--auth: expected NAME:PASSWORD, such as me:secret")
-    proxy = urlsplit(root_path or "")
-    if root_path is not None and not (proxy.scheme in ("http", "https") and proxy.hostname):
-        raise ValueError(f"--root-path {root_path}: expected a URL, such as https://example.org/chat")
-    free = free_port(host, port)
-    if free != port:
-        print(f"port {port} is in use, so the page is on port {free}")
-    local = not share and (host in LOCAL or host.startswith("127."))
-    guard = Middleware(
-        Guard,
-        names={*LOCAL, host, *([proxy.hostname] if proxy.hostname else [])} if local else None,
-        public=proxy.netloc or None,
-        give_up=page._queue.clean_events,
-    )
-    # Else each full collection looks through all that was imported, a third of a second in which nobody is answered
-    gc.freeze()
-    # Gradio's own queue never fills: all events begin at once, and `Chat` limits the replies that are being written
-    page.queue(max_size=None).launch(
-        server_name=host,
-        server_port=free,
-        share=share,
-        auth=(name, password) if auth else None,
-        max_threads=2 * MAX_REPLIES,
-        root_path=root_path,
-        app_kwargs={"middleware": [guard], "exception_handlers": {RequestValidationError: refuse_body}},
-        theme=make_theme(),
-        css=(STATIC / "style.css").read_text(encoding="utf-8"),
-        footer_links=[],
-        ssr_mode=False,  # a second server in front of this one would hide who asks
-        **options,
-    )
-    return free
-
-
-def free_port(host: str, port: int) -> int:
-    """The first of the 100 ports from ``port`` on that nobody listens on."""
-    for candidate in range(port, min(port + 100, 65536)):
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as probe:
-            if sys.platform != "win32":  # there this option would share a port that is in use
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, candidate))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise ValueError(f"--host {host} --port {candidate}: {error.strerror}") from error
-                continue
-            return candidate
-    raise ValueError(f"--port {port}: it is in use, and so are the next 99")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ from dailydialog_gym.reports.votes import count_votes, describe_votes
 
 SIDES = ("trained", "start")  # the agent, and what it is compared with
 VERDICTS = (*SIDES, "tie", "both bad")
+
+
+def two_draws(decoding: Decoding) -> dict[str, Decoding]:
+    """How the two sides decode: with the same settings and different random numbers."""
+    other = random.Random(decoding.seed).getrandbits(32)
+    return dict(zip(SIDES, (decoding, replace(decoding, seed=other)), strict=True))
 
 
 class Votes:

@@ -6,7 +6,8 @@ need("torch", "transformers")
 
 from dailydialog_gym.models.adamw_8bit import AdamW8bit
 from dailydialog_gym.models.compiling import compile_agent
-from dailydialog_gym.models.forward import Decoder, forward_packed
+from dailydialog_gym.models.decoder import Decoder
+from dailydialog_gym.models.forward import forward_packed
 from dailydialog_gym.models.graphs import GraphDecoder
 from dailydialog_gym.models.loading import head_of, load_classifier, load_model
 from dailydialog_gym.models.packing import Packed, pack

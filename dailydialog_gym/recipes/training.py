@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from dailydialog_gym.env.columns import check_text
 from dailydialog_gym.env.dialogues import TEST_SHARE, Dialogue
-from dailydialog_gym.files import check_file, decode_lines, read_text
+from dailydialog_gym.files import check_file, decode_lines, read_text, write_file, write_text
 from dailydialog_gym.models.linear import use_onednn
 from dailydialog_gym.ranges import Count, NotNegative, Seed
-from dailydialog_gym.runs.checkpoints import Stateful, write_file, write_text
+from dailydialog_gym.runs.checkpoints import Stateful
 from dailydialog_gym.text import Spacing, convert_spacing
 
 T = TypeVar("T")

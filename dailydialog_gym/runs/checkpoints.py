@@ -1,13 +1,10 @@
-"""A run's checkpoints, and files and folders that are complete at any moment, even if the process is killed."""
+"""A run's checkpoints, and the state of the random generators in them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dailydialog_gym.files import read_text
+from dailydialog_gym.files import checksum, read_text, write_folder
 
 _MANIFEST = "checkpoint.json"
 
@@ -43,66 +40,6 @@ class RandomState:
         if state_dict["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(state_dict["cuda"])
         self.rng.bit_generator.state = state_dict["numpy"]
-
-
-def write_folder(target: Path, write: Callable[[Path], Any]) -> None:
-    """Replace the folder ``target`` with what ``write`` puts into the empty folder that it is given.
-
-    If the process is killed or the machine stops, ``target`` is the complete old or the complete new folder. For an
-    instant between the two it does not exist.
-    """
-    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        write(fresh)
-        for path in (*fresh.rglob("*"), fresh):
-            _sync(path)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_file(target: Path, write: Callable[[Path], Any]) -> None:
-    """Replace the file ``target`` with what ``write`` puts into the path that it is given.
-
-    ``target`` is the complete old or the complete new file at any moment.
-    """
-    fresh = target.with_name(f".{target.name}.new")
-    try:
-        write(fresh)
-        _sync(fresh)
-        fresh.replace(target)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-
-
-def write_text(target: Path, text: str) -> None:
-    """Replace the content of the file ``target``, see `write_file`."""
-    write_file(target, lambda fresh: fresh.write_text(text, encoding="utf-8"))
-
-
-def _sync(path: Path) -> None:
-    if sys.platform == "win32" and path.is_dir():
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what can be written
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def checksum(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Checkpoints:

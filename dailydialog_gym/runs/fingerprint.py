@@ -15,8 +15,8 @@ from transformers.utils import cached_file
 from dailydialog_gym import __version__
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.env.dialogues import load_dialogues
+from dailydialog_gym.files import checksum
 from dailydialog_gym.rewards.model import parse_reward_model
-from dailydialog_gym.runs.checkpoints import checksum
 from dailydialog_gym.runs.flags import CHANGEABLE
 
 # The files of a model folder that are read: configuration, weights, tokenizer, and code of its own

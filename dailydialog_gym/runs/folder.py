@@ -12,8 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dailydialog_gym.files import read_text
-from dailydialog_gym.runs.checkpoints import write_text
+from dailydialog_gym.files import read_text, write_text
 
 _HOLDER = ".lock-holder"
 # Windows knows none of these characters, and no file can hold the surrogates that Python makes of what is not UTF-8

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
+from dailydialog_gym.files import write_text
 from dailydialog_gym.models import pack
-from dailydialog_gym.runs.checkpoints import write_text
 
 MAX_BYTES = 50_000_000  # of a run's file; iterations after that are not written
 

@@ -32,13 +32,14 @@ from dailydialog_gym.env.tokenizer import ReplyTokenizer, split_prompt
 from dailydialog_gym.errors import report_in_one_line
 from dailydialog_gym.evaluate import Evaluation, change_intervals, evenly_spread
 from dailydialog_gym.extras import need
+from dailydialog_gym.files import write_folder, write_text
 from dailydialog_gym.models.memory import keep_freed_memory, return_freed_memory
 from dailydialog_gym.models.precision import has_bfloat16
 from dailydialog_gym.ranges import Count, CountOrZero
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, targets_of
 from dailydialog_gym.reports.tables import table
 from dailydialog_gym.rewards.intent import IntentMatch
-from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, write_folder, write_text
+from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful
 from dailydialog_gym.runs.fingerprint import changes, fingerprint
 from dailydialog_gym.runs.folder import lock, make_folder
 from dailydialog_gym.runs.rollouts import MAX_BYTES, action_ratios, describe_rollouts, forget_after

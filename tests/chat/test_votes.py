@@ -8,8 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.chat.page import two_draws
-from dailydialog_gym.chat.votes import Votes
+from dailydialog_gym.chat.votes import Votes, two_draws
 from dailydialog_gym.embedded import ASSETS
 from dailydialog_gym.models.decoding import Decoding
 

@@ -29,12 +29,12 @@ from deepspeed.utils import safe_get_full_grad
 from matplotlib.figure import Figure
 from torch import distributed
 
+import dailydialog_gym.models.decoder
 import dailydialog_gym.runs.run
 from dailydialog_gym.distributed import ranks
 from dailydialog_gym.distributed.runs import RankedCheckpoints
-from dailydialog_gym.models import forward
 
-draw = forward.draw
+draw = dailydialog_gym.models.decoder.draw
 step, save_engine = deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint
 save, gather = RankedCheckpoints.save, TorchBackend.all_gather_into_tensor
 gradients: list[dict[str, torch.Tensor]] = []
@@ -111,7 +111,7 @@ def outcome(script):
 def main(jobs):
     deepspeed.DeepSpeedEngine.step, deepspeed.DeepSpeedEngine.save_checkpoint = recorded_step, killed_save
     RankedCheckpoints.save, TorchBackend.all_gather_into_tensor = save_and_copy, counted_gather
-    forward.draw = drawn
+    dailydialog_gym.models.decoder.draw = drawn
     dailydialog_gym.runs.run.plot_curves = lambda *_, **__: Figure()  # curves take a third of such a short run's time
     gc.freeze()  # DeepSpeed calls the garbage collector for each engine
     rank = ranks.start()[0]

@@ -10,7 +10,8 @@ from fake_graphs import FakeGraph
 from torch import nn
 
 from benchmarks.architectures import TOLERANCE, VOCAB, differences, tiny_config, tiny_model
-from dailydialog_gym.models.forward import Decoder, forward_cached, forward_packed
+from dailydialog_gym.models.decoder import Decoder
+from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.graphs import GraphDecoder
 from dailydialog_gym.models.packing import pack
 from dailydialog_gym.models.sampling import draw

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, BartConfig, GPT2LMHeadModel, T5Co
 
 from benchmarks.architectures import LONGEST, TOLERANCE, VOCAB, WIDTH, WINDOW, differences, tiny_config, tiny_model
 from dailydialog_gym.models.cache import FixedCache
-from dailydialog_gym.models.forward import Decoder, forward_cached, forward_packed
+from dailydialog_gym.models.decoder import Decoder
+from dailydialog_gym.models.forward import forward_cached, forward_packed
 from dailydialog_gym.models.loading import load_model
 from dailydialog_gym.models.masks import attention_masks, check_supported
 from dailydialog_gym.models.self_check import self_check

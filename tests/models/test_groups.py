@@ -13,7 +13,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks.architectures import LONGEST, VOCAB, WIDTH, tiny_config, tiny_model
 from dailydialog_gym.models.cache import RoomyCache
-from dailydialog_gym.models.forward import Decoder, forward_cached
+from dailydialog_gym.models.decoder import Decoder
+from dailydialog_gym.models.forward import forward_cached
 from dailydialog_gym.models.groups import Grouped, GroupedCache, Groups
 from dailydialog_gym.models.precision import MixedPrecision, masked_attention
 
@@ -47,7 +48,7 @@ def write(model, precision, seed, monkeypatch, grouped=True):
 
     network = model if grouped else None
     with monkeypatch.context() as patch:
-        patch.setattr("dailydialog_gym.models.forward.GroupedCache", Spy)
+        patch.setattr("dailydialog_gym.models.decoder.GroupedCache", Spy)
         decoder = Decoder(next_token, ends, LONGEST, precision, CPU, network=network)
         made.clear()  # the decoder's trial
         drawn, values = decoder.write(ids, mask, COPIES, uniform)

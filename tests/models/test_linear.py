@@ -11,7 +11,8 @@ from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 from dailydialog_gym.models import linear
-from dailydialog_gym.models.forward import Decoder, forward_cached
+from dailydialog_gym.models.decoder import Decoder
+from dailydialog_gym.models.forward import forward_cached
 from dailydialog_gym.models.linear import OneDNNConv1D, OneDNNLinear, packed_weights, use_onednn
 from dailydialog_gym.models.precision import MixedPrecision
 

@@ -18,7 +18,7 @@ from stub_gpus import StubGpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dailydialog_gym.agent import DialogueAgent
-from dailydialog_gym.runs.checkpoints import Checkpoints, RandomState, write_folder, write_text
+from dailydialog_gym.runs.checkpoints import Checkpoints, RandomState
 
 SCRIPT = ROOT / "ppo_dialog.py"
 # pytest itself may run under nohup
@@ -204,27 +204,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(server, flags, uninterrupt
     server.start(tmp_path, SCRIPT, "--resume", "runs/run")
     assert server.wait() == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert contents(tmp_path / "runs/run") == uninterrupted[0]
-
-
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "parent/folder"
-    write_folder(target, lambda folder: (folder / "a").write_text("old", encoding="utf-8"))
-
-    def fail(folder):
-        (folder / "b").write_text("new", encoding="utf-8")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(target, fail)
-    assert [path.name for path in target.parent.iterdir()] == ["folder"]
-    assert [path.name for path in target.iterdir()] == ["a"]
-    write_folder(target, lambda folder: (folder / "b").write_text("new", encoding="utf-8"))
-    assert [path.name for path in target.iterdir()] == ["b"]
-    with pytest.raises(UnicodeEncodeError):
-        write_text(target / "b", "half a character: \ud800")
-    assert [path.read_text(encoding="utf-8") for path in target.iterdir()] == ["new"]
-    write_text(target / "b", "newer")
-    assert [path.read_text(encoding="utf-8") for path in target.iterdir()] == ["newer"]
 
 
 def test_only_the_current_gpu_s_generator_is_saved_and_restored(monkeypatch):
