@@ -7,22 +7,8 @@ need("torch", "transformers")
 from dailydialog_gym.models.adamw_8bit import AdamW8bit
 from dailydialog_gym.models.compiling import compile_agent
 from dailydialog_gym.models.decoder import Decoder
-from dailydialog_gym.models.forward import forward_packed
 from dailydialog_gym.models.graphs import GraphDecoder
-from dailydialog_gym.models.loading import head_of, load_classifier, load_model
 from dailydialog_gym.models.packing import Packed, pack
 from dailydialog_gym.models.precision import MixedPrecision
 
-__all__ = [
-    "AdamW8bit",
-    "Decoder",
-    "GraphDecoder",
-    "MixedPrecision",
-    "Packed",
-    "compile_agent",
-    "forward_packed",
-    "head_of",
-    "load_classifier",
-    "load_model",
-    "pack",
-]
+__all__ = ["AdamW8bit", "Decoder", "GraphDecoder", "MixedPrecision", "Packed", "compile_agent", "pack"]
