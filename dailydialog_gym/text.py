@@ -9,8 +9,16 @@ from typing import Literal
 # "spaced": punctuation is separated from words by spaces, as in DailyDialog; "ordinary": as people write
 Spacing = Literal["spaced", "ordinary"]
 
-# An ellipsis, a word with inner apostrophes and hyphens, a number with inner punctuation, or one punctuation character.
-_TOKEN = re.compile(r"\.{2,}|\w+(?:(?:['’-]|(?<=\d)[.,:](?=\d))\w+)*|[^\w\s]")
+# For a character class of a regular expression: what belongs to the character before it and is not in \w, combining
+# marks (accents, the vowel signs of Hindi, Tamil and other languages), joiners, and the skin tones of emoji.
+MARKS = "\u200c\u200d\U0001f3fb-\U0001f3ff" + "".join(
+    char for char in map(chr, range(0x300, 0x20000)) if unicodedata.category(char) in ("Mn", "Mc", "Me")
+)
+# An ellipsis, a word with inner apostrophes and hyphens, a number with inner punctuation, or one punctuation character
+# or emoji.
+_TOKEN = re.compile(
+    rf"\.{{2,}}|[\w{MARKS}]+(?:(?:['’-]|(?<=\d)[.,:](?=\d))[\w{MARKS}]+)*|[^\w\s](?:[{MARKS}]|(?<=\u200d)[^\w\s])*"
+)
 
 
 def space_punctuation(text: str) -> str:
@@ -18,6 +26,8 @@ def space_punctuation(text: str) -> str:
 
     >>> space_punctuation("Don't worry, it's only $5! See you at 6:30.")
     "Don't worry , it's only $ 5 ! See you at 6:30 ."
+    >>> space_punctuation("नमस्ते, आप कैसे हैं?")
+    'नमस्ते , आप कैसे हैं ?'
     """
     return " ".join(_TOKEN.findall(text))
 

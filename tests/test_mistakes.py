@@ -250,7 +250,7 @@ COMMANDS = {
         (("--out", "out.jsonl.gz", "--model", "no/such-model"), "cannot load model 'no/such-model'"),
     ),
     ("-m", "dailydialog_gym.recipes.distill"): (
-        (("--out", "out", "--teacher", "no/such-model"), "cannot load model 'no/such-model'"),
+        (("--out", "out", "--teacher", "no/such-model", "--dataset", "builtin"), "cannot load model 'no/such-model'"),
         (("--out", ".", "--teacher", "builtin"), ". holds files, but no flags.json of a run"),
     ),
     ("-m", "dailydialog_gym.recipes.smollm2"): (

@@ -8,14 +8,17 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from numbers import Real
+from unicodedata import normalize
 
 from dailydialog_gym.caching import cached_until_changed
 from dailydialog_gym.env.columns import ACTS, SPLITS, Notes, Row
 from dailydialog_gym.env.formats import Source, open_source
+from dailydialog_gym.text import MARKS
 
 __all__ = ["ACTS", "SPLITS", "TEST_SHARE", "Dialogue", "load_dialogues"]
 
 TEST_SHARE = 0.05
+_NO_WORD = re.compile(rf"(?:[^\w{MARKS}]|_)+")
 
 
 @dataclass(frozen=True)
@@ -140,5 +143,5 @@ def _without_copies(source: Source, dialogues: list[Dialogue], notes: Notes) -> 
 
 
 def _near_key(utterances: Collection[str]) -> str:
-    """What near-duplicates have in common: the letters and digits of each utterance, in lower case."""
-    return "\n".join(re.sub(r"[\W_]+", "", text.casefold()) or text for text in utterances)
+    """What near-duplicates have in common: the letters, marks and digits of each utterance, in lower case."""
+    return "\n".join(_NO_WORD.sub("", normalize("NFC", text.casefold())) or text for text in utterances)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from tempfile import TemporaryDirectory
 from typing import Any
+from unicodedata import normalize
 
 import datasets
 import evaluate
@@ -20,6 +21,7 @@ from sacrebleu.metrics import BLEU
 
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.rewards.meteor import STAGES, meteor
+from dailydialog_gym.text import MARKS
 
 _PAIRS = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
@@ -33,7 +35,7 @@ class _PairMetric(evaluate.Metric):
 
 # Thai and Lao, kana, and the characters of Chinese and Japanese
 _WITHOUT_BLANKS = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORDS = re.compile(rf"[{_WITHOUT_BLANKS}]|[^\W_{_WITHOUT_BLANKS}]+")
+_WORDS = re.compile(rf"[{_WITHOUT_BLANKS}]|(?:[^\W_{_WITHOUT_BLANKS}]|(?![{_WITHOUT_BLANKS}])[{MARKS}])+")
 
 
 class UnicodeTokenizer(DefaultTokenizer):
@@ -44,10 +46,12 @@ class UnicodeTokenizer(DefaultTokenizer):
 
     >>> UnicodeTokenizer(use_stemmer=True).tokenize("Two Cafés closing, 你好")
     ['two', 'cafés', 'close', '你', '好']
+    >>> UnicodeTokenizer().tokenize("वह कल आयी।")
+    ['वह', 'कल', 'आयी']
     """
 
     def tokenize(self, text: str) -> list[str]:
-        words = _WORDS.findall(text.lower())
+        words = _WORDS.findall(normalize("NFC", text.lower()))
         return [token for word in words for token in (tokenize(word, self._stemmer) if word.isascii() else [word])]
 
 

@@ -23,7 +23,7 @@ def forward_packed(model: nn.Module, packed: Packed, **options: Any):
         model: a transformers model, or a DeepSpeed engine of one.
         options: are passed on to the model.
     """
-    network, positions = _network(model), packed.position_ids
+    network, positions = network_of(model), packed.position_ids
     with only_tail_is_read(network, packed.tail):
         return model(
             packed.input_ids,
@@ -56,7 +56,7 @@ def forward_cached(
         past_key_values: the cache.
         options: are passed on to the model.
     """
-    network, width = _network(model), input_ids.shape[1]
+    network, width = network_of(model), input_ids.shape[1]
     there = attention_mask.bool()
     there = functional.pad(there, (0, past_key_values.get_mask_sizes(width, 0)[0] - there.shape[1]))
     seen = there[:, None, None]
@@ -74,5 +74,6 @@ def forward_cached(
     )
 
 
-def _network(model: nn.Module) -> PreTrainedModel:
+def network_of(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers in a module that may wrap it, such as an adapter or an engine of DeepSpeed."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))

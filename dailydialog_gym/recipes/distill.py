@@ -32,7 +32,7 @@ from dailydialog_gym.models.precision import choose_kernels
 from dailydialog_gym.ranges import Count, Seed, Share
 from dailydialog_gym.recipes.training import check_flags, check_inputs
 from dailydialog_gym.runs.fingerprint import model_files
-from dailydialog_gym.text import Spacing, convert_spacing, spacing_of
+from dailydialog_gym.text import MARKS, Spacing, convert_spacing, spacing_of
 
 COPY_WORDS = 6  # an utterance of fewer words, such as "How are you today ?", is no copy of another
 
@@ -67,7 +67,7 @@ class Args:
 
 def normalized(utterance: str) -> str:
     """The words of an utterance in lower case, without punctuation."""
-    return " ".join(re.findall(r"\w+", utterance.lower()))
+    return " ".join(re.findall(rf"[\w{MARKS}]+", utterance.lower()))
 
 
 class Teacher:

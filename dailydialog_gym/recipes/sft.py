@@ -45,7 +45,7 @@ from dailydialog_gym.env.tokenizer import EOU, ReplyTokenizer, load_tokenizer
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.extras import need
 from dailydialog_gym.hub import only_local_files
-from dailydialog_gym.models.forward import forward_packed
+from dailydialog_gym.models.forward import forward_packed, network_of
 from dailydialog_gym.models.last_block import head_on_predicting
 from dailydialog_gym.models.loading import check_positions, load_model, resolve
 from dailydialog_gym.models.packing import pack_windows
@@ -279,7 +279,7 @@ def loss_of(model: nn.Module, batch: list[list[int]], precision: MixedPrecision)
 
     The windows share rows without seeing each other, and the head computes only logits of columns that predict a token.
     """
-    network = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    network = network_of(model)
     packed, targets = pack_windows(batch, network.device)
     with precision, head_on_predicting(network, packed):
         logits = forward_packed(model, packed).logits[0]

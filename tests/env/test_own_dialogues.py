@@ -170,6 +170,18 @@ def test_the_parts_of_a_message_are_joined(tmp_path):
     assert load_dialogues(str(file), "train")[0].utterances == ("Hi!\nIs it open?",)
 
 
+def test_words_that_differ_in_a_mark_differ_and_composed_letters_are_the_decomposed(tmp_path):
+    hindi = [
+        ["वह कल आया ।", "अच्छा ।"],
+        ["वह कल आयी ।", "अच्छी ।"],
+        ["Café ?", "Déjà ."],
+        ["Cafe\u0301 ?", "De\u0301ja\u0300 ."],
+    ]
+    rows = [{"dialog": said, "split": split} for said, split in zip(hindi, ["train", "test"] * 2, strict=True)]
+    file = write(tmp_path / "talk.jsonl", rows)
+    assert [list(d.utterances) for d in load_dialogues(str(file), "train", test_share=0)] == hindi[:1]
+
+
 # Files and folders
 
 
