@@ -20,7 +20,7 @@ ACT_COLUMNS = ("act", "acts", "labels", "act_label", "dialogue_act")
 UTTERANCE_COLUMNS = ("utterance", "text")  # of datasets with an utterance in a row
 ID_COLUMNS = ("dialog_id", "dialogue_id", "conversation_id")
 # Roles whose messages are no utterances: OpenAI's, ShareGPT's for calls of tools, and Llama's for their results
-_SILENT_ROLES = ("system", "developer", "tool", "function", "function_call", "observation", "ipython")
+SILENT_ROLES = ("system", "developer", "tool", "function", "function_call", "observation", "ipython")
 
 EXPECTED = 'expected {"dialog": [...], "act": [...]}, of which "act" may be missing'
 
@@ -154,7 +154,7 @@ def _utterances(where: str, column: str, entries: Any) -> tuple[list[str], list[
     for entry in entries:
         role, text = _role_and_text(entry)
         is_empty = isinstance(entry, dict) and (text is None or (isinstance(text, str) and not text.strip()))
-        is_said.append(role not in _SILENT_ROLES and not is_empty)
+        is_said.append(role not in SILENT_ROLES and not is_empty)
         if is_said[-1]:
             if not isinstance(text, str):
                 raise ValueError(

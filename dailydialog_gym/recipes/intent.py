@@ -55,6 +55,7 @@ from dailydialog_gym.recipes.training import (
     check_flags,
     check_inputs,
     group_by_length,
+    heads_of,
     train_bpe,
 )
 from dailydialog_gym.rewards.model import pad
@@ -147,7 +148,7 @@ def build_model(args: Args, tokenizer: PreTrainedTokenizerFast) -> ModernBertFor
             hidden_size=args.width,
             intermediate_size=2 * args.width,
             num_hidden_layers=args.layers,
-            num_attention_heads=args.width // 64,
+            num_attention_heads=heads_of(args.width),
             layer_types=["sliding_attention"] + ["full_attention"] * (args.layers - 1),
             local_attention=8,
             max_position_embeddings=args.max_length,

@@ -36,6 +36,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedModel
 
 from dailydialog_gym.embedded import asset
+from dailydialog_gym.env.columns import SILENT_ROLES
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
 from dailydialog_gym.files import write_text
@@ -114,7 +115,7 @@ def _pair(row: dict[str, Any]) -> Pair:
         rejected=rejected,
         target=0.5 if row.get("preferred") == "tie" else 1.0,
         margin=0.0 if margin is None else _finite(margin),
-        held_out=None if split is None else split != "train",
+        held_out=None if split is None else split.lower() != "train",
     )
 
 
@@ -125,9 +126,9 @@ def _finite(number: Any) -> float:
 
 
 def _utterances(text: str | list[dict[str, str]]) -> list[str]:
-    """The utterances of a text in the training format, or of messages; a system message is none."""
+    """The utterances of a text in the training format, or of messages; those of the system and of tools are none."""
     if isinstance(text, list):
-        return [message["content"].strip() for message in text if message["role"] != "system"]
+        return [message["content"].strip() for message in text if message["role"].lower() not in SILENT_ROLES]
     return [utterance.strip() for utterance in text.strip().removesuffix(EOU).split(EOU)]
 
 

@@ -56,6 +56,7 @@ from dailydialog_gym.recipes.training import (
     Training,
     check_flags,
     check_inputs,
+    heads_of,
     read_unlabelled,
     train_bpe,
 )
@@ -123,7 +124,7 @@ def new_model(args: Args, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel
             n_positions=args.context,
             n_embd=args.width,
             n_layer=4 if args.layers is None else args.layers,
-            n_head=args.width // 64,
+            n_head=heads_of(args.width),
             embd_pdrop=args.dropout,
             resid_pdrop=args.dropout,
             attn_pdrop=0.0,

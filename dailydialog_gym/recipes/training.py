@@ -65,6 +65,13 @@ class DialogueTrainingArgs(TrainingArgs):
     """where the dataset has no validation or no test split: the share of its dialogues that is held out for it"""
 
 
+def heads_of(width: int) -> int:
+    """The number of attention heads of 64 dimensions. Raises ValueError if ``width`` is no multiple of that."""
+    if width % 64:
+        raise ValueError(f"--width {width}: expected a multiple of 64, the dimensions of an attention head")
+    return width // 64
+
+
 def check_flags(args: Any) -> None:
     """Write the flags, a dataclass, to ``OUT/flags.json``.
 
@@ -145,6 +152,8 @@ def read_rows(path: Path, parse: Callable[[Any], T], expected: str) -> list[T]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(decode_lines(path, file), 1):
+                if not line.strip():
+                    continue
                 try:
                     rows.append(parse(json.loads(line)))
                 except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -180,6 +180,14 @@ def test_a_line_that_is_no_pair_is_named(tmp_path, line):
         read_pairs(str(file))
 
 
+def test_blank_lines_and_messages_of_tools_are_left_out_and_a_split_has_any_case(tmp_path):
+    said = [{"role": role, "content": f"{role} ."} for role in ("system", "user", "tool", "assistant", "developer")]
+    row = {"prompt": said[:-1], "chosen": said[3:4], "rejected": said[1:2], "split": "Train"}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(f"\n{json.dumps(row)}\n\n", encoding="utf-8")
+    assert read_pairs(str(file)) == [Pair(("user .", "assistant ."), "assistant .", "user .", 1.0, 0.0, False)]
+
+
 def test_a_margin_that_is_not_finite_is_refused_by_its_line(tmp_path):
     rows = polite_pairs(2)
     rows[1]["margin"] = math.nan

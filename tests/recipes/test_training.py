@@ -267,6 +267,12 @@ def test_votes_that_were_added_are_not_held_out_of_what_was_trained_on(tmp_path)
         reward.main(args)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_width_that_is_no_multiple_of_a_head_is_refused(recipe, tmp_path, dataset):
+    with pytest.raises(ValueError, match="--width 100: expected a multiple of 64"):
+        RECIPES[recipe].main(args_of(recipe, tmp_path / "out", dataset, width=100))
+
+
 def test_a_training_that_never_improves_is_an_error(tmp_path, dataset):
     """Otherwise it would name a folder without a model as its result."""
     args = args_of("sft", tmp_path / "out", dataset, learning_rate=1e30, warmup_steps=1, epochs=1)
