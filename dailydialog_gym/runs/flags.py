@@ -29,7 +29,7 @@ CHANGEABLE = {"checkpoint_every", "keep_checkpoints", "resume_anyway", "sample_e
 @dataclass
 class StartArgs:
     config: Path | None = None
-    """a YAML file of flags by name, such as configs/openrl.yaml; the command line overrides it, and adds its rewards to it"""
+    """a YAML file of flags by name, such as configs/openrl.yaml; the command line overrides it and adds rewards"""
     resume: Path | None = None
     """the folder of an unfinished run, which continues from its last checkpoint with its own flags"""
     traceback: bool = False
