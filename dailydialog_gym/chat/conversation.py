@@ -232,7 +232,7 @@ def reply_turn(title: str, agent: DialogueAgent, reply: Reply) -> Turn:
 
 
 def check_message(text: Any) -> str:
-    """The message with invisible characters escaped and without surrounding whitespace.
+    """The message with invisible characters escaped and without surrounding whitespace. A tab is a blank.
 
     Raises:
         ValueError: the message is not a text, is empty, or is too long.
@@ -241,7 +241,7 @@ def check_message(text: Any) -> str:
         raise ValueError(f"a message is {type(text).__name__}: expected text")
     if len(text) > MAX_MESSAGE:
         raise ValueError(f"the message has {len(text):,} characters: expected at most {MAX_MESSAGE:,}")
-    text = escape_invisible(text).strip()
+    text = escape_invisible(text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")).strip()
     if not text:
         raise ValueError("the message is empty")
     return text

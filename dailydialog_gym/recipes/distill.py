@@ -22,7 +22,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from dailydialog_gym.agent import DialogueAgent
+from dailydialog_gym.agent import DialogueAgent, find_agent_folder
 from dailydialog_gym.env.dialogues import TEST_SHARE, Dialogue, load_dialogues
 from dailydialog_gym.env.tokenizer import EOU
 from dailydialog_gym.errors import run_script
@@ -171,7 +171,8 @@ def main(args: Args) -> None:
             f"dataset {args.dataset!r} has no training dialogue of two utterances whose first two have at most "
             f"{longest} tokens, so there is nothing to continue"
         )
-    check_inputs(args.out, teacher=model_files(args.teacher, "policy"), dataset=(train, *others))
+    folder, _ = find_agent_folder(args.teacher)
+    check_inputs(args.out, teacher=model_files(folder, "policy"), dataset=(train, *others))
     (args.out / "parts").mkdir(exist_ok=True)
     starts = range(0, args.dialogues, args.part)
     parts = {start: args.out / "parts" / f"{start:08}.jsonl" for start in starts}

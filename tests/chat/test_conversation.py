@@ -93,6 +93,7 @@ def test_a_message_that_cannot_be_sent_is_refused(text, message):
 
 def test_the_longest_message_is_accepted():
     assert check_message("a" * MAX_MESSAGE) == "a" * MAX_MESSAGE
+    assert check_message("\tHi\tAnn !\r\nBye .\r") == "Hi Ann !\nBye ."
 
 
 def test_a_message_that_was_not_answered_is_not_read():
