@@ -355,7 +355,8 @@ if __name__ == "__main__":
     run = Run(args, num_iterations * args.num_envs, resume)
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype)
     state = {"agent": agent, "optimizer": optimizer, "scaler": scaler, "kl_coef": kl_coef, "rng": RandomState(rng)}
-    run.restore(agent.policy, **state, **{f"reward/{name}": s for s, _, name in scorers if hasattr(s, "state_dict")})
+    state |= {f"reward/{name}": scorer for scorer, _, name in scorers if hasattr(scorer, "load_state_dict")}
+    run.restore(agent.policy, **state)
     run.start(run.before or run.evaluate(agent.policy, eval_samples, intent))
     for iteration in range(run.iteration + 1, num_iterations + 1):
         start = time.perf_counter()

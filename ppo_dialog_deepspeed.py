@@ -370,7 +370,8 @@ if __name__ == "__main__":
     zero = f"{world} ranks, ZeRO stage {engines[0].zero_optimization_stage()}, {config}"
     run.print_setup(agent.policy, samples, eval_samples, device, amp_dtype, deepspeed=zero)
     state = {"engines": engines, "kl_coef": kl_coef, "rng": RandomState(rng)}
-    run.restore(agent.policy, **state, **{f"reward/{name}": s for s, _, name in scorers if hasattr(s, "state_dict")})
+    state |= {f"reward/{name}": scorer for scorer, _, name in scorers if hasattr(scorer, "load_state_dict")}
+    run.restore(agent.policy, **state)
     groups = [group for each in engines for group in each.optimizer.param_groups]  # loading a checkpoint makes new ones
     run.start(run.before or run.evaluate(agent.policy, eval_samples, intent))
     for iteration in range(run.iteration + 1, num_iterations + 1):

@@ -41,7 +41,23 @@ def _stamp(name: Any) -> Any:
     """The names, sizes and times of a file, or of the files in a folder; None if there is neither."""
     try:
         path = Path(name).absolute()
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        return tuple((os.fspath(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
-    except (OSError, TypeError, ValueError):  # a hub id, or no name at all, which the function refuses
+        if not path.exists():  # a hub id
+            return None
+    except (OSError, TypeError, ValueError):  # no name at all, which the function refuses
         return None
+    files, seen = [path], set[str]()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        files += [Path(folder, each) for each in names]
+    return tuple(map(_stamp_of_file, sorted(files)))
+
+
+def _stamp_of_file(file: Path) -> tuple[str, int, int]:
+    try:
+        found = file.stat()
+    except OSError:  # a broken link, or a file that is gone meanwhile
+        return os.fspath(file), 0, 0
+    return os.fspath(file), found.st_size, found.st_mtime_ns

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from dailydialog_gym.agent import DialogueAgent, find_agent_folder
 from dailydialog_gym.chat.closer import closer_look, read_act, read_tokens, reward_by_token
-from dailydialog_gym.chat.trained import TrainedAgent, find_agents
+from dailydialog_gym.chat.trained import TrainedAgent, agents_of, find_agents
 from dailydialog_gym.chat.worker import ReplyWorker
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.objects import import_object
@@ -101,7 +102,10 @@ class Chat:
             _, own = find_agent_folder(choice.model)
             has_class = choice in with_class or (own and own.policy_class == policy_class)
             own_class = model_class if has_class else AutoModelForCausalLM
-            return DialogueAgent.load(choice.model, device, own_class, True, trust_remote_code, record)
+            model = choice.model
+            if choice.run and not Path(model).is_dir() and (saved := agents_of(choice.run)):
+                model = str(saved[-1])  # a run that goes on removes its older checkpoints
+            return DialogueAgent.load(model, device, own_class, True, trust_remote_code, record)
 
         chat = cls(choices, load)
         spacing = chat.agent(chat.default.title).spacing

@@ -69,7 +69,7 @@ def find_agent(name: str | None, runs: Path = Path("runs")) -> TrainedAgent:
     found, _ = find_agent_folder(name)
     folder = Path(found)
     for run in (folder.parent, *folder.parents[2:3]):  # the second one if it is the agent of a checkpoint
-        if folder in _agents_of(run) and (run / "config.json").exists():
+        if folder in agents_of(run) and (run / "config.json").exists():
             return _of_run(run, folder)
     if folder.is_dir():
         return TrainedAgent(name, folder.resolve().name, f"The model in {name}.", folder.parent)
@@ -94,7 +94,7 @@ def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs
     first = find_agent(agent, runs)
     second = find_agent(baseline or first.baseline or first.model)
     others = []
-    saved = {run: agents[-1] for run in runs.glob("*") if (agents := _agents_of(run))}
+    saved = {run: agents[-1] for run in runs.glob("*") if (agents := agents_of(run))}
     for run, folder in sorted(saved.items(), key=lambda item: item[1].stat().st_mtime, reverse=True):
         with suppress(ValueError):  # the run of a broken configuration is not offered
             others.append(_of_run(run, folder))
@@ -106,9 +106,11 @@ def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs
     return list(offered.values())
 
 
-def _agents_of(run: Path) -> list[Path]:
+def agents_of(run: Path) -> list[Path]:
     """The agent folders of a run: of its checkpoints, the oldest first, and at last the one that it ended with."""
-    return [path for path in (*sorted(run.glob("checkpoints/[!.]*/agent")), run / "agent") if path.is_dir()]
+    saved = [path for path in run.glob("checkpoints/*/agent") if path.parent.name.isdecimal()]
+    saved.sort(key=lambda path: int(path.parent.name))
+    return [path for path in (*saved, run / "agent") if path.is_dir()]
 
 
 def _of_run(folder: Path, agent: Path) -> TrainedAgent:

@@ -23,7 +23,7 @@ from dailydialog_gym.env.samples import Samples
 from dailydialog_gym.evaluate import Evaluation
 from dailydialog_gym.models.memory import return_freed_memory
 from dailydialog_gym.rewards.intent import IntentMatch
-from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful
+from dailydialog_gym.runs.checkpoints import Checkpoints, Stateful, as_plain
 from dailydialog_gym.runs.run import Run
 
 
@@ -56,7 +56,7 @@ class RankedCheckpoints(Checkpoints):
         distributed.barrier()  # rank 0 has made the folder
         for i, engine in enumerate(self._engines):
             engine.save_checkpoint(folder / "engines", f"engine{i}", save_latest=False)
-        parts = ranks.all_gather({name: part.state_dict() for name, part in self._parts.items()})
+        parts = ranks.all_gather({name: as_plain(part.state_dict()) for name, part in self._parts.items()})
         with gathered(self._engines[0]):
             if distributed.get_rank() == 0:
                 self._write_agent(folder / "agent")

@@ -18,7 +18,7 @@ from dailydialog_gym.text import MARKS
 __all__ = ["ACTS", "SPLITS", "TEST_SHARE", "Dialogue", "load_dialogues"]
 
 TEST_SHARE = 0.05
-_NO_WORD = re.compile(rf"(?:[^\w{MARKS}]|_)+")
+_NO_WORD = re.compile(rf"(?:(?:[^\w{MARKS}]|_)[{MARKS}]*)+|^[{MARKS}]+")  # a mark counts after a letter alone
 
 
 @dataclass(frozen=True)

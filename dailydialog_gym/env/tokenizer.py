@@ -185,7 +185,7 @@ class ReplyTokenizer:
         found: list[list[list[int]]] = []
         for ids in self.encode([spell_out(format_prompt(utterances), self._special) for utterances in dialogues]):
             ends = [i + 1 for i, token in enumerate(ids) if token == end[0]]
-            found.append([ids[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)])
+            found.append([ids[start:stop] for start, stop in zip([0, *ends], ends, strict=False)])
         return found
 
     def _render(self, messages: list[dict[str, str]]) -> str:

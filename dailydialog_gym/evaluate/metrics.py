@@ -35,7 +35,8 @@ class _PairMetric(evaluate.Metric):
 
 # Thai and Lao, kana, and the characters of Chinese and Japanese
 _WITHOUT_BLANKS = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORDS = re.compile(rf"[{_WITHOUT_BLANKS}]|(?:[^\W_{_WITHOUT_BLANKS}]|(?![{_WITHOUT_BLANKS}])[{MARKS}])+")
+_LETTER = rf"[^\W_{_WITHOUT_BLANKS}]"
+_WORDS = re.compile(rf"[{_WITHOUT_BLANKS}]|{_LETTER}(?:{_LETTER}|(?![{_WITHOUT_BLANKS}])[{MARKS}])*")
 
 
 class UnicodeTokenizer(DefaultTokenizer):
@@ -48,6 +49,8 @@ class UnicodeTokenizer(DefaultTokenizer):
     ['two', 'cafés', 'close', '你', '好']
     >>> UnicodeTokenizer().tokenize("वह कल आयी।")
     ['वह', 'कल', 'आयी']
+    >>> UnicodeTokenizer().tokenize("I ❤️ you")
+    ['i', 'you']
     """
 
     def tokenize(self, text: str) -> list[str]:

@@ -67,7 +67,7 @@ class Args:
 
 def normalized(utterance: str) -> str:
     """The words of an utterance in lower case, without punctuation."""
-    return " ".join(re.findall(rf"[\w{MARKS}]+", utterance.lower()))
+    return " ".join(re.findall(rf"\w[\w{MARKS}]*", utterance.lower()))
 
 
 class Teacher:

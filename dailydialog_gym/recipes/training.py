@@ -100,7 +100,8 @@ def check_flags(args: Any) -> None:
 
 def _has_begun(out: Path) -> bool:
     """Whether a folder holds more than the flags and inputs of a run, which may be of one that an error ended."""
-    return any(path.name not in ("flags.json", "inputs.json") for path in out.glob("*"))
+    names = {path.name.removeprefix(".").removesuffix(".new") for path in out.glob("*")}  # .NAME.new is half written
+    return not names <= {"flags.json", "inputs.json"}
 
 
 def check_inputs(out: Path, **inputs: Any) -> None:
@@ -115,7 +116,10 @@ def check_inputs(out: Path, **inputs: Any) -> None:
     """
     file = out / "inputs.json"
     found = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in inputs.items()}
-    before = dict(json.loads(read_text(file))) if file.exists() and _has_begun(out) else found
+    try:
+        before = dict(json.loads(read_text(file))) if file.exists() and _has_begun(out) else found
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot read {file}: expected the hashes of a run's inputs as JSON ({error})") from error
     if changed := [f"--{name}" for name, value in found.items() if before.get(name, value) != value]:
         raise ValueError(
             f"what {' and '.join(changed)} names is no longer what it was when the run in {out} began: choose another "
@@ -258,6 +262,7 @@ class Training:
             self._done, self._seconds, self._random = state["done"], state["seconds"], state["random"]
             self._sums.update(state["sums"])
             self._write_metrics()
+            self._check_improved()
             print(f"resumed after epoch {self.epoch} and {self._done} steps from {self.file}", flush=True)
 
     def _begin_epoch(self) -> None:
@@ -327,9 +332,12 @@ class Training:
         self._begin_epoch()
         self._save()
         self._write_metrics()
-        if self.best_epoch == 0:
+        self._check_improved()
+
+    def _check_improved(self) -> None:
+        if self.epoch and self.best_epoch == 0:
             raise ValueError(
-                f"the validation score after epoch {self.epoch} is {score}, so no model was saved: begin anew with a "
+                f"no validation score of {self.epoch} epoch(s) was a number, so no model was saved: begin anew with a "
                 f"lower --learning-rate than {self.args.learning_rate:g}, in another --out"
             )
 

@@ -42,6 +42,17 @@ class RandomState:
         self.rng.bit_generator.state = state_dict["numpy"]
 
 
+def as_plain(state: Any) -> Any:
+    """A state with numbers and tensors instead of NumPy's, which a checkpoint is not read with."""
+    if isinstance(state, np.generic):
+        return state.item()
+    if isinstance(state, np.ndarray):
+        return torch.from_numpy(state.copy())
+    if isinstance(state, dict):
+        return {key: as_plain(value) for key, value in state.items()}
+    return [as_plain(value) for value in state] if isinstance(state, list) else state
+
+
 class Checkpoints:
     """The last checkpoints of a run, folders ``<folder>/<iteration>`` of which each is complete at any moment.
 
@@ -123,7 +134,7 @@ class Checkpoints:
 
     def _write(self, folder: Path, iteration: int, progress: dict[str, Any]) -> None:
         self._write_agent(folder / "agent")
-        state = {name: part.state_dict() for name, part in self._parts.items()}
+        state = {name: as_plain(part.state_dict()) for name, part in self._parts.items()}
         with open(folder / "state.pt", "wb") as file:
             torch.save({"iteration": iteration, "progress": progress, "parts": state}, file)
 

@@ -176,10 +176,14 @@ def test_words_that_differ_in_a_mark_differ_and_composed_letters_are_the_decompo
         ["वह कल आयी ।", "अच्छी ।"],
         ["Café ?", "Déjà ."],
         ["Cafe\u0301 ?", "De\u0301ja\u0300 ."],
+        ["How are you ?", "👍🏽"],
+        ["How are you ?", "👎🏽"],
+        ["I love you ❤️", "Me too ."],
+        ["I love you", "Me too !"],
     ]
-    rows = [{"dialog": said, "split": split} for said, split in zip(hindi, ["train", "test"] * 2, strict=True)]
+    rows = [{"dialog": said, "split": split} for said, split in zip(hindi, ["train", "test"] * 4, strict=True)]
     file = write(tmp_path / "talk.jsonl", rows)
-    assert [list(d.utterances) for d in load_dialogues(str(file), "train", test_share=0)] == hindi[:1]
+    assert [list(d.utterances) for d in load_dialogues(str(file), "train", test_share=0)] == [hindi[0], hindi[4]]
 
 
 # Files and folders
@@ -187,6 +191,7 @@ def test_words_that_differ_in_a_mark_differ_and_composed_letters_are_the_decompo
 
 def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(tmp_path):
     write(tmp_path / "a" / "train.jsonl", [{"dialog": ["Helo .", "Hi ."]}])
+    (tmp_path / "a" / ".#train.jsonl").symlink_to("nowhere")  # as Emacs locks a file
     for name in (tmp_path / "a", tmp_path / "a" / "train.jsonl"):
         before = load_samples(str(name), test_share=0)
         assert load_samples(str(name), "train", test_share=0) is before

@@ -276,8 +276,11 @@ def test_a_width_that_is_no_multiple_of_a_head_is_refused(recipe, tmp_path, data
 def test_a_training_that_never_improves_is_an_error(tmp_path, dataset):
     """Otherwise it would name a folder without a model as its result."""
     args = args_of("sft", tmp_path / "out", dataset, learning_rate=1e30, warmup_steps=1, epochs=1)
-    with pytest.raises(ValueError, match="the validation score after epoch 1 is nan, so no model was saved"):
-        sft.main(args)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"no validation score of 1 epoch\(s\) was a number, so no model was saved"
+        ):
+            sft.main(args)
 
 
 @pytest.fixture
