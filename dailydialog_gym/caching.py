@@ -21,13 +21,15 @@ def cached_until_changed(*names: str) -> Callable[[Callable[P, T]], Callable[P, 
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        arguments = signature(function)
+
         @lru_cache(maxsize=8)
         def cached(stamps: Any, *args: P.args, **kwargs: P.kwargs) -> T:
             return function(*args, **kwargs)
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            given = signature(function).bind(*args, **kwargs)
+            given = arguments.bind(*args, **kwargs)
             given.apply_defaults()  # so that an argument that is left out is the same as its default
             return cached(tuple(_stamp(given.arguments[name]) for name in names), *given.args, **given.kwargs)
 

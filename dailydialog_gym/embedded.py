@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from dailydialog_gym.files import checksum
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -19,9 +20,8 @@ def damaged(name: str = "") -> list[str]:
     entries = (line.split("  ") for line in (ASSETS / "MANIFEST").read_text(encoding="utf-8").splitlines())
     return [
         file
-        for checksum, file in entries
-        if Path(file).is_relative_to(name)
-        and not ((ASSETS / file).is_file() and hashlib.sha256((ASSETS / file).read_bytes()).hexdigest() == checksum)
+        for expected, file in entries
+        if Path(file).is_relative_to(name) and not ((ASSETS / file).is_file() and checksum(ASSETS / file) == expected)
     ]
 
 

@@ -5,6 +5,6 @@ from dailydialog_gym.extras import need
 need("torch", "transformers")
 
 from dailydialog_gym.agent.dialogue_agent import DialogueAgent, save_agent
-from dailydialog_gym.agent.record import AgentRecord, find_agent_folder
+from dailydialog_gym.agent.record import AgentRecord, agents_of, find_agent_folder
 
-__all__ = ["AgentRecord", "DialogueAgent", "find_agent_folder", "save_agent"]
+__all__ = ["AgentRecord", "DialogueAgent", "agents_of", "find_agent_folder", "save_agent"]

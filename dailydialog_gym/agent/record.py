@@ -46,6 +46,13 @@ class AgentRecord:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
+def agents_of(run: Path) -> list[Path]:
+    """The agent folders of a run: of its checkpoints, the oldest first, and at last the one that it ended with."""
+    saved = [path for path in run.glob("checkpoints/*/agent") if path.parent.name.isdecimal()]
+    saved.sort(key=lambda path: int(path.parent.name))
+    return [path for path in (*saved, run / "agent") if path.is_dir()]
+
+
 def find_agent_folder(name: str) -> tuple[str, AgentRecord | None]:
     """The agent folder of a run folder, and the record of an agent.
 
@@ -71,7 +78,7 @@ def find_agent_folder(name: str) -> tuple[str, AgentRecord | None]:
     is_model = (folder / "tokenizer_config.json").exists()
     if not is_model and ((folder / "metrics.jsonl").exists() or (folder / "agent").is_dir()):
         if not (folder / "agent").is_dir():
-            saved = sorted(folder.glob("checkpoints/[!.]*/agent"))
+            saved = agents_of(folder)
             last = f"; its last checkpoint's agent is {saved[-1]}" if saved else ""
             raise ValueError(f"run {name} has no folder agent/: it has not saved an agent yet{last}")
         folder = folder / "agent"

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dailydialog_gym.agent import DialogueAgent, find_agent_folder
+from dailydialog_gym.agent import DialogueAgent, agents_of, find_agent_folder
 from dailydialog_gym.chat.closer import closer_look, read_act, read_tokens, reward_by_token
-from dailydialog_gym.chat.trained import TrainedAgent, agents_of, find_agents
+from dailydialog_gym.chat.trained import TrainedAgent, find_agents
 from dailydialog_gym.chat.worker import ReplyWorker
 from dailydialog_gym.models.decoding import Decoding, DecodingBatch, Reply
 from dailydialog_gym.objects import import_object
@@ -99,12 +99,12 @@ class Chat:
         _, record = find_agent_folder(choices[0].model)
 
         def load(choice: TrainedAgent) -> DialogueAgent:
-            _, own = find_agent_folder(choice.model)
-            has_class = choice in with_class or (own and own.policy_class == policy_class)
-            own_class = model_class if has_class else AutoModelForCausalLM
             model = choice.model
             if choice.run and not Path(model).is_dir() and (saved := agents_of(choice.run)):
                 model = str(saved[-1])  # a run that goes on removes its older checkpoints
+            _, own = find_agent_folder(model)
+            has_class = choice in with_class or (own and own.policy_class == policy_class)
+            own_class = model_class if has_class else AutoModelForCausalLM
             return DialogueAgent.load(model, device, own_class, True, trust_remote_code, record)
 
         chat = cls(choices, load)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dailydialog_gym.agent import find_agent_folder
+from dailydialog_gym.agent import agents_of, find_agent_folder
 from dailydialog_gym.chat.rollouts import as_html
 from dailydialog_gym.files import read_text
 from dailydialog_gym.reports.curves import curve_keys, plot_curves, running_mean, targets_of, title_of
@@ -104,13 +104,6 @@ def find_agents(agent: str | None, baseline: str | None, runs: Path = Path("runs
             each = replace(each, title=f"{each.title} ({each.model})")
         offered.setdefault(each.model, each)
     return list(offered.values())
-
-
-def agents_of(run: Path) -> list[Path]:
-    """The agent folders of a run: of its checkpoints, the oldest first, and at last the one that it ended with."""
-    saved = [path for path in run.glob("checkpoints/*/agent") if path.parent.name.isdecimal()]
-    saved.sort(key=lambda path: int(path.parent.name))
-    return [path for path in (*saved, run / "agent") if path.is_dir()]
 
 
 def _of_run(folder: Path, agent: Path) -> TrainedAgent:

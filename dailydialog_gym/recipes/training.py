@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import math
 import random
@@ -28,6 +27,7 @@ from dailydialog_gym.files import check_file, decode_lines, read_text, write_fil
 from dailydialog_gym.models.linear import use_onednn
 from dailydialog_gym.ranges import Count, NotNegative, Seed
 from dailydialog_gym.runs.checkpoints import Stateful
+from dailydialog_gym.runs.fingerprint import digest
 from dailydialog_gym.text import Spacing, convert_spacing
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ def check_inputs(out: Path, **inputs: Any) -> None:
         ValueError: `out` holds a run that began with other inputs; the message says which.
     """
     file = out / "inputs.json"
-    found = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in inputs.items()}
+    found = {name: digest(value) for name, value in inputs.items()}
     try:
         before = dict(json.loads(read_text(file))) if file.exists() and _has_begun(out) else found
     except (TypeError, ValueError) as error:

@@ -73,7 +73,12 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], lis
 
 def _rows(args: Any, split: str) -> str:
     dialogues = load_dialogues(args.dataset, split, False, args.test_share)  # as `load_samples` does, so from its cache
-    return hashlib.sha256(repr(dialogues).encode()).hexdigest()
+    return digest(dialogues)
+
+
+def digest(value: Any) -> str:
+    """The SHA-256 of a value of plain Python types, by its `repr`."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def model_files(model: str, embedded: str = "") -> dict[str, str]:

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from pathlib import Path
 
 import gradio
 import httpx
@@ -474,6 +475,18 @@ def test_a_run_that_goes_on_is_offered_with_the_agent_of_its_last_checkpoint(tmp
     assert "from its checkpoint 000020, started from builtin. It has not finished." in offered[1].story
     with pytest.raises(ValueError, match=f"has not saved an agent yet; its last checkpoint's agent is {last}"):
         find_agent(str(run))
+
+
+def test_the_agent_of_a_run_that_goes_on_is_that_of_a_checkpoint_that_is_still_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(Path("runs") / "going", finished=False)
+    for checkpoint in ("000010", "copy-of-10"):
+        shutil.copytree(run / "agent", run / "checkpoints" / checkpoint / "agent")
+    shutil.rmtree(run / "agent")
+    chat = Chat.open(intent_model=None)
+    assert chat.choices["going"].model == str(run / "checkpoints" / "000010" / "agent")
+    (run / "checkpoints" / "000010").rename(run / "checkpoints" / "000020")
+    assert chat.agent("going").chat("Hi!")
 
 
 def test_a_run_without_an_agent_or_with_a_broken_configuration_is_a_clear_error(tmp_path):
